@@ -1,0 +1,39 @@
+"""Metadata and dependencies of kinv; tools' settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+?)"', (HERE / "kinv" / "__init__.py").read_text()
+).group(1)
+
+setup(
+    name="kinv",
+    version=VERSION,
+    description="Shows what an image classifier still knows at its logits",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=["kinv"],
+    python_requires=">=3.10",
+    # Lower bounds are what was tested, upper bounds the next release that may
+    # break. constraints.txt has the exact versions.
+    install_requires=[
+        "tensorflow>=2.21,<2.23",
+        "keras>=3.15,<4",
+        "tensorflow-datasets>=4.9.10,<5",
+        # tensorflow-datasets needs it without saying so.
+        "importlib_resources>=6,<8",
+        "tensorboard>=2.20,<2.23",
+        "numpy>=2,<3",
+        "h5py>=3.11,<4",
+        "pillow>=11,<14",
+        "matplotlib>=3.9,<4",
+    ],
+    extras_require={
+        "test": ["pytest>=8,<10", "ruff>=0.14,<1", "scikit-learn>=1.6,<2"],
+    },
+)
