@@ -1,0 +1,342 @@
+"""Image data sets: from TensorFlow Datasets by name, or a folder of images."""
+
+import functools
+import pathlib
+import re
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from kinv import errors
+from kinv import scenes as _scenes  # noqa: F401 (registers kinv_scenes)
+
+# What `tf.io.decode_image` reads.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+# Images that shuffling holds, encoded, in memory.
+SHUFFLE_BUFFER = 10_000
+_FOLDER_SPLIT = re.compile(r"(\w+)(?:\[(\d+%)?:(\d+%)?\])?")
+
+
+def open_dataset(name, split, data_dir=None, skip_unreadable=False):
+    """Opens one split of a data set.
+
+    Args:
+        name: a TFDS name such as `kinv_scenes/32` or `cifar10`, prepared on
+            first use; or a directory. A directory holds one sub-folder of
+            images per class, either in a sub-folder per split (`train`,
+            `validation`, `test`) or at once. In the latter case its one
+            split, `train`, is in an arbitrary but fixed order; `train[:80%]`
+            and `train[80%:]` part it, and `validation` is short for the last
+            tenth where `train` is then the rest.
+        split: TFDS split syntax, such as `train` or `test[:1000]`; of
+            directories, a name with or without percent borders.
+        data_dir: where TFDS keeps its data. Defaults to TFDS's own place.
+        skip_unreadable: leave out image files of a directory that cannot be
+            read, and count them in `num_skipped`.
+
+    Returns:
+        `Source`.
+
+    Raises:
+        errors.InputError: if there is no such data set or split, if it has no
+            images or labels, or if an image cannot be read.
+    """
+    if pathlib.Path(name).is_dir():
+        return _open_directory(pathlib.Path(name), split, skip_unreadable)
+    return _open_tfds(name, split, data_dir)
+
+
+class Source:
+    """Images and labels of one split, read as a stream in constant memory.
+
+    Args:
+        examples: `tf.data.Dataset` of dicts of encoded `image`, `label` and
+            factors, in a fixed order.
+        decode: maps the encoded image to uint8 `(height, width, channels)`.
+        class_names: list of str, by label.
+        num_examples: number of examples.
+        factor_names: names of the scalars that are known of each image.
+        num_skipped: number of unreadable files that were left out.
+    """
+
+    def __init__(
+        self,
+        examples,
+        decode,
+        class_names,
+        num_examples,
+        factor_names=(),
+        num_skipped=0,
+    ):
+        self.examples = examples
+        self.decode = decode
+        self.class_names = list(class_names)
+        self.num_examples = num_examples
+        self.factor_names = list(factor_names)
+        self.num_skipped = num_skipped
+
+    def training_batches(
+        self, image_size, batch_size, seed, start=0, crop="center"
+    ):
+        """Endless shuffled batches, a function of seed and position alone.
+
+        Args:
+            image_size: height and width in pixels.
+            batch_size: images per batch; every batch is full.
+            seed: of the order and the crops.
+            start: number of examples to pass over, so that a resumed run
+                reads what an uninterrupted one would have read.
+            crop: `center`, or `random`: a square of 50 to 100 % of the
+                image's area.
+
+        Returns:
+            `tf.data.Dataset` of float32 images `(batch_size, image_size,
+            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`.
+        """
+        first_pass, offset = divmod(start, self.num_examples)
+
+        def one_pass(index):
+            return self.examples.shuffle(
+                min(SHUFFLE_BUFFER, self.num_examples), seed=seed + index
+            )
+
+        def prepare(index, example):
+            image = self.decode(example["image"])
+            if crop == "random":
+                image = _random_square(image, tf.stack([seed, index]))
+            image = _to_square(image, image_size)
+            return image, example["label"]
+
+        passes = tf.data.Dataset.range(first_pass, np.iinfo("int64").max)
+        examples = passes.flat_map(one_pass).skip(offset).enumerate(start)
+        return (
+            examples.map(prepare, tf.data.AUTOTUNE)
+            .batch(batch_size, drop_remainder=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    def evaluation_batches(
+        self, image_size, batch_size, limit=None, with_factors=False
+    ):
+        """Every example once, in a fixed order.
+
+        Args:
+            image_size: height and width in pixels.
+            batch_size: images per batch; the last may have fewer.
+            limit: number of examples to stop after. Defaults to all.
+            with_factors: whether a dict of the factors follows the labels.
+
+        Returns:
+            `tf.data.Dataset` of float32 images `(batch, image_size,
+            image_size, 3)` in [0, 255] and int64 labels `(batch,)`.
+        """
+
+        def prepare(example):
+            image = self.decode(example["image"])
+            element = (_to_square(image, image_size), example["label"])
+            if not with_factors:
+                return element
+            return *element, {name: example[name] for name in self.factor_names}
+
+        examples = self.examples if limit is None else self.examples.take(limit)
+        return (
+            examples.map(prepare, tf.data.AUTOTUNE)
+            .batch(batch_size)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+
+def _to_square(image, image_size):
+    """The centre square, antialiased to `image_size`, 3 channels, float32."""
+    shape = tf.shape(image)
+    side = tf.minimum(shape[0], shape[1])
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    image = image[top : top + side, left : left + side]
+    image = tf.cast(image, tf.float32)
+    # A bilinear resize to the size an image has already changes nothing.
+    image = tf.cond(
+        side == image_size,
+        lambda: image,
+        lambda: tf.image.resize(image, (image_size,) * 2, antialias=True),
+    )
+    image = tf.cond(
+        shape[2] == 1, lambda: tf.repeat(image, 3, 2), lambda: image[..., :3]
+    )
+    return tf.ensure_shape(
+        tf.clip_by_value(image, 0.0, 255.0), (image_size, image_size, 3)
+    )
+
+
+def _random_square(image, seed):
+    """A square of 50 to 100 % of the area, at most the shorter side.
+
+    Reference:
+        compare_gan, `imagenet_64`, crop method "distorted".
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    fraction, vertical, horizontal = tf.unstack(
+        tf.random.stateless_uniform((3,), seed)
+    )
+    area = tf.cast(height * width, tf.float32) * (0.5 + 0.5 * fraction)
+    side = tf.cast(tf.round(tf.sqrt(area)), tf.int32)
+    side = tf.minimum(side, tf.minimum(height, width))
+
+    def place(position, length):
+        free = tf.cast(length - side + 1, tf.float32)
+        return tf.minimum(tf.cast(position * free, tf.int32), length - side)
+
+    top, left = place(vertical, height), place(horizontal, width)
+    return image[top : top + side, left : left + side]
+
+
+def _open_tfds(name, split, data_dir):
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    # TFDS has an exception of its own for each way a name can be wrong.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise errors.InputError(
+            "Expected a directory, or a name of TensorFlow Datasets such as "
+            f"kinv_scenes/32 or cifar10. Received: {name} ({reason})."
+        ) from error
+    for feature in ("image", "label"):
+        if feature not in builder.info.features:
+            raise errors.InputError(
+                f"Expected a data set of labelled images. Received: {name}, "
+                f"which has no feature {feature!r} but "
+                f"{', '.join(builder.info.features)}."
+            )
+    try:
+        builder.download_and_prepare()
+    except errors.InputError:
+        raise
+    # Downloads fail in as many ways as there are hosts.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise errors.InputError(
+            f"Expected to download or prepare {name}. Received: {reason} "
+            "Check the network and the free disk space, or name --data-dir."
+        ) from error
+    try:
+        examples = builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+    except (KeyError, ValueError, AssertionError) as error:
+        raise errors.InputError(
+            f"Expected a split of {name}: {', '.join(builder.info.splits)}, or "
+            f"a part such as train[:90%]. Received: {split}."
+        ) from error
+    num_examples = int(examples.cardinality())
+    if not num_examples:
+        raise errors.InputError(
+            f"Expected images in split {split} of {name}. Received: none."
+        )
+    features = builder.info.features
+    factors = [
+        key
+        for key, feature in features.items()
+        if key not in ("image", "label")
+        and feature.shape == ()
+        and feature.np_dtype in (np.int64, np.float32)
+    ]
+    names = features["label"].names
+    return Source(
+        examples.map(functools.partial(_keep, ("image", "label", *factors))),
+        features["image"].decode_example,
+        names,
+        num_examples,
+        factors,
+    )
+
+
+def _keep(names, example):
+    return {name: example[name] for name in names}
+
+
+def _open_directory(directory, split, skip_unreadable):
+    match = _FOLDER_SPLIT.fullmatch(split)
+    if match is None:
+        raise errors.InputError(
+            "Expected the split of a directory to be a name or a part such as "
+            f"train[:80%]. Received: {split}."
+        )
+    name, *borders = match.groups()
+    first, last = (
+        int(border[:-1]) if border else default
+        for border, default in zip(borders, (0, 100), strict=True)
+    )
+    root = directory
+    if (directory / "train").is_dir():
+        root = directory / name
+    elif name == "validation" and borders == [None, None]:
+        first = 90
+    elif name == "train" and borders == [None, None]:
+        last = 90
+    elif name != "train":
+        root = directory / name
+    if not root.is_dir():
+        raise errors.InputError(
+            f"Expected {directory} to have a sub-folder {name} for that split. "
+            "Received: none. Without sub-folders per split, the splits are "
+            "train, validation and parts such as train[:80%]."
+        )
+    class_names = sorted(
+        path.name
+        for path in root.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
+    if not class_names:
+        raise errors.InputError(
+            f"Expected one sub-folder of images per class in {root}. "
+            "Received: no sub-folder."
+        )
+    paths, labels = [], []
+    for label, class_name in enumerate(class_names):
+        for path in sorted((root / class_name).rglob("*")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                paths.append(path)
+                labels.append(label)
+    order = np.random.default_rng(0).permutation(len(paths))
+    order = order[len(order) * first // 100 : len(order) * last // 100]
+    readable = [i for i in order if _is_readable(paths[i], skip_unreadable)]
+    if not readable:
+        raise errors.InputError(
+            f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the sub-folders "
+            f"of {root}. Received: none that can be read in split {split}."
+        )
+    examples = tf.data.Dataset.from_tensor_slices(
+        {
+            "image": [str(paths[i]) for i in readable],
+            "label": np.array([labels[i] for i in readable], "int64"),
+        }
+    )
+    return Source(
+        examples,
+        _decode_file,
+        class_names,
+        len(readable),
+        num_skipped=len(order) - len(readable),
+    )
+
+
+def _is_readable(path, skip_unreadable):
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        if skip_unreadable:
+            return False
+        raise errors.InputError(
+            f"Expected an image that can be read. Received: {path}: {error}. "
+            "Remove it, or use --skip-unreadable."
+        ) from error
+    return True
+
+
+def _decode_file(path):
+    image = tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
+    return tf.ensure_shape(image, (None, None, None))

@@ -1,0 +1,203 @@
+"""Reading of data sets, offline: mocked TFDS and folders made here."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from kinv import datasets, errors, scenes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """30 images of 2 classes whose every pixel is the image's number."""
+    for number in range(30):
+        path = tmp_path / "images" / ("even", "odd")[number % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((16, 16, 3), number, "uint8")
+        Image.fromarray(pixels).save(path / f"{number:02}.png")
+    return tmp_path / "images"
+
+
+@contextlib.contextmanager
+def mocked_data():
+    with tfds.testing.mock_data(num_examples=20):
+        yield
+
+
+def numbers(batches, count):
+    return [
+        images[:, 0, 0, 0].numpy().tolist()
+        for images, _ in itertools.islice(batches, count)
+    ]
+
+
+def test_folder_has_every_image_once_with_its_label(folder):
+    source = datasets.open_dataset(folder, "train[:100%]")
+    assert source.class_names == ["even", "odd"]
+    assert source.num_examples == 30
+    seen = []
+    for images, labels in source.evaluation_batches(16, 7):
+        assert images.dtype == tf.float32
+        np.testing.assert_array_equal(images[:, 0, 0, 0] % 2, labels)
+        seen += images[:, 0, 0, 0].numpy().tolist()
+    assert sorted(seen) == list(range(30))
+
+
+def test_train_and_validation_of_a_folder_are_disjoint(folder):
+    parts = [
+        sum(
+            numbers(
+                datasets.open_dataset(folder, split).evaluation_batches(16, 5),
+                None,
+            ),
+            [],
+        )
+        for split in ("train", "validation")
+    ]
+    assert [len(part) for part in parts] == [27, 3]
+    assert sorted(parts[0] + parts[1]) == list(range(30))
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_resumed_stream_equals_the_uninterrupted_one(folder, crop):
+    source = datasets.open_dataset(folder, "train[:100%]")
+    whole = numbers(source.training_batches(16, 4, seed=5, crop=crop), 20)
+    for done in (1, 8, 17):  # 8 batches end in the second pass
+        resumed = source.training_batches(
+            16, 4, seed=5, start=4 * done, crop=crop
+        )
+        assert numbers(resumed, 20 - done) == whole[done:]
+    first_pass = sorted(sum(whole, [])[:30])
+    assert first_pass == list(range(30))
+    assert sum(whole, [])[:30] != sum(whole, [])[30:60]
+    assert numbers(source.training_batches(16, 4, seed=6), 20) != whole
+
+
+def test_random_crops_repeat_and_stay_within_half_the_area(tmp_path):
+    (tmp_path / "a").mkdir()
+    ramp = np.arange(64, dtype="uint8")
+    channels = np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(0))
+    pixels = np.stack(channels, axis=-1)
+    Image.fromarray(pixels).save(tmp_path / "a" / "ramp.png")
+    source = datasets.open_dataset(tmp_path, "train[:100%]")
+
+    def crops(start):
+        batches = source.training_batches(
+            64, 1, seed=1, start=start, crop="random"
+        )
+        return [i[0].numpy() for i, _ in itertools.islice(batches, 12)]
+
+    sides = []
+    for image in crops(0):
+        # Gradients of the ramp tell the side of the crop.
+        rows = np.ptp(image[..., 0]) + 1
+        columns = np.ptp(image[..., 1]) + 1
+        assert rows == pytest.approx(columns, abs=1.5)
+        sides.append(rows)
+    assert min(sides) >= np.sqrt(0.5) * 64 - 1.5 and max(sides) <= 64
+    assert np.ptp(sides) > 3
+    np.testing.assert_array_equal(crops(0)[5:], crops(5)[:7])
+
+
+def test_resize_is_antialiased_and_takes_the_centre_square(tmp_path):
+    (tmp_path / "a").mkdir()
+    pixels = np.zeros((32, 64, 3), "uint8")
+    pixels[:, 16:48] = np.indices((32, 32)).sum(0)[..., None] % 2 * 255
+    Image.fromarray(pixels).save(tmp_path / "a" / "checks.png")
+    source = datasets.open_dataset(tmp_path, "train[:100%]")
+    image = next(iter(source.evaluation_batches(8, 1)))[0][0]
+    # Fine checks average to grey; the black sides are cropped away.
+    np.testing.assert_allclose(image[1:-1, 1:-1], 127.5, atol=2)
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path):
+    (tmp_path / "a").mkdir()
+    grey = np.full((8, 8), 77, "uint8")
+    Image.fromarray(grey).save(tmp_path / "a" / "grey.png")
+    Image.fromarray(np.full((8, 8, 4), 77, "uint8")).save(
+        tmp_path / "a" / "transparent.png"
+    )
+    source = datasets.open_dataset(tmp_path, "train[:100%]")
+    images = next(iter(source.evaluation_batches(8, 2)))[0]
+    np.testing.assert_array_equal(images, np.full((2, 8, 8, 3), 77.0))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet_resized/64x64"])
+def test_mocked_tfds(name):
+    with mocked_data():
+        source = datasets.open_dataset(name, "train")
+        assert len(source.class_names) == (10 if name == "cifar10" else 1000)
+        assert source.factor_names == []
+        batches = source.training_batches(32, 4, seed=0)
+        images, labels = next(iter(batches))
+    assert images.shape == (4, 32, 32, 3) and labels.dtype == tf.int64
+    assert 0 <= np.min(images) and np.max(images) <= 255
+
+
+def test_scenes_come_with_their_factors():
+    with mocked_data():
+        source = datasets.open_dataset("kinv_scenes/32", "test")
+        batches = source.evaluation_batches(32, 4, 6, with_factors=True)
+        sizes = [(len(labels), factors) for _, labels, factors in batches]
+    assert [size for size, _ in sizes] == [4, 2]
+    assert (
+        set(sizes[0][1])
+        == set(source.factor_names)
+        == {
+            "shape",
+            "object_hue",
+            "wall_hue",
+            "floor_hue",
+            "size",
+            "azimuth",
+            "brightness",
+        }
+    )
+
+
+def test_unreadable_image_is_named_or_skipped(folder):
+    broken = folder / "odd" / "01.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(errors.InputError, match="01.png"):
+        datasets.open_dataset(folder, "train[:100%]")
+    source = datasets.open_dataset(folder, "train[:100%]", None, True)
+    assert (source.num_examples, source.num_skipped) == (29, 1)
+
+
+def test_unknown_name():
+    with pytest.raises(errors.InputError, match="Received: no_such_data"):
+        datasets.open_dataset("no_such_data", "train")
+
+
+def test_scenes_are_prepared_and_an_unknown_split_refused(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(scenes, "SPLITS", {"train": 8})
+    source = datasets.open_dataset("kinv_scenes/32", "train[:50%]", tmp_path)
+    assert source.num_examples == 4
+    images, _ = next(iter(source.evaluation_batches(32, 4)))
+    expected = scenes.render(scenes.scene_factors("train", np.arange(4)), 32)
+    np.testing.assert_array_equal(images, expected)
+    with pytest.raises(errors.InputError, match="train.*Received: dev"):
+        datasets.open_dataset("kinv_scenes/32", "dev", tmp_path)
+
+
+def test_missing_label():
+    with mocked_data():
+        with pytest.raises(errors.InputError, match="no feature 'image'"):
+            datasets.open_dataset("titanic", "train")
+
+
+def test_folder_without_classes_or_images(tmp_path):
+    with pytest.raises(errors.InputError, match="no sub-folder"):
+        datasets.open_dataset(tmp_path, "train")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(errors.InputError, match="none that can be read"):
+        datasets.open_dataset(tmp_path, "train")
+    with pytest.raises(errors.InputError, match="sub-folder test"):
+        datasets.open_dataset(tmp_path, "test")
