@@ -1,0 +1,303 @@
+"""Training the inversion model: one `train_step`, section 7 of the paper."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kinv import errors, losses, networks
+
+
+class InversionGAN(keras.Model):
+    """Trains a generator to make images of a frozen classifier's logits.
+
+    A training step takes `discriminator_steps + 1` batches in one: as many
+    updates of the discriminator, each on fresh images, then one of the
+    generator, then one of its running average. Reconstructions are always
+    conditioned on the logits of the real images that they are compared with.
+
+    Noise is a function of the seed, the step and the example's place in the
+    batch. So a resumed run repeats an uninterrupted one, and several replicas
+    draw what one would.
+
+    Args:
+        classifier: frozen Keras model, float32 images `(batch, size, size, 3)`
+            in [0, 255] to logits `(batch, num_classes)`.
+        generator: `networks.Generator`.
+        discriminator: `networks.Discriminator` of the same sizes.
+        discriminator_steps: discriminator updates per step. The paper: 2.
+        ema_decay: decay of the averaged generator, in [0, 1). The paper's
+            code: 0.9999.
+        ema_start_step: the average is a copy of the generator until then. The
+            paper's code: 40,000.
+        seed: seed of the noise.
+
+    Attributes:
+        averaged_generator: the generator with averaged weights, which
+            reconstructs and is exported. It keeps spectral vectors of its own.
+
+    Reference:
+        Supplementary, sections 7.1 and 7.2.
+    """
+
+    def __init__(
+        self,
+        classifier,
+        generator,
+        discriminator,
+        discriminator_steps,
+        ema_decay,
+        ema_start_step,
+        seed,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        num_classes = classifier.output_shape[-1]
+        if (
+            not num_classes
+            == generator.num_classes
+            == discriminator.num_classes
+        ):
+            raise errors.InputError(
+                f"Expected networks for the classifier's {num_classes} logits. "
+                f"Received: a generator for {generator.num_classes} and a "
+                f"discriminator for {discriminator.num_classes}."
+            )
+        classifier.trainable = False
+        self.classifier = classifier
+        self.generator = generator
+        self.discriminator = discriminator
+        self.averaged_generator = networks.Generator.from_config(
+            generator.get_config()
+        )
+        self.averaged_generator.set_weights(generator.get_weights())
+        self.discriminator_steps = discriminator_steps
+        self.ema_decay = ema_decay
+        self.ema_start_step = ema_start_step
+        self.seed = seed
+        self.trackers = [
+            keras.metrics.Mean(name=name)
+            for name in ("discriminator_loss", "generator_loss")
+        ]
+        self.validation_trackers = [
+            keras.metrics.Mean(name=name)
+            for name in (
+                "agreement",
+                "logit_cosine",
+                "pixel_mse",
+                "shuffled_pixel_mse",
+            )
+        ]
+        self.built = True
+
+    def compile(self, generator_optimizer, discriminator_optimizer, **kwargs):
+        """Takes the two optimizers and builds them.
+
+        Args:
+            generator_optimizer: Keras optimizer.
+            discriminator_optimizer: another one.
+            **kwargs: of `keras.Model.compile`, such as `jit_compile`.
+        """
+        super().compile(**kwargs)
+        # Keras builds only `self.optimizer`. Unbuilt ones fail on several
+        # replicas, and a checkpoint cannot be restored into them.
+        generator_optimizer.build(self.generator.trainable_variables)
+        discriminator_optimizer.build(self.discriminator.trainable_variables)
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+
+    @property
+    def metrics(self):
+        """The means that `fit` resets at every epoch."""
+        return self.trackers + self.validation_trackers
+
+    def set_logit_statistics(self, logits):
+        """Fits the networks' logit normalisation, if they have any.
+
+        Args:
+            logits: float array `(examples, num_classes)` of training images.
+        """
+        for network in (
+            self.generator,
+            self.discriminator,
+            self.averaged_generator,
+        ):
+            if network.normalize_logits:
+                network.normalize_logits.set_statistics(
+                    logits, network.logit_normalization
+                )
+
+    def call(self, images, training=False):
+        """Reconstructs images, with noise drawn afresh.
+
+        Args:
+            images: float32 `(batch, height, width, 3)` in [0, 255].
+
+        Returns:
+            float32 `(batch, image_size, image_size, 3)` in [0, 255].
+        """
+        noise_dim = self.generator.noise_dim
+        return self.reconstruct(
+            images, tf.random.normal((tf.shape(images)[0], noise_dim))
+        )
+
+    def reconstruct(self, images, noise):
+        """Reconstructs images with given noise.
+
+        The batch's own moments normalise, as in training: standing statistics
+        are filled at export. Reconstruct at least some dozens at a time.
+
+        Args:
+            images: float32 `(batch, height, width, 3)` in [0, 255].
+            noise: float32 `(batch, noise_dim)`, N(0, 1).
+        """
+        return self._generate(self._classify(images), noise)
+
+    def _generate(self, logits, noise):
+        inputs = {"logits": logits, "noise": noise}
+        return self.averaged_generator(inputs, training=True)
+
+    def _classify(self, images):
+        images = _resize(images, self.classifier.input_shape[1])
+        logits = self.classifier(images, training=False)
+        return ops.cast(logits, "float32")
+
+    def train_step(self, data):
+        """One step: discriminator updates, generator update, average.
+
+        Args:
+            data: images `(batches * batch, size, size, 3)` and labels, where
+                `batches = discriminator_steps + 1`. The images of a batch lie
+                `batches` apart, so that replicas share out every batch.
+        """
+        images, _ = data
+        logits = self._classify(images)
+        images = _resize(images, self.generator.image_size)
+        batches = self.discriminator_steps + 1
+
+        for batch in range(self.discriminator_steps):
+            discriminator_loss = self._update_discriminator(
+                images[batch::batches], logits[batch::batches], batch
+            )
+        generator_loss = self._update_generator(
+            logits[self.discriminator_steps :: batches]
+        )
+        self._update_average()
+
+        results = (discriminator_loss, generator_loss)
+        for tracker, result in zip(self.trackers, results, strict=True):
+            tracker.update_state(result)
+        return {tracker.name: tracker.result() for tracker in self.trackers}
+
+    def _update_discriminator(self, images, logits, batch):
+        inputs = {"logits": logits, "noise": self._noise(logits, batch)}
+        # Outside the tape: these reconstructions are constants.
+        reconstructions = self.generator(inputs, training=True)
+        both = {
+            "images": ops.concatenate([images, reconstructions]),
+            "logits": ops.concatenate([logits, logits]),
+        }
+        variables = self.discriminator.trainable_variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in variables])
+            scores = self.discriminator(both, training=True)
+            real_scores, fake_scores = ops.split(scores, 2)
+            loss = ops.mean(
+                losses.hinge_discriminator_loss(real_scores, fake_scores)
+            )
+            scaled_loss = self._scale(loss, self.discriminator_optimizer)
+        gradients = tape.gradient(
+            scaled_loss, [variable.value for variable in variables]
+        )
+        self.discriminator_optimizer.apply(gradients, variables)
+        return loss
+
+    def _update_generator(self, logits):
+        noise = self._noise(logits, self.discriminator_steps)
+        variables = self.generator.trainable_variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in variables])
+            reconstructions = self.generator(
+                {"logits": logits, "noise": noise}, training=True
+            )
+            fake_scores = self.discriminator(
+                {"images": reconstructions, "logits": logits}, training=True
+            )
+            loss = ops.mean(losses.hinge_generator_loss(fake_scores))
+            scaled_loss = self._scale(loss, self.generator_optimizer)
+        gradients = tape.gradient(
+            scaled_loss, [variable.value for variable in variables]
+        )
+        self.generator_optimizer.apply(gradients, variables)
+        return loss
+
+    def _scale(self, loss, optimizer):
+        # Optimizers sum the gradients of replicas; the loss is a mean.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return optimizer.scale_loss(loss / replicas)
+
+    def _noise(self, logits, batch):
+        context = tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync
+        shape = (replicas, logits.shape[0], self.generator.noise_dim)
+        step = self.generator_optimizer.iterations
+        draws = step * (self.discriminator_steps + 1) + batch
+        noise = tf.random.stateless_normal(
+            shape, seed=[self.seed, tf.cast(draws, "int32")]
+        )
+        return noise[context.replica_id_in_sync_group]
+
+    def _update_average(self):
+        # `iterations` has just been increased by the generator's update.
+        step = self.generator_optimizer.iterations
+        started = ops.cast(step > self.ema_start_step, "float32")
+        weight = 1.0 - started * self.ema_decay
+        for average, variable in zip(
+            self.averaged_generator.trainable_variables,
+            self.generator.trainable_variables,
+            strict=True,
+        ):
+            average.assign(average + weight * (variable - average))
+
+    def test_step(self, data):
+        """Measures held-out images.
+
+        `agreement` is the share of images whose reconstruction gets the class
+        that the image itself gets; `logit_cosine` the cosine between their
+        logits; `pixel_mse` the squared error of pixel values in [0, 255], and
+        `shuffled_pixel_mse` the same against the neighbour's reconstruction.
+        """
+        images, _ = data
+        logits = self._classify(images)
+        shape = (tf.shape(images)[0], self.generator.noise_dim)
+        noise = tf.random.stateless_normal(shape, seed=[self.seed, -1])
+        reconstructions = self._generate(logits, noise)
+        again = self._classify(reconstructions)
+        images = _resize(images, self.generator.image_size)
+
+        same = ops.argmax(logits, axis=-1) == ops.argmax(again, axis=-1)
+        cosine = ops.sum(
+            ops.normalize(logits, axis=-1) * ops.normalize(again, axis=-1),
+            axis=-1,
+        )
+        shuffled = ops.roll(reconstructions, 1, axis=0)
+        results = (
+            ops.cast(same, "float32"),
+            cosine,
+            ops.mean(ops.square(images - reconstructions), axis=(1, 2, 3)),
+            ops.mean(ops.square(images - shuffled), axis=(1, 2, 3)),
+        )
+        for tracker, result in zip(
+            self.validation_trackers, results, strict=True
+        ):
+            tracker.update_state(result)
+        return {
+            tracker.name: tracker.result()
+            for tracker in self.validation_trackers
+        }
+
+
+def _resize(images, size):
+    """Antialiased resize to `size` pixels; nothing where it fits already."""
+    if images.shape[1:3] == (size, size):
+        return images
+    return ops.image.resize(images, (size, size), antialias=True)

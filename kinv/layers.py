@@ -1,0 +1,474 @@
+"""The layers of the two networks, written with `keras.ops`.
+
+All of them keep their variables in float32 and normalise in float32, whatever
+the dtype policy; convolutions run in the policy's compute dtype.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+SPATIAL_AND_BATCH = (0, 1, 2)
+
+
+class SpectralLayer(keras.layers.Layer):
+    """A layer whose kernel is divided by its largest singular value.
+
+    The raw kernel is what the optimizer sees; the gradient passes through
+    `kernel / sigma(kernel)`. `sigma` is estimated by one power iteration per
+    call. Its vector lies on the smaller side of the kernel's matrix
+    (`spectral_norm.singular_value = 'auto'`) and moves in training calls only.
+
+    Subclasses call `add_kernel` in `build` and use `normalized_kernel`.
+
+    Note:
+        compare_gan moves the vector in inference calls too. kinv does not, so
+        that an exported model answers the same request with the same bits.
+
+    Reference:
+        Miyato et al., Spectral Normalization for Generative Adversarial
+        Networks, ICLR 2018; supplementary, section 7.2.
+    """
+
+    folded = False
+
+    def add_kernel(self, shape, initializer="orthogonal"):
+        """Adds the raw kernel and the vector of the power iteration.
+
+        Args:
+            shape: shape of the kernel, `(..., outputs)`.
+            initializer: Keras initializer of the kernel.
+        """
+        self.kernel = self.add_weight(
+            name="kernel", shape=shape, initializer=initializer, autocast=False
+        )
+        self._matrix_shape = (int(np.prod(shape[:-1])), shape[-1])
+        self.spectral_vector = self.add_weight(
+            name="spectral_vector",
+            shape=(min(self._matrix_shape),),
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
+            trainable=False,
+            autocast=False,
+        )
+
+    def normalized_kernel(self, training):
+        """Kernel over its spectral norm, in the compute dtype.
+
+        Args:
+            training: whether the power iteration's vector moves on.
+        """
+        kernel = ops.convert_to_tensor(self.kernel)
+        if not self.folded:
+            vector, sigma = self._power_iteration(
+                kernel, ops.convert_to_tensor(self.spectral_vector)
+            )
+            if training:
+                self.spectral_vector.assign(vector)
+            kernel = kernel / sigma
+        return ops.cast(kernel, self.compute_dtype)
+
+    def fold(self, iterations):
+        """Replaces the kernel by `kernel / sigma(kernel)` for good.
+
+        Args:
+            iterations: number of power iterations, which start at the stored
+                vector.
+        """
+        vector = ops.convert_to_tensor(self.spectral_vector)
+        for _ in range(iterations):
+            vector, sigma = self._power_iteration(self.kernel.value, vector)
+        self.kernel.assign(self.kernel / sigma)
+        self.folded = True
+
+    def _power_iteration(self, kernel, vector):
+        matrix = ops.reshape(kernel, self._matrix_shape)
+        rows, columns = self._matrix_shape
+        if rows > columns:
+            matrix = ops.transpose(matrix)
+        detached = ops.stop_gradient(matrix)
+        other = _unit(ops.matmul(ops.expand_dims(vector, 0), detached))
+        projected = ops.matmul(matrix, ops.transpose(other))[:, 0]
+        vector = _unit(ops.stop_gradient(projected))
+        return vector, ops.sum(vector * projected)
+
+
+def _unit(vector):
+    return vector * ops.rsqrt(ops.maximum(ops.sum(ops.square(vector)), 1e-12))
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class SpectralDense(SpectralLayer):
+    """Linear map with a spectrally normalised kernel.
+
+    Args:
+        units: number of outputs.
+        use_bias: whether a bias is added.
+        kernel_initializer: Keras initializer of the raw kernel.
+    """
+
+    def __init__(
+        self, units, use_bias=True, kernel_initializer="orthogonal", **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.units = units
+        self.use_bias = use_bias
+        self.kernel_initializer = kernel_initializer
+
+    def build(self, input_shape):
+        self.add_kernel((input_shape[-1], self.units), self.kernel_initializer)
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.units,), initializer="zeros"
+            )
+
+    def call(self, inputs, training=False):
+        outputs = ops.matmul(inputs, self.normalized_kernel(training))
+        return outputs + self.bias if self.use_bias else outputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "use_bias": self.use_bias,
+            "kernel_initializer": self.kernel_initializer,
+        }
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class SpectralConv2D(SpectralLayer):
+    """Convolution with a spectrally normalised kernel, stride 1, padding SAME.
+
+    With `unpool`, it first doubles height and width by inserting zeros: the
+    input's values go to the even rows and columns (compare_gan's `unpool`).
+    The zeros are never multiplied. An output pixel of an even row meets only
+    the middle row of a 3x3 kernel, one of an odd row the other two, and the
+    same holds for columns; so a 2x2 convolution gives the four phases of the
+    output as channels, which are then interleaved. A 1x1 kernel acts before
+    the zeros are inserted.
+
+    Args:
+        filters: number of output channels.
+        kernel_size: 1 or 3.
+        use_bias: whether a bias is added, after the zeros are inserted.
+        unpool: whether height and width are doubled first.
+    """
+
+    def __init__(
+        self, filters, kernel_size, use_bias=True, unpool=False, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.use_bias = use_bias
+        self.unpool = unpool
+
+    def build(self, input_shape):
+        size = self.kernel_size
+        self.add_kernel((size, size, input_shape[-1], self.filters))
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.filters,), initializer="zeros"
+            )
+
+    def call(self, inputs, training=False):
+        kernel = self.normalized_kernel(training)
+        if not self.unpool:
+            outputs = ops.conv(inputs, kernel, padding="same")
+        elif self.kernel_size == 1:
+            outputs = insert_zeros(ops.conv(inputs, kernel, padding="same"))
+        else:
+            outputs = ops.conv(inputs, _phase_kernel(kernel), padding="same")
+            outputs = _interleave_phases(outputs)
+        return outputs + self.bias if self.use_bias else outputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "use_bias": self.use_bias,
+            "unpool": self.unpool,
+        }
+
+
+def insert_zeros(inputs):
+    """Doubles height and width; values go to even rows and columns.
+
+    Args:
+        inputs: tensor `(batch, height, width, channels)`.
+
+    Returns:
+        Tensor `(batch, 2 * height, 2 * width, channels)`.
+    """
+    _, height, width, channels = inputs.shape
+    columns = ops.reshape(inputs, (-1, height, 1, width, 1, channels))
+    padding = ((0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (0, 0))
+    outputs = ops.pad(columns, padding)
+    return ops.reshape(outputs, (-1, 2 * height, 2 * width, channels))
+
+
+def _phase_kernel(kernel):
+    """`(3, 3, i, o)` to `(2, 2, i, 4 * o)`, the phases outermost."""
+    rows = [_phase_taps(kernel, axis=0, phase=phase) for phase in (0, 1)]
+    phases = [
+        _phase_taps(row, axis=1, phase=phase)
+        for row in rows
+        for phase in (0, 1)
+    ]
+    return ops.concatenate(phases, axis=-1)
+
+
+def _phase_taps(kernel, axis, phase):
+    first, middle, last = ops.split(kernel, 3, axis=axis)
+    taps = (middle, ops.zeros_like(middle)) if phase == 0 else (first, last)
+    return ops.concatenate(taps, axis=axis)
+
+
+def _interleave_phases(inputs):
+    """`(batch, h, w, 4 * c)` to `(batch, 2 * h, 2 * w, c)`."""
+    _, height, width, channels = inputs.shape
+    channels //= 4
+    phases = ops.reshape(inputs, (-1, height, width, 2, 2, channels))
+    phases = ops.transpose(phases, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(phases, (-1, 2 * height, 2 * width, channels))
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class BatchMoments(keras.layers.Layer):
+    """Mean and variance per channel, as batch normalisation needs them.
+
+    In training they are those of the whole batch, over all replicas. At
+    inference they are standing statistics: the averages over the batches that
+    training calls saw while `accumulating` was set. Without any, inference
+    leaves the input as it is (mean 0, variance 1).
+
+    Note:
+        No running averages exist during training
+        (`standardize_batch.use_moving_averages = False`).
+
+    Reference:
+        Supplementary, section 7.2; compare_gan's accumulators.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.accumulating = False
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.mean_sum = self._add_sum("mean_sum", shape)
+        self.variance_sum = self._add_sum("variance_sum", shape)
+        self.count = self._add_sum("count", ())
+
+    def _add_sum(self, name, shape):
+        return self.add_weight(
+            name=name, shape=shape, initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs, training=False):
+        """Returns mean and (biased) variance, float32 `(channels,)` each."""
+        if not training:
+            count = ops.maximum(self.count, 1.0)
+            empty = ops.cast(ops.equal(self.count, 0.0), "float32")
+            return self.mean_sum / count, self.variance_sum / count + empty
+        mean, variance = ops.moments(
+            inputs,
+            axes=SPATIAL_AND_BATCH,
+            # Keras synchronises over replicas on TensorFlow alone.
+            synchronized=keras.backend.backend() == "tensorflow",
+        )
+        if self.accumulating:
+            self.mean_sum.assign_add(mean)
+            self.variance_sum.assign_add(variance)
+            self.count.assign_add(1.0)
+        return mean, variance
+
+
+class _Normalization(keras.layers.Layer):
+    """Standardises per channel, then applies a gain and an offset."""
+
+    def __init__(self, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+        self.moments = BatchMoments(name="moments")
+
+    def normalize(self, inputs, gain, offset, training):
+        """`(inputs - mean) / sqrt(variance + epsilon) * gain + offset`."""
+        mean, variance = self.moments(inputs, training=training)
+        # One multiplication and one addition per value of the large tensor.
+        scale = gain * ops.rsqrt(variance + self.epsilon)
+        shift = offset - mean * scale
+        return inputs * ops.cast(scale, inputs.dtype) + ops.cast(
+            shift, inputs.dtype
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class BatchNormalization(_Normalization):
+    """Batch normalisation with a learned gain (1) and offset (0) per channel.
+
+    Args:
+        epsilon: added to the variance.
+    """
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.moments.build(input_shape)
+        self.gain = self.add_weight(
+            name="gain", shape=shape, initializer="ones", autocast=False
+        )
+        self.offset = self.add_weight(
+            name="offset", shape=shape, initializer="zeros", autocast=False
+        )
+
+    def call(self, inputs, training=False):
+        gain = ops.convert_to_tensor(self.gain)
+        offset = ops.convert_to_tensor(self.offset)
+        return self.normalize(inputs, gain, offset, training)
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class ConditionalBatchNormalization(_Normalization):
+    """Batch normalisation whose gain and offset are linear in a condition.
+
+    `x_hat * (gain_offset + condition W_gain) + condition W_offset`, both maps
+    without bias and spectrally normalised.
+
+    Args:
+        gain_offset: 0 as in compare_gan and the paper, 1 as in BigGAN. With 0
+            a zero condition gives a zero output.
+        epsilon: added to the variance.
+
+    Call arguments:
+        inputs: tensor `(batch, height, width, channels)`.
+        condition: float32 tensor `(batch, condition_dim)`.
+
+    Reference:
+        Supplementary, section 7.1 (`G.batch_norm_fn =
+        @conditional_batch_norm`); Brock et al., BigGAN, ICLR 2019.
+    """
+
+    def __init__(self, gain_offset, **kwargs):
+        super().__init__(**kwargs)
+        self.gain_offset = gain_offset
+
+    def build(self, inputs_shape, condition_shape):
+        self.moments.build(inputs_shape)
+        # float32 in every precision: these maps carry what the logits know.
+        options = {"use_bias": False, "dtype": "float32"}
+        self.gain = SpectralDense(inputs_shape[-1], name="gain", **options)
+        self.offset = SpectralDense(inputs_shape[-1], name="offset", **options)
+        self.gain.build(condition_shape)
+        self.offset.build(condition_shape)
+
+    def call(self, inputs, condition, training=False):
+        gain = self.gain_offset + self.gain(condition, training=training)
+        offset = self.offset(condition, training=training)
+        gain, offset = gain[:, None, None, :], offset[:, None, None, :]
+        return self.normalize(inputs, gain, offset, training)
+
+    def get_config(self):
+        return {**super().get_config(), "gain_offset": self.gain_offset}
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class SelfAttention(keras.layers.Layer):
+    """Non-local block: `x + scale * attention(x)`, `scale` starting at 0.
+
+    Keys and values are max-pooled by 2; there is no `1 / sqrt(dim)`.
+
+    Reference:
+        Supplementary, Tables 1 and 2 ("Non-local block"); Zhang et al.,
+        Self-Attention Generative Adversarial Networks, ICML 2019.
+    """
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+
+        def add_map(filters, name, inputs=channels):
+            layer = SpectralConv2D(
+                filters, 1, use_bias=False, name=name, dtype=self.dtype_policy
+            )
+            layer.build((*input_shape[:-1], inputs))
+            return layer
+
+        self.queries = add_map(channels // 8, "queries")
+        self.keys = add_map(channels // 8, "keys")
+        self.values = add_map(channels // 2, "values")
+        self.outputs = add_map(channels, "outputs", channels // 2)
+        self.scale = self.add_weight(
+            name="scale", shape=(), initializer="zeros"
+        )
+
+    def call(self, inputs, training=False):
+        _, height, width, channels = inputs.shape
+        queries = self.queries(inputs, training=training)
+        keys = ops.max_pool(self.keys(inputs, training=training), 2)
+        values = ops.max_pool(self.values(inputs, training=training), 2)
+        queries = ops.reshape(queries, (-1, height * width, channels // 8))
+        keys = ops.reshape(keys, (-1, height * width // 4, channels // 8))
+        values = ops.reshape(values, (-1, height * width // 4, channels // 2))
+        similarity = ops.matmul(queries, ops.transpose(keys, (0, 2, 1)))
+        weights = ops.softmax(ops.cast(similarity, "float32"))
+        attended = ops.matmul(ops.cast(weights, values.dtype), values)
+        attended = ops.reshape(attended, (-1, height, width, channels // 2))
+        return inputs + self.scale * self.outputs(attended, training=training)
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class LogitNormalization(keras.layers.Layer):
+    """Fixed affine map of the logits: `(logits - mean) @ transform`.
+
+    The identity until `set_statistics`.
+
+    Note:
+        Not in the paper, which feeds raw logits. Raw logits are tens long, so
+        at first they drown the noise and saturate the projection term.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+
+    def build(self, input_shape):
+        num_classes = input_shape[-1]
+        self.mean = self.add_weight(
+            name="mean",
+            shape=(num_classes,),
+            initializer="zeros",
+            trainable=False,
+        )
+        self.transform = self.add_weight(
+            name="transform",
+            shape=(num_classes, num_classes),
+            initializer="identity",
+            trainable=False,
+        )
+
+    def set_statistics(self, logits, kind):
+        """Fits the map to logits of training images.
+
+        Args:
+            logits: float array `(examples, num_classes)`.
+            kind: `standardize` gives each logit mean 0 and variance 1;
+                `whiten` rotates to the principal components and gives each of
+                them variance 1, no component being enlarged beyond what brings
+                1e-4 of the largest variance to 1.
+        """
+        logits = np.asarray(logits, "float64")
+        mean = logits.mean(axis=0)
+        if kind == "standardize":
+            transform = np.diag(1 / np.maximum(logits.std(axis=0), 1e-6))
+        else:
+            variances, components = np.linalg.eigh(np.cov(logits.T, bias=True))
+            floor = max(1e-4 * variances.max(), 1e-12)
+            transform = components / np.sqrt(np.maximum(variances, floor))
+        self.mean.assign(mean)
+        self.transform.assign(transform)
+
+    def call(self, logits):
+        return ops.matmul(
+            ops.cast(logits, "float32") - self.mean, self.transform
+        )

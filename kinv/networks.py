@@ -1,0 +1,384 @@
+"""Generator and discriminator: BigGAN, conditioned on a classifier's logits.
+
+Reference:
+    Supplementary, section 7.1, Tables 1 and 2; google/compare_gan,
+    `resnet_biggan`, which the authors used.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kinv import errors, layers
+
+# Channels in units of `base_channels`. 64 px is the paper's (Tables 1 and 2),
+# 128 px compare_gan's; 32 px leaves out the two widest blocks of 64 px.
+GENERATOR_CHANNELS = {
+    32: (8, 8, 4, 2),
+    64: (16, 16, 8, 4, 2),
+    128: (16, 16, 8, 4, 2, 1),
+}
+DISCRIMINATOR_CHANNELS = {
+    32: (2, 4, 8, 8),
+    64: (2, 4, 8, 16, 16),
+    128: (1, 2, 4, 8, 16, 16),
+}
+# Height of the map that the self-attention sees: the paper's at 64 px.
+GENERATOR_ATTENTION = {32: 16, 64: 64, 128: 64}
+DISCRIMINATOR_ATTENTION = {32: 16, 64: 32, 128: 64}
+LOGIT_NORMALIZATIONS = ("none", "standardize", "whiten")
+
+
+def _validate(image_size, base_channels, logit_normalization):
+    if image_size not in GENERATOR_CHANNELS:
+        raise errors.InputError(
+            "Expected an image size that the networks exist for: "
+            f"{', '.join(map(str, GENERATOR_CHANNELS))}. "
+            f"Received: image_size={image_size}."
+        )
+    if base_channels < 4 or base_channels % 4:
+        raise errors.InputError(
+            "Expected a positive multiple of 4, since self-attention takes an "
+            f"eighth of the channels. Received: base_channels={base_channels}."
+        )
+    if logit_normalization not in LOGIT_NORMALIZATIONS:
+        raise errors.InputError(
+            f"Expected one of {', '.join(LOGIT_NORMALIZATIONS)}. "
+            f"Received: logit_normalization={logit_normalization!r}."
+        )
+
+
+class GeneratorBlock(keras.layers.Layer):
+    """Residual block that doubles height and width (Table 1).
+
+    Conditional norm, ReLU, unpool, 3x3 convolution, conditional norm, ReLU,
+    3x3 convolution; the shortcut is unpool and 1x1 convolution of the input.
+
+    Args:
+        channels: output channels.
+        gain_offset: see `layers.ConditionalBatchNormalization`.
+        norms_per_block: 2 as in compare_gan; 3 adds a conditional norm on the
+            main path's output, our reading of the supplementary's "3
+            conditional-batch norms".
+    """
+
+    def __init__(self, channels, gain_offset, norms_per_block, **kwargs):
+        super().__init__(**kwargs)
+        self.norms = [
+            layers.ConditionalBatchNormalization(gain_offset, name=f"norm_{i}")
+            for i in range(norms_per_block)
+        ]
+        self.first = layers.SpectralConv2D(channels, 3, unpool=True)
+        self.second = layers.SpectralConv2D(channels, 3)
+        self.shortcut = layers.SpectralConv2D(channels, 1, unpool=True)
+
+    def call(self, inputs, condition, training=False):
+        x = ops.relu(self.norms[0](inputs, condition, training=training))
+        x = self.first(x, training=training)
+        x = ops.relu(self.norms[1](x, condition, training=training))
+        x = self.second(x, training=training)
+        for norm in self.norms[2:]:
+            x = norm(x, condition, training=training)
+        return x + self.shortcut(inputs, training=training)
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class Generator(keras.Model):
+    """Makes an image of logits and noise (Table 1).
+
+    The noise ("z" in the paper) is cut into one chunk for the first linear
+    layer and one for each block; a block's condition is its chunk beside the
+    embedded logits (hierarchical noise, `hierarchical_z = True`).
+
+    Args:
+        image_size: height and width of the images: 32, 64 or 128.
+        num_classes: number of logits.
+        base_channels: channels of the widest maps are 16 (8 at 32 px) times
+            this. The paper: 96.
+        noise_dim: a multiple of the number of blocks plus one.
+        embedding_dim: size of the embedded logits.
+        gain_offset: 0 as in the paper, 1 as in BigGAN. With 1 the maps keep
+            their variance at first, and small networks train faster.
+        norms_per_block: 2 as in the paper's code, 3 as in its text.
+        attention: whether the self-attention block is there.
+        logit_normalization: `none` as in the paper, `standardize` or `whiten`
+            (`layers.LogitNormalization`).
+
+    Call arguments:
+        inputs: dict of `logits`, float32 `(batch, num_classes)`, and `noise`,
+            float32 `(batch, noise_dim)`, N(0, 1).
+        training: whether to normalise with the batch's moments. At inference
+            `fill_standing_statistics` must have been called.
+
+    Returns:
+        float32 images `(batch, image_size, image_size, 3)` in [0, 255].
+    """
+
+    def __init__(
+        self,
+        image_size,
+        num_classes,
+        base_channels,
+        noise_dim=120,
+        embedding_dim=128,
+        gain_offset=0.0,
+        norms_per_block=2,
+        attention=True,
+        logit_normalization="none",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _validate(image_size, base_channels, logit_normalization)
+        channels = [c * base_channels for c in GENERATOR_CHANNELS[image_size]]
+        if noise_dim % len(channels):
+            raise errors.InputError(
+                f"Expected a multiple of {len(channels)}, one chunk for the "
+                "first layer and one for each block. "
+                f"Received: noise_dim={noise_dim}."
+            )
+        if norms_per_block not in (2, 3):
+            raise errors.InputError(
+                f"Expected 2 or 3. Received: norms_per_block={norms_per_block}."
+            )
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.base_channels = base_channels
+        self.noise_dim = noise_dim
+        self.embedding_dim = embedding_dim
+        self.gain_offset = gain_offset
+        self.norms_per_block = norms_per_block
+        self.attention = attention
+        self.logit_normalization = logit_normalization
+
+        self.normalize_logits = None
+        if logit_normalization != "none":
+            self.normalize_logits = layers.LogitNormalization()
+        # Never spectrally normalised, and float32 in every precision.
+        self.embed_logits = keras.layers.Dense(
+            embedding_dim,
+            use_bias=False,
+            kernel_initializer="orthogonal",
+            dtype="float32",
+        )
+        self.first = layers.SpectralDense(16 * channels[0])
+        self.blocks = [
+            GeneratorBlock(c, gain_offset, norms_per_block)
+            for c in channels[1:]
+        ]
+        self.attend = layers.SelfAttention() if attention else None
+        self.last_norm = layers.BatchNormalization()
+        self.last = layers.SpectralConv2D(3, 3)
+        self(
+            {
+                "logits": keras.Input((num_classes,)),
+                "noise": keras.Input((noise_dim,)),
+            }
+        )
+
+    def call(self, inputs, training=False):
+        logits = ops.cast(inputs["logits"], "float32")
+        if self.normalize_logits:
+            logits = self.normalize_logits(logits)
+        embedded = self.embed_logits(logits)
+        noise = ops.cast(inputs["noise"], "float32")
+        first_noise, *chunks = ops.split(noise, len(self.blocks) + 1, axis=-1)
+
+        x = self.first(first_noise, training=training)
+        x = ops.reshape(x, (-1, 4, 4, x.shape[-1] // 16))
+        for block, chunk in zip(self.blocks, chunks, strict=True):
+            condition = ops.concatenate([chunk, embedded], axis=-1)
+            x = block(x, condition, training=training)
+            at_attention = x.shape[1] == GENERATOR_ATTENTION[self.image_size]
+            if self.attend and at_attention:
+                x = self.attend(x, training=training)
+        x = ops.relu(self.last_norm(x, training=training))
+        x = self.last(x, training=training)
+        return 127.5 * (ops.tanh(ops.cast(x, "float32")) + 1.0)
+
+    def fold_spectral_norms(self, iterations):
+        """Replaces each kernel by its normalised form; ends training.
+
+        Args:
+            iterations: power iterations per kernel. The averaged weights have
+                drifted from the stored vectors, so at least 20.
+        """
+        for layer in self._flatten_layers():
+            if isinstance(layer, layers.SpectralLayer):
+                layer.fold(iterations)
+
+    def fill_standing_statistics(self, batches):
+        """Replaces the statistics that inference normalises with.
+
+        Args:
+            batches: iterable of call inputs; logits of real images and fresh
+                noise. Each batch weighs the same.
+
+        Reference:
+            Standing statistics, BigGAN, appendix; compare_gan's accumulators.
+        """
+        moments = [
+            layer
+            for layer in self._flatten_layers()
+            if isinstance(layer, layers.BatchMoments)
+        ]
+        for layer in moments:
+            for variable in layer.variables:
+                variable.assign(np.zeros(variable.shape))
+            layer.accumulating = True
+        try:
+            for batch in batches:
+                self(batch, training=True)
+        finally:
+            for layer in moments:
+                layer.accumulating = False
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "num_classes": self.num_classes,
+            "base_channels": self.base_channels,
+            "noise_dim": self.noise_dim,
+            "embedding_dim": self.embedding_dim,
+            "gain_offset": self.gain_offset,
+            "norms_per_block": self.norms_per_block,
+            "attention": self.attention,
+            "logit_normalization": self.logit_normalization,
+        }
+
+
+class DiscriminatorBlock(keras.layers.Layer):
+    """Residual block, halving height and width when `downsample` (Table 2).
+
+    ReLU, 3x3 convolution, ReLU, 3x3 convolution, average pool; the shortcut is
+    average pool and 1x1 convolution of the input. A block that keeps the
+    number of channels has no shortcut at all, as in compare_gan.
+
+    Args:
+        channels: output channels.
+        downsample: whether to halve height and width.
+    """
+
+    def __init__(self, channels, downsample, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.downsample = downsample
+        self.first = layers.SpectralConv2D(channels, 3)
+        self.second = layers.SpectralConv2D(channels, 3)
+        self.shortcut = None
+
+    def build(self, input_shape):
+        self.first.build(input_shape)
+        self.second.build((*input_shape[:-1], self.channels))
+        if input_shape[-1] != self.channels:
+            self.shortcut = layers.SpectralConv2D(
+                self.channels, 1, dtype=self.dtype_policy
+            )
+            self.shortcut.build(input_shape)
+
+    def call(self, inputs, training=False):
+        x = self.first(ops.relu(inputs), training=training)
+        x = self.second(ops.relu(x), training=training)
+        if self.downsample:
+            # The pool goes before the shortcut's convolution: they commute.
+            x = ops.average_pool(x, 2)
+            inputs = ops.average_pool(inputs, 2)
+        if self.shortcut is None:
+            return x
+        return x + self.shortcut(inputs, training=training)
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class Discriminator(keras.Model):
+    """Scores how well an image and logits belong together (Table 2).
+
+    `h . w + b + (logits K) . h`, where `h` is the sum over the last map: a
+    projection discriminator on logits.
+
+    Args:
+        image_size: height and width of the images: 32, 64 or 128.
+        num_classes: number of logits.
+        base_channels: the last map has 16 (8 at 32 px) times as many
+            channels. The paper: 96.
+        attention: whether the self-attention block is there.
+        logit_normalization: as for `Generator`.
+
+    Call arguments:
+        inputs: dict of `images`, float32 `(batch, image_size, image_size, 3)`
+            in [0, 255], and `logits`, float32 `(batch, num_classes)`.
+
+    Returns:
+        float32 scores `(batch, 1)`, unbounded.
+
+    Reference:
+        Miyato and Koyama, cGANs with Projection Discriminator, ICLR 2018.
+    """
+
+    def __init__(
+        self,
+        image_size,
+        num_classes,
+        base_channels,
+        attention=True,
+        logit_normalization="none",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _validate(image_size, base_channels, logit_normalization)
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.base_channels = base_channels
+        self.attention = attention
+        self.logit_normalization = logit_normalization
+
+        channels = DISCRIMINATOR_CHANNELS[image_size]
+        self.blocks = [
+            DiscriminatorBlock(c * base_channels, downsample=True)
+            for c in channels[:-1]
+        ]
+        self.blocks.append(
+            DiscriminatorBlock(channels[-1] * base_channels, downsample=False)
+        )
+        self.attend = layers.SelfAttention() if attention else None
+        self.score = layers.SpectralDense(1, dtype="float32")
+        self.normalize_logits = None
+        if logit_normalization != "none":
+            self.normalize_logits = layers.LogitNormalization()
+        self.project_logits = layers.SpectralDense(
+            channels[-1] * base_channels,
+            use_bias=False,
+            kernel_initializer="glorot_normal",
+            dtype="float32",
+        )
+        self(
+            {
+                "images": keras.Input((image_size, image_size, 3)),
+                "logits": keras.Input((num_classes,)),
+            }
+        )
+
+    def call(self, inputs, training=False):
+        # In [0, 1] the first block's ReLU leaves the image as it is.
+        x = ops.cast(inputs["images"] / 255.0, self.compute_dtype)
+        for block in self.blocks:
+            x = block(x, training=training)
+            resolution = DISCRIMINATOR_ATTENTION[self.image_size]
+            if self.attend and x.shape[1] == resolution:
+                x = self.attend(x, training=training)
+        features = ops.sum(ops.cast(ops.relu(x), "float32"), axis=(1, 2))
+        logits = ops.cast(inputs["logits"], "float32")
+        if self.normalize_logits:
+            logits = self.normalize_logits(logits)
+        projected = self.project_logits(logits, training=training)
+        similarity = ops.sum(projected * features, axis=-1, keepdims=True)
+        return self.score(features, training=training) + similarity
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_size": self.image_size,
+            "num_classes": self.num_classes,
+            "base_channels": self.base_channels,
+            "attention": self.attention,
+            "logit_normalization": self.logit_normalization,
+        }

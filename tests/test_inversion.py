@@ -1,0 +1,203 @@
+"""The training step: what it updates, on how many replicas, and how exactly."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kinv import errors, inversion, networks
+
+BATCH = 8
+
+
+def make_model(ema_decay=0.9, ema_start_step=0, num_classes=5, size=32):
+    keras.utils.set_random_seed(3)
+    classifier = keras.Sequential(
+        [
+            keras.Input((size, size, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.AveragePooling2D(4),
+            keras.layers.Flatten(),
+            keras.layers.Dense(num_classes),
+        ]
+    )
+    options = {
+        "image_size": 32,
+        "num_classes": 5,
+        "base_channels": 4,
+        "logit_normalization": "standardize",
+    }
+    model = inversion.InversionGAN(
+        classifier,
+        networks.Generator(**options, gain_offset=1.0),
+        networks.Discriminator(**options),
+        discriminator_steps=2,
+        ema_decay=ema_decay,
+        ema_start_step=ema_start_step,
+        seed=1,
+    )
+    model.compile(adam(), adam(), jit_compile=False)
+    return model
+
+
+def adam():
+    # The larger epsilon keeps Adam from blowing up the rounding errors of
+    # gradients that are zero (biases before a normalisation).
+    return keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.999, epsilon=1e-5)
+
+
+def make_data(num_batches=3, size=32):
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (num_batches * BATCH, size, size, 3))
+    labels = np.zeros(num_batches * BATCH, "int64")
+    return images.astype("float32"), labels
+
+
+def fit(model, steps=1, data=None):
+    dataset = tf.data.Dataset.from_tensor_slices(data or make_data())
+    dataset = dataset.batch(3 * BATCH, drop_remainder=True).repeat()
+    return model.fit(dataset, steps_per_epoch=steps, verbose=0, shuffle=False)
+
+
+def weights(model):
+    return [variable.numpy() for variable in model.variables]
+
+
+def test_one_step_on_two_replicas_equals_one():
+    alone = make_model()
+    fit(alone)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        together = make_model()
+    fit(together)
+    # Everything: both networks, averages, spectral vectors, Adam's moments.
+    for one, two in zip(alone.variables, together.variables, strict=True):
+        np.testing.assert_allclose(
+            one.numpy(), two.numpy(), atol=2e-5, err_msg=one.path
+        )
+    for variable in together.variables:
+        first, second = strategy.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(first, second, err_msg=variable.path)
+
+
+def test_a_step_updates_both_networks_and_leaves_the_classifier():
+    model = make_model()
+    before = [v.numpy() for v in model.classifier.variables]
+    kernels = [
+        network.trainable_variables[0].numpy()
+        for network in (model.generator, model.discriminator)
+    ]
+    fit(model)
+    for variable, value in zip(model.classifier.variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    for network, value in zip(
+        (model.generator, model.discriminator), kernels, strict=True
+    ):
+        moved = network.trainable_variables[0].numpy()
+        assert np.abs(moved - value).max() > 1e-4
+    assert int(model.generator_optimizer.iterations) == 1
+    assert int(model.discriminator_optimizer.iterations) == 2
+
+
+def test_first_discriminator_step_is_adam_on_the_hinge_loss():
+    model = make_model()
+    images, labels = make_data()
+    model.discriminator_steps = 1
+    # Without momentum Adam's first step is learning rate times sign.
+    score = model.discriminator.score
+    before = score.bias.numpy()
+    logits = model.classifier(images[::2])
+    noise = tf.random.stateless_normal((12, 120), seed=[1, 0])
+    fakes = model.generator({"logits": logits, "noise": noise}, training=True)
+
+    def scores(batch):
+        inputs = {"images": batch, "logits": logits}
+        return np.array(model.discriminator(inputs, training=True))
+
+    real, fake = scores(images[::2]), scores(fakes)
+    gradient = np.mean(fake > -1) - np.mean(real < 1)
+    dataset = tf.data.Dataset.from_tensors((images, labels))
+    model.fit(dataset, verbose=0, shuffle=False)
+    expected = before - 1e-3 * np.sign(gradient)
+    np.testing.assert_allclose(score.bias.numpy(), expected, atol=1e-6)
+
+
+def test_average_is_a_copy_until_its_start_step():
+    model = make_model(ema_decay=0.9, ema_start_step=2)
+    pairs = list(
+        zip(
+            model.averaged_generator.trainable_variables,
+            model.generator.trainable_variables,
+            strict=True,
+        )
+    )
+    for _ in range(2):
+        fit(model)
+        for average, variable in pairs:
+            np.testing.assert_array_equal(average.numpy(), variable.numpy())
+    before = [average.numpy() for average, _ in pairs]
+    fit(model)
+    for (average, variable), previous in zip(pairs, before, strict=True):
+        expected = 0.9 * previous + 0.1 * variable.numpy()
+        np.testing.assert_allclose(average.numpy(), expected, atol=1e-6)
+
+
+def test_noise_differs_between_steps_and_batches():
+    model = make_model()
+    logits = tf.zeros((BATCH, 5))
+    first, second = model._noise(logits, 0), model._noise(logits, 1)
+    assert np.abs(first - second).max() > 0.1
+    model.generator_optimizer.iterations.assign(1)
+    assert np.abs(model._noise(logits, 0) - first).max() > 0.1
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+    data = make_data(6)
+    whole = make_model()
+    fit(whole, steps=2, data=data)
+
+    first = make_model()
+    first_half, second_half = ([x[i : i + 24] for x in data] for i in (0, 24))
+    fit(first, data=tuple(first_half))
+    first.save_weights(tmp_path / "checkpoint.weights.h5")
+    second = make_model()
+    second.load_weights(tmp_path / "checkpoint.weights.h5")
+    fit(second, data=tuple(second_half))
+    for one, two in zip(weights(whole), weights(second), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_validation_measures_against_numpy():
+    model = make_model()
+    images, labels = make_data()
+    dataset = tf.data.Dataset.from_tensors((images, labels))
+    results = model.evaluate(dataset, return_dict=True, verbose=0)
+    noise = tf.random.stateless_normal((24, 120), seed=[1, -1])
+    reconstructions = np.array(model.reconstruct(images, noise))
+    logits = np.array(model.classifier(images))
+    again = np.array(model.classifier(reconstructions))
+    cosine = np.sum(logits * again, 1) / (
+        np.linalg.norm(logits, axis=1) * np.linalg.norm(again, axis=1)
+    )
+    expected = {
+        "agreement": np.mean(logits.argmax(1) == again.argmax(1)),
+        "logit_cosine": cosine.mean(),
+        "pixel_mse": np.mean((images - reconstructions) ** 2),
+        "shuffled_pixel_mse": np.mean(
+            (images - np.roll(reconstructions, 1, axis=0)) ** 2
+        ),
+    }
+    for name, value in expected.items():
+        assert results[name] == pytest.approx(value, rel=2e-2), name
+
+
+def test_call_reconstructs_images_of_another_size():
+    model = make_model(size=48)
+    reconstructions = model(make_data(1, size=48)[0])
+    assert reconstructions.shape == (BATCH, 32, 32, 3)
+    fit(model, data=make_data(size=48))
+
+
+def test_other_number_of_logits_is_refused():
+    with pytest.raises(errors.InputError, match="classifier's 7 logits"):
+        make_model(num_classes=7)

@@ -1,0 +1,218 @@
+"""Layers against NumPy and closed forms."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kinv import layers
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def test_spectral_norm_of_four_times_identity_is_four():
+    layer = layers.SpectralDense(8, use_bias=False)
+    layer.build((None, 8))
+    layer.kernel.assign(4 * np.eye(8))
+    np.testing.assert_allclose(
+        layer.normalized_kernel(training=False), np.eye(8), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(24, 7), (7, 24), (3, 3, 5, 6), (1, 1, 8, 8)]
+)
+def test_spectral_norm_converges_to_the_largest_singular_value(shape):
+    layer = layers.SpectralConv2D(shape[-1], shape[0])
+    layer.add_kernel(shape)
+    kernel = random(*shape)
+    layer.kernel.assign(kernel)
+    for _ in range(300):
+        normalized = layer.normalized_kernel(training=True)
+    largest = np.linalg.svd(kernel.reshape(-1, shape[-1]))[1][0]
+    np.testing.assert_allclose(
+        normalized, kernel / largest, rtol=1e-3, atol=1e-5
+    )
+    # The vector is kept on the smaller side.
+    assert layer.spectral_vector.shape == (min(np.prod(shape[:-1]), shape[-1]),)
+
+
+def test_folding_leaves_a_largest_singular_value_of_one():
+    layer = layers.SpectralDense(16)
+    layer.build((None, 40))
+    layer.kernel.assign(random(40, 16))
+    layer.fold(iterations=200)
+    largest = np.linalg.svd(layer.kernel.numpy())[1][0]
+    np.testing.assert_allclose(largest, 1.0, rtol=1e-4)
+    # And a folded kernel is used as it is.
+    np.testing.assert_array_equal(
+        layer.normalized_kernel(training=True), layer.kernel.numpy()
+    )
+
+
+def test_spectral_gradient_is_orthogonal_to_the_kernel():
+    layer = layers.SpectralDense(5)
+    inputs = random(6, 9)
+    layer(inputs)
+    layer.kernel.assign(3 * random(9, 5, seed=1))
+    for _ in range(200):
+        layer(inputs, training=True)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(
+            layer(inputs, training=True) * random(6, 5, seed=2)
+        )
+    gradient = tape.gradient(loss, layer.kernel.value).numpy()
+    kernel = layer.kernel.numpy()
+    cosine = np.sum(gradient * kernel) / (
+        np.linalg.norm(gradient) * np.linalg.norm(kernel)
+    )
+    assert abs(cosine) < 1e-4
+
+
+def test_only_training_moves_the_spectral_vector():
+    layer = layers.SpectralDense(5)
+    inputs = random(6, 9)
+    layer(inputs)
+    layer.kernel.assign(random(9, 5))
+    before = layer.spectral_vector.numpy()
+    layer(inputs, training=False)
+    np.testing.assert_array_equal(layer.spectral_vector.numpy(), before)
+    layer(inputs, training=True)
+    assert np.abs(layer.spectral_vector.numpy() - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_unpool_equals_convolving_literal_zeros(kernel_size):
+    inputs = random(2, 5, 5, 3)
+    layer = layers.SpectralConv2D(4, kernel_size, unpool=True)
+    layer.build(inputs.shape)
+    layer.kernel.assign(random(kernel_size, kernel_size, 3, 4, seed=1))
+    layer.bias.assign(random(4, seed=2))
+    kernel = layer.normalized_kernel(training=False)
+
+    unpooled = np.zeros((2, 10, 10, 3), "float32")
+    unpooled[:, ::2, ::2] = inputs
+    expected = tf.nn.conv2d(unpooled, kernel, 1, "SAME") + layer.bias
+    np.testing.assert_allclose(layer(inputs), expected, atol=1e-5)
+
+
+def test_insert_zeros_keeps_values_at_even_places():
+    inputs = random(2, 3, 3, 2)
+    outputs = np.array(layers.insert_zeros(inputs))
+    np.testing.assert_array_equal(outputs[:, ::2, ::2], inputs)
+    assert np.count_nonzero(outputs) == inputs.size
+
+
+@pytest.mark.parametrize("gain_offset", [0.0, 1.0])
+def test_conditional_batch_normalization_against_numpy(gain_offset):
+    inputs, condition = random(4, 3, 3, 5), random(4, 7, seed=1)
+    layer = layers.ConditionalBatchNormalization(gain_offset)
+    outputs = layer(inputs, condition, training=True)
+    # Orthogonal kernels: their spectral norm is 1 from the start.
+    gain = gain_offset + condition @ layer.gain.kernel.numpy()
+    offset = condition @ layer.offset.kernel.numpy()
+    mean = inputs.mean((0, 1, 2))
+    deviation = np.sqrt(inputs.var((0, 1, 2)) + 1e-5)
+    expected = (inputs - mean) / deviation * gain[:, None, None]
+    expected += offset[:, None, None]
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)
+
+
+def test_zero_condition_gives_zero_without_gain_offset():
+    layer = layers.ConditionalBatchNormalization(0.0)
+    outputs = layer(
+        random(4, 3, 3, 5), np.zeros((4, 7), "float32"), training=True
+    )
+    np.testing.assert_array_equal(outputs, np.zeros((4, 3, 3, 5)))
+
+
+def test_standing_statistics_are_the_average_over_batches():
+    layer = layers.BatchNormalization()
+    batches = [2 + 3 * random(8, 4, 4, 2, seed=seed) for seed in range(3)]
+    layer(batches[0])
+    layer.moments.accumulating = True
+    for batch in batches:
+        layer(batch, training=True)
+    mean = np.mean([b.mean((0, 1, 2)) for b in batches], axis=0)
+    variance = np.mean([b.var((0, 1, 2)) for b in batches], axis=0)
+    expected = (batches[0] - mean) / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(layer(batches[0]), expected, atol=1e-5)
+
+
+def test_without_statistics_inference_leaves_the_input():
+    inputs = random(2, 3, 3, 4)
+    outputs = layers.BatchNormalization()(inputs, training=False)
+    np.testing.assert_allclose(outputs, inputs, rtol=1e-4)
+
+
+def test_attention_starts_as_the_identity_and_matches_numpy():
+    inputs = random(1, 4, 4, 16)
+    layer = layers.SelfAttention()
+    np.testing.assert_array_equal(layer(inputs), inputs)
+    layer.scale.assign(0.5)
+
+    def kernel(part):
+        return part.normalized_kernel(training=False).numpy()[0, 0]
+
+    def pool(x):
+        return x.reshape(2, 2, 2, 2, -1).max((1, 3)).reshape(4, -1)
+
+    pixels = inputs.reshape(16, 16)
+    queries = pixels @ kernel(layer.queries)
+    keys = pool((pixels @ kernel(layer.keys)).reshape(4, 4, -1))
+    values = pool((pixels @ kernel(layer.values)).reshape(4, 4, -1))
+    weights = np.exp(queries @ keys.T)
+    weights /= weights.sum(1, keepdims=True)
+    expected = pixels + 0.5 * weights @ values @ kernel(layer.outputs)
+    np.testing.assert_allclose(
+        layer(inputs), expected.reshape(1, 4, 4, 16), atol=1e-5
+    )
+
+
+def test_standardised_logits_have_unit_variance():
+    logits = random(500, 3) * [1, 5, 20] + [0, 3, -4]
+    layer = layers.LogitNormalization()
+    np.testing.assert_allclose(layer(logits), logits, rtol=1e-6)
+    layer.set_statistics(logits, "standardize")
+    outputs = np.array(layer(logits))
+    np.testing.assert_allclose(outputs.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(outputs.std(0), 1, atol=1e-4)
+
+
+def test_whitened_logits_are_uncorrelated():
+    logits = random(500, 3) @ random(3, 3, seed=1) + 2
+    layer = layers.LogitNormalization()
+    layer(logits)
+    layer.set_statistics(logits, "whiten")
+    np.testing.assert_allclose(
+        np.cov(np.array(layer(logits)).T, bias=True), np.eye(3), atol=1e-3
+    )
+
+
+def test_whitening_does_not_blow_up_a_direction_without_variance():
+    logits = np.repeat(random(500, 1), 2, axis=1)
+    layer = layers.LogitNormalization()
+    layer(logits)
+    layer.set_statistics(logits, "whiten")
+    assert np.isfinite(layer.transform.numpy()).all()
+    assert np.abs(layer.transform.numpy()).max() < 200
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.SpectralDense(3, use_bias=False, kernel_initializer="zeros"),
+        layers.SpectralConv2D(3, 1, use_bias=False, unpool=True),
+        layers.ConditionalBatchNormalization(1.0, epsilon=1e-3),
+        layers.BatchNormalization(epsilon=1e-3),
+        layers.SelfAttention(),
+        layers.LogitNormalization(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_config_round_trip(layer):
+    config = layer.get_config()
+    assert type(layer).from_config(config).get_config() == config
+    assert keras.saving.get_registered_name(type(layer)).startswith("kinv>")

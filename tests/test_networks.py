@@ -1,0 +1,205 @@
+"""Networks: sizes derived by hand, options, serialisation."""
+
+import keras
+import numpy as np
+import pytest
+
+from kinv import errors, layers, networks
+
+
+def parameters(network):
+    return sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+
+
+def inputs_of(generator, batch=4):
+    rng = np.random.default_rng(0)
+    return {
+        "logits": rng.normal(size=(batch, generator.num_classes)).astype("f4"),
+        "noise": rng.normal(size=(batch, generator.noise_dim)).astype("f4"),
+    }
+
+
+def conv(size, inputs, outputs):
+    return size * size * inputs * outputs + outputs
+
+
+def attention(channels):
+    return 2 * channels * channels // 8 + 2 * channels * channels // 2 + 1
+
+
+def expected_generator(channels, attended, num_classes, chunk):
+    """Counts by the formulas of Table 1, without the code under test."""
+    total = num_classes * 128 + chunk * 16 * channels[0] + 16 * channels[0]
+    for before, after in zip(channels, channels[1:]):
+        total += 2 * (chunk + 128) * (before + after)
+        total += conv(3, before, after) + conv(3, after, after)
+        total += conv(1, before, after)
+    return (
+        total
+        + attention(attended)
+        + 2 * channels[-1]
+        + conv(3, channels[-1], 3)
+    )
+
+
+def expected_discriminator(channels, attended, num_classes):
+    total = 0
+    for before, after in zip([3, *channels], channels):
+        total += conv(3, before, after) + conv(3, after, after)
+        total += conv(1, before, after) if before != after else 0
+    return total + attention(attended) + channels[-1] * (num_classes + 1) + 1
+
+
+def test_parameters_at_the_size_of_the_paper():
+    # The published figures of compare_gan's code at 64 px, 1000 logits.
+    assert parameters(networks.Generator(64, 1000, 96)) == 70_239_108
+    assert parameters(networks.Discriminator(64, 1000, 96)) == 87_752_258
+
+
+def test_parameters_at_32_pixels():
+    generator = networks.Generator(32, 80, 16)
+    expected = expected_generator([128, 128, 64, 32], 64, 80, chunk=30)
+    assert parameters(generator) == expected
+    discriminator = networks.Discriminator(32, 80, 16)
+    expected = expected_discriminator([32, 64, 128, 128], 32, 80)
+    assert parameters(discriminator) == expected
+
+
+def test_parameters_at_128_pixels():
+    generator = networks.Generator(128, 10, 8)
+    expected = expected_generator([128, 128, 64, 32, 16, 8], 16, 10, chunk=20)
+    assert parameters(generator) == expected
+    discriminator = networks.Discriminator(128, 10, 8)
+    expected = expected_discriminator([8, 16, 32, 64, 128, 128], 8, 10)
+    assert parameters(discriminator) == expected
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 128])
+def test_shapes_and_ranges(image_size):
+    generator = networks.Generator(image_size, 5, 8)
+    inputs = inputs_of(generator)
+    images = np.array(generator(inputs, training=True))
+    assert images.shape == (4, image_size, image_size, 3)
+    assert images.min() >= 0 and images.max() <= 255 and images.std() > 1
+    discriminator = networks.Discriminator(image_size, 5, 8)
+    scores = discriminator({"images": images, "logits": inputs["logits"]})
+    assert scores.shape == (4, 1)
+
+
+def test_score_is_affine_in_the_logits():
+    discriminator = networks.Discriminator(32, 5, 4)
+    images = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3))
+
+    def score(logits):
+        inputs = {"images": images, "logits": np.array([logits], "float32")}
+        return float(discriminator(inputs)[0, 0])
+
+    zero, one = score([0, 0, 0, 0, 0]), score([1, 2, 3, 4, 5])
+    assert score([3, 6, 9, 12, 15]) == pytest.approx(
+        zero + 3 * (one - zero), 1e-3
+    )
+    assert abs(one - zero) > 1e-6
+
+
+def test_third_norm_and_attention_are_options():
+    two = networks.Generator(32, 5, 4)
+    three = networks.Generator(32, 5, 4, norms_per_block=3)
+    # A third norm conditions each block's output: channels 32, 16 and 8.
+    extra = 2 * (30 + 128) * (32 + 16 + 8)
+    assert parameters(three) == parameters(two) + extra
+    without = networks.Generator(32, 5, 4, attention=False)
+    assert parameters(without) == parameters(two) - attention(16)
+
+
+def test_gain_offset_decides_what_a_zero_condition_does():
+    # Without "+1" nothing but biases (0) reaches the output: mid grey.
+    generator = networks.Generator(32, 5, 4, gain_offset=0.0)
+    zero = {
+        "logits": np.zeros((2, 5), "float32"),
+        "noise": np.zeros((2, 120), "float32"),
+    }
+    np.testing.assert_allclose(generator(zero, training=True), 127.5, atol=1e-3)
+
+
+def test_noise_chunks_reach_their_own_block():
+    # The last chunk conditions the last block only, whose input it cannot
+    # change: all of the first 90 numbers, all of the earlier maps.
+    generator = networks.Generator(32, 5, 4, gain_offset=1.0)
+    condition = generator.blocks[-1].norms[0].gain.kernel
+    assert condition.shape == (30 + 128, 16)
+
+
+def test_last_discriminator_block_has_no_shortcut():
+    discriminator = networks.Discriminator(32, 5, 4)
+    assert [block.shortcut is None for block in discriminator.blocks] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_statistics_make_an_example_independent_of_its_batch():
+    generator = networks.Generator(32, 5, 4, gain_offset=1.0)
+    inputs = inputs_of(generator, 8)
+    generator.fold_spectral_norms(iterations=20)
+    generator.fill_standing_statistics([inputs, inputs])
+    together = np.array(generator(inputs))
+    alone = np.array(generator({k: v[:1] for k, v in inputs.items()}))
+    np.testing.assert_allclose(together[:1], alone, atol=1e-2)
+    # One batch seen twice: the same moments as in training.
+    np.testing.assert_allclose(
+        together, generator(inputs, training=True), atol=0.05
+    )
+    for layer in generator._flatten_layers():
+        if isinstance(layer, layers.SpectralLayer):
+            kernel = layer.kernel.numpy()
+            matrix = kernel.reshape(-1, kernel.shape[-1])
+            assert np.linalg.svd(matrix)[1][0] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: networks.Generator(
+            32,
+            5,
+            4,
+            noise_dim=40,
+            embedding_dim=16,
+            gain_offset=1.0,
+            norms_per_block=3,
+            attention=False,
+            logit_normalization="whiten",
+        ),
+        lambda: networks.Discriminator(
+            32, 5, 4, attention=False, logit_normalization="standardize"
+        ),
+    ],
+    ids=["generator", "discriminator"],
+)
+def test_file_round_trip(network, tmp_path):
+    network = network()
+    for variable in network.variables:
+        variable.assign(variable + 0.01)
+    network.save(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
+    assert loaded.get_config() == network.get_config()
+    for before, after in zip(network.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(before.numpy(), after.numpy())
+
+
+@pytest.mark.parametrize(
+    ("options", "received"),
+    [
+        ({"image_size": 48}, "image_size=48"),
+        ({"base_channels": 6}, "base_channels=6"),
+        ({"noise_dim": 121}, "noise_dim=121"),
+        ({"norms_per_block": 4}, "norms_per_block=4"),
+        ({"logit_normalization": "softmax"}, "logit_normalization='softmax'"),
+    ],
+)
+def test_wrong_options_say_what_was_received(options, received):
+    valid = {"image_size": 32, "num_classes": 5, "base_channels": 4}
+    with pytest.raises(errors.InputError, match=f"Received: {received}"):
+        networks.Generator(**{**valid, **options})
