@@ -1,0 +1,219 @@
+"""Callbacks for runs that can be watched, stopped and resumed.
+
+Their order in `fit`: `TerminateOnNonFinite` first, so that no checkpoint is
+written after a bad step, `TimeRemaining` before the logs are written, and
+`Checkpoint` last, so that an epoch counts as done when all of it is on disk.
+"""
+
+import csv
+import math
+import os
+import pathlib
+import time
+
+import h5py
+import keras
+import tensorflow as tf
+
+from kinv import errors, files
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Saves weights and optimizer state after every epoch, atomically.
+
+    A process that is killed at any moment leaves the last complete checkpoint.
+    Of several workers only the chief writes.
+
+    Args:
+        path: file to write, its name ending in `.weights.h5`.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = pathlib.Path(path)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the checkpoint."""
+        if not is_chief(self.model.distribute_strategy):
+            return
+        with files.atomic_path(self.path) as temporary:
+            self.model.save_weights(temporary)
+            with h5py.File(temporary, "r+") as checkpoint:
+                checkpoint.attrs["epoch"] = epoch + 1
+
+
+def restore(model, path):
+    """Loads what `Checkpoint` wrote into a compiled model.
+
+    Args:
+        model: built `keras.Model` whose optimizers are built too.
+        path: the file.
+
+    Returns:
+        Number of epochs done.
+
+    Raises:
+        errors.InputError: if the file is missing, damaged, or of another
+            network.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.InputError(
+            f"Expected a checkpoint {path}, which does not exist. Start the "
+            "run again without --resume."
+        )
+    try:
+        with h5py.File(path, "r") as checkpoint:
+            epochs_done = int(checkpoint.attrs["epoch"])
+        model.load_weights(path)
+    except (KeyError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise errors.InputError(
+            f"Expected {path} to be a checkpoint of this network. Received: "
+            f"{reason}. Start a new run in another directory."
+        ) from error
+    return epochs_done
+
+
+class TerminateOnNonFinite(keras.callbacks.Callback):
+    """Stops training when any logged value is NaN or infinite.
+
+    Raises:
+        errors.NonFiniteError: after the step in which it happened, before a
+            checkpoint could be written.
+    """
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Checks the values of a step."""
+        self._check(logs, f"step {batch + 1}")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Remembers the epoch for the message."""
+        self._epoch = epoch + 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Checks the values of the validation."""
+        self._check(logs, "validation")
+
+    def _check(self, logs, place):
+        for name, value in (logs or {}).items():
+            if not math.isfinite(value):
+                raise errors.NonFiniteError(
+                    f"{name} became {value} in epoch {self._epoch}, {place}. "
+                    "The last checkpoint is from before that. Try a lower "
+                    "learning rate, a larger batch or --precision float32."
+                )
+
+
+class TimeRemaining(keras.callbacks.Callback):
+    """Adds `minutes_left`, for the whole run, to the logs of every epoch.
+
+    It is reckoned from the epochs of this process, without the first step of
+    all, which compiles the graph.
+    """
+
+    def on_train_begin(self, logs=None):
+        """Starts the clock."""
+        self._start = time.monotonic()
+        self._epochs_measured = 0.0
+        self._compiled = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Starts the clock again after the step that compiled the graph."""
+        steps = self.params.get("steps") or 1
+        if not self._compiled and steps > 1:
+            self._start = time.monotonic()
+            self._epochs_measured = -(batch + 1) / steps
+        self._compiled = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the estimate into `logs`."""
+        self._epochs_measured += 1
+        seconds = time.monotonic() - self._start
+        epochs_left = self.params["epochs"] - (epoch + 1)
+        # An epoch run as one execution leaves nothing to measure at first.
+        epochs_measured = self._epochs_measured or 1.0
+        logs["minutes_left"] = epochs_left * seconds / epochs_measured / 60
+
+
+class ReconstructionSummary(keras.callbacks.Callback):
+    """Writes the same reconstructions to TensorBoard after every epoch.
+
+    One picture: a row of the images, a row of reconstructions, further rows of
+    resamples (the same logits, other noise), from `model.reconstruct`.
+
+    Args:
+        log_dir: TensorBoard directory; the pictures go to `reconstructions`
+            below it.
+        images: float32 `(num_images, height, width, 3)` in [0, 255].
+        noise: float32 `(num_rows, num_images, noise_dim)`, N(0, 1).
+    """
+
+    def __init__(self, log_dir, images, noise):
+        super().__init__()
+        self.directory = str(pathlib.Path(log_dir) / "reconstructions")
+        self.images = tf.convert_to_tensor(images, tf.float32)
+        self.noise = tf.convert_to_tensor(noise, tf.float32)
+        self._writer = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Reconstructs the probe images and writes the picture."""
+        if not is_chief(self.model.distribute_strategy):
+            return
+        rows = [
+            self.model.reconstruct(self.images, noise) for noise in self.noise
+        ]
+        originals = tf.image.resize(
+            self.images, rows[0].shape[1:3], antialias=True
+        )
+        # Each row: images side by side; then the rows one above the other.
+        rows = [tf.concat(tf.unstack(row), 1) for row in (originals, *rows)]
+        picture = tf.concat(rows, 0)
+        picture = tf.cast(tf.clip_by_value(picture + 0.5, 0, 255), tf.uint8)
+        if self._writer is None:
+            self._writer = tf.summary.create_file_writer(self.directory)
+        with self._writer.as_default(step=epoch + 1):
+            tf.summary.image("reconstructions", picture[None])
+        self._writer.flush()
+
+    def on_train_end(self, logs=None):
+        """Closes the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def csv_log(path, epochs_done):
+    """Makes a logger that continues a table of one row per epoch.
+
+    Args:
+        path: CSV file.
+        epochs_done: rows to keep. A run killed between the row of an epoch and
+            its checkpoint does that epoch again.
+
+    Returns:
+        `keras.callbacks.CSVLogger`.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        with open(path, newline="") as table:
+            rows = list(csv.reader(table))
+        with files.atomic_path(path) as temporary:
+            with open(temporary, "w", newline="") as table:
+                writer = csv.writer(table, lineterminator=os.linesep)
+                writer.writerows(rows[: 1 + epochs_done])
+    return keras.callbacks.CSVLogger(path, append=epochs_done > 0)
+
+
+def is_chief(strategy):
+    """Whether this process is the one worker that writes files.
+
+    Args:
+        strategy: the `tf.distribute` strategy of the run.
+    """
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type in (None, "chief"):
+        return True
+    cluster = resolver.cluster_spec().as_dict()
+    first_worker = resolver.task_type == "worker" and resolver.task_id == 0
+    return first_worker and "chief" not in cluster

@@ -1,0 +1,188 @@
+"""Classifiers: kinv's own small one, and any other that Keras can load."""
+
+import pathlib
+
+import keras
+import numpy as np
+from keras import layers
+
+from kinv import errors
+
+
+def build_classifier(image_size, num_classes, width):
+    """Builds a pre-activation residual network from stock Keras layers.
+
+    One residual block per halving of the resolution, down to about 4 pixels;
+    the width doubles with each, at most to eight times. The file it is saved
+    to loads without kinv.
+
+    Args:
+        image_size: side of the images in pixels, at least 8.
+        num_classes: number of logits, at least 2.
+        width: channels of the first block, at least 1.
+
+    Returns:
+        A functional `keras.Model`: images `(batch, image_size, image_size, 3)`
+        in [0, 255] to logits `(batch, num_classes)`, float32 under every dtype
+        policy.
+
+    Raises:
+        errors.InputError: if `image_size` or `num_classes` is too small.
+
+    Reference:
+        He et al., "Identity Mappings in Deep Residual Networks" (2016),
+        figure 1b.
+    """
+    if image_size < 8:
+        raise errors.InputError(
+            "Expected an image size of at least 8 pixels. "
+            f"Received: image_size={image_size}."
+        )
+    if num_classes < 2:
+        raise errors.InputError(
+            "Expected at least 2 classes to tell apart. "
+            f"Received: num_classes={num_classes}."
+        )
+    inputs = keras.Input((image_size, image_size, 3), name="images")
+    # In float32: bfloat16 holds pixel values above 128 to whole numbers only,
+    # coarser than the steps of an attack.
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")(inputs)
+    x = _convolution(x, width, 3)
+    num_blocks = max(1, round(np.log2(image_size / 4)))
+    for block in range(num_blocks):
+        x = _downsampling_block(x, width * min(2**block, 8))
+    x = _normalize_and_activate(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name="classifier")
+
+
+def _downsampling_block(x, channels):
+    x = _normalize_and_activate(x)
+    shortcut = layers.AveragePooling2D(2, padding="same")(x)
+    shortcut = _convolution(shortcut, channels, 1)
+    x = _convolution(x, channels, 3, strides=2)
+    x = _convolution(_normalize_and_activate(x), channels, 3)
+    return layers.Add()([shortcut, x])
+
+
+def _normalize_and_activate(x):
+    # Synchronised, so that a step on several replicas equals the step on one.
+    # Group normalisation has no state to synchronise but takes 1.6 times as
+    # long on CPU. At momentum 0.99 the averages that the attack and the
+    # evaluation see would lag by a large part of a short run.
+    x = layers.BatchNormalization(momentum=0.9, synchronized=True)(x)
+    return layers.ReLU()(x)
+
+
+def _convolution(x, channels, kernel_size, strides=1):
+    return layers.Conv2D(
+        channels,
+        kernel_size,
+        strides=strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+    )(x)
+
+
+def load_classifier(path):
+    """Loads a classifier to be inverted.
+
+    Args:
+        path: a file written by `keras.Model.save`, of any classifier that
+            takes square RGB images in [0, 255] and returns logits.
+
+    Returns:
+        A frozen `keras.Model`; its input size is `model.input_shape[1]`. Its
+        logits are float32 whatever precision it was saved with.
+
+    Raises:
+        errors.InputError: if the file is missing, is not a Keras model, has
+            other inputs or outputs, or ends in a softmax or sigmoid.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.InputError(
+            f"Expected a Keras model file. Received: {path}, "
+            + ("a directory." if path.is_dir() else "which does not exist.")
+            + " Save the classifier with model.save('classifier.keras')."
+        )
+    try:
+        model = keras.models.load_model(path, compile=False)
+    # Keras lets through whatever a damaged file makes zipfile, h5py, json or
+    # a layer's constructor raise.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise errors.InputError(
+            f"Expected {path} to be a file that keras.models.load_model can "
+            f"read. Received: {reason} Save the classifier again with "
+            "model.save, from stock Keras layers."
+        ) from error
+    _check_interface(model, path)
+    _check_logits(model, path)
+    if model.outputs[0].dtype != "float32":
+        cast = layers.Activation("linear", dtype="float32")
+        model = keras.Model(model.inputs[0], cast(model.outputs[0]))
+    model.trainable = False
+    return model
+
+
+def _check_interface(model, path):
+    inputs = getattr(model, "inputs", None) or []
+    outputs = getattr(model, "outputs", None) or []
+    shapes = [tuple(x.shape) for x in inputs]
+    height, width = (*shapes[0], 0, 0, 0)[1:3] if shapes else (0, 0)
+    if shapes != [(None, height, width, 3)] or not height or height != width:
+        raise errors.InputError(
+            "Expected a classifier with one input of shape (batch, size, size, "
+            f"3), of a fixed size. Received: {path} with inputs {shapes}. Wrap "
+            "it in a keras.Model with keras.Input((size, size, 3)) and save "
+            "that."
+        )
+    shapes = [tuple(x.shape) for x in outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or (shapes[0][1] or 0) < 2:
+        raise errors.InputError(
+            "Expected a classifier with one output of shape (batch, "
+            f"num_classes), at least 2 classes. Received: {path} with outputs "
+            f"{shapes}. Save a keras.Model that returns only the logits."
+        )
+
+
+def _check_logits(model, path):
+    activation = _final_activation(model)
+    if activation is None:
+        size = model.input_shape[1]
+        images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3))
+        outputs = np.asarray(model(images.astype("float32"), training=False))
+        sums = outputs.astype("float64").sum(axis=1)
+        # A softmax hidden where the graph does not show it.
+        if outputs.min() >= 0 and np.allclose(sums, 1, atol=1e-2):
+            activation = "softmax"
+    if activation is not None:
+        raise errors.InputError(
+            f"Expected a classifier that returns logits. Received: {path}, "
+            f"which ends in a {activation}. Save it without the final "
+            "activation (Dense(num_classes) and from_logits=True in the loss)."
+        )
+
+
+def _final_activation(model):
+    """Name of a squashing activation at the end of the graph, or None."""
+    output = model.outputs[0]
+    while output is not None:
+        operation, node_index, _ = output._keras_history
+        if isinstance(operation, keras.Model):
+            return _final_activation(operation) if operation.outputs else None
+        if isinstance(operation, layers.Softmax):
+            return "softmax"
+        activation = getattr(operation, "activation", None)
+        name = getattr(activation, "__name__", type(operation).__name__)
+        name = name.lower()
+        if name in ("softmax", "sigmoid", "log_softmax", "hard_sigmoid"):
+            return name
+        # Casts and linear activations pass on what came before them.
+        if not isinstance(operation, layers.Activation) or name != "linear":
+            return None
+        output = operation._inbound_nodes[node_index].input_tensors[0]
+    return None

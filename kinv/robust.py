@@ -1,0 +1,258 @@
+"""Adversarial training and accuracy under attack (Madry et al., 2018)."""
+
+import keras
+import tensorflow as tf
+
+from kinv import errors
+
+NORMS = ("linf", "l2")
+
+
+class ProjectedGradientDescent:
+    """The attack: gradient ascent on the loss within a ball around an image.
+
+    The network is attacked in inference mode. That is the function which is
+    evaluated and inverted afterwards, its normalisation does not mix the
+    examples of a batch, and the attack leaves the moving statistics alone.
+
+    Args:
+        norm: `"linf"` or `"l2"`.
+        radius: radius of the ball, in pixel values (images in [0, 255]).
+        steps: number of ascent steps.
+        step_size: length of a step in pixel values, in the same norm.
+            Defaults to `2.5 * radius / steps`, which reaches the edge of the
+            ball from anywhere in it.
+
+    Reference:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial
+        Attacks" (2018), section 2.1.
+    """
+
+    def __init__(self, norm, radius, steps, step_size=None):
+        if norm not in NORMS:
+            raise errors.InputError(
+                f"Expected a norm among {', '.join(NORMS)}. "
+                f"Received: norm={norm}."
+            )
+        if radius <= 0 or steps < 1:
+            raise errors.InputError(
+                "Expected an attack of positive radius and at least one step. "
+                f"Received: radius={radius}, steps={steps}."
+            )
+        self.norm = norm
+        self.radius = float(radius)
+        self.steps = steps
+        self.step_size = float(step_size or 2.5 * radius / steps)
+
+    def random_offsets(self, shape, seed):
+        """Draws where the attack starts, uniformly from the ball.
+
+        Args:
+            shape: `(batch, height, width, channels)`.
+            seed: two integers; the same seed gives the same offsets.
+        """
+        seed = [tf.cast(part, tf.int64) for part in seed]
+        if self.norm == "linf":
+            return tf.random.stateless_uniform(
+                shape, seed, -self.radius, self.radius
+            )
+        directions = _unit_length(tf.random.stateless_normal(shape, seed))
+        fractions = tf.random.stateless_uniform(
+            (shape[0], 1, 1, 1), (seed[0], seed[1] + 2**40)
+        )
+        dimensions = tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
+        return self.radius * fractions ** (1 / dimensions) * directions
+
+    def project(self, adversarial, images):
+        """Moves images to the nearest ones in the ball and in [0, 255]."""
+        offsets = adversarial - images
+        if self.norm == "linf":
+            offsets = tf.clip_by_value(offsets, -self.radius, self.radius)
+        else:
+            offsets = tf.clip_by_norm(offsets, self.radius, axes=[1, 2, 3])
+        return tf.clip_by_value(images + offsets, 0.0, 255.0)
+
+    def ascend(self, classifier, adversarial, images, labels):
+        """Takes one step; all images `(batch, height, width, 3)`."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(adversarial)
+            logits = classifier(adversarial, training=False)
+            # The sum: a mean would shrink the gradients of half-precision
+            # networks by the batch size.
+            loss = tf.reduce_sum(_cross_entropy(labels, logits))
+        gradients = tape.gradient(loss, adversarial)
+        if self.norm == "linf":
+            steps = tf.sign(gradients)
+        else:
+            steps = _unit_length(gradients)
+        return self.project(adversarial + self.step_size * steps, images)
+
+    def __call__(self, classifier, images, labels, offsets):
+        """Attacks images.
+
+        Args:
+            classifier: `keras.Model` from images to logits.
+            images: float32 `(batch, height, width, 3)` in [0, 255].
+            labels: integers `(batch,)`, the right classes.
+            offsets: where to start, see `random_offsets`.
+
+        Returns:
+            Adversarial images, within `radius` of `images` and in [0, 255].
+        """
+        adversarial = self.project(images + offsets, images)
+        # Unrolled in Python: the steps are few.
+        for _ in range(self.steps):
+            adversarial = self.ascend(classifier, adversarial, images, labels)
+        return adversarial
+
+
+class AdversarialTraining(keras.Model):
+    """Trains a classifier on the images that an attack makes of its own.
+
+    `fit` takes batches `(images, labels)` of one global size, a multiple of
+    the number of replicas. It logs the loss and the accuracy on adversarial
+    images; validation adds the accuracy on the images as they are.
+
+    The random start of the attack is a function of `seed`, the optimizer's
+    step count and the example's place in the global batch. So a resumed run
+    and a run on another number of replicas see the same adversarial images.
+
+    Args:
+        classifier: built `keras.Model` from images `(batch, size, size, 3)` in
+            [0, 255] to logits `(batch, num_classes)`.
+        attack: `ProjectedGradientDescent`.
+        seed: integer.
+
+    Reference:
+        Madry et al. (2018), equation 2.1.
+    """
+
+    def __init__(self, classifier, attack, seed, **kwargs):
+        super().__init__(**kwargs)
+        self.classifier = classifier
+        self.attack = attack
+        self.seed = seed
+        self.loss_tracker = keras.metrics.Mean("loss")
+        self.accuracy_tracker = keras.metrics.Mean("accuracy")
+        self.adversarial_accuracy_tracker = keras.metrics.Mean(
+            "adversarial_accuracy"
+        )
+        # The classifier is; only a model marked so can be saved and restored.
+        self.built = True
+
+    def compile(self, optimizer, **kwargs):
+        """Sets the optimizer and builds it, which several replicas need."""
+        super().compile(optimizer=optimizer, **kwargs)
+        self.optimizer.build(self.classifier.trainable_variables)
+
+    def call(self, images, training=False):
+        """Classifies images; returns the logits."""
+        return self.classifier(images, training=training)
+
+    def train_step(self, data):
+        """Attacks a batch, then descends on what the attack found."""
+        images, labels = data
+        adversarial = self._attack(images, labels, self.optimizer.iterations)
+        with tf.GradientTape() as tape:
+            logits = self.classifier(adversarial, training=True)
+            loss = tf.reduce_mean(_cross_entropy(labels, logits))
+            # Gradients are summed over the replicas.
+            scaled_loss = loss / self._num_replicas()
+            scaled_loss = self.optimizer.scale_loss(scaled_loss)
+        variables = self.classifier.trainable_variables
+        self.optimizer.apply(tape.gradient(scaled_loss, variables), variables)
+        self.loss_tracker.update_state(loss)
+        self.adversarial_accuracy_tracker.update_state(_hits(labels, logits))
+        return {
+            "loss": self.loss_tracker.result(),
+            "adversarial_accuracy": self.adversarial_accuracy_tracker.result(),
+        }
+
+    def test_step(self, data):
+        """Measures accuracy as it is and under the attack of the training."""
+        images, labels = data
+        logits = self.classifier(images, training=False)
+        adversarial = self._attack(images, labels, 0)
+        adversarial_logits = self.classifier(adversarial, training=False)
+        losses = _cross_entropy(labels, adversarial_logits)
+        self.loss_tracker.update_state(losses)
+        self.accuracy_tracker.update_state(_hits(labels, logits))
+        self.adversarial_accuracy_tracker.update_state(
+            _hits(labels, adversarial_logits)
+        )
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _attack(self, images, labels, step):
+        # Every replica draws for the whole batch and keeps its own rows.
+        context = tf.distribute.get_replica_context()
+        shape = tf.shape(images)
+        global_shape = tf.concat(
+            [shape[:1] * context.num_replicas_in_sync, shape[1:]], axis=0
+        )
+        seed = (tf.constant(self.seed, tf.int64), tf.cast(step, tf.int64))
+        offsets = self.attack.random_offsets(global_shape, seed)
+        first = shape[0] * tf.cast(context.replica_id_in_sync_group, tf.int32)
+        offsets = offsets[first : first + shape[0]]
+        return self.attack(self.classifier, images, labels, offsets)
+
+    def _num_replicas(self):
+        return tf.distribute.get_replica_context().num_replicas_in_sync
+
+
+def accuracy(classifier, batches, attack=None, seed=0):
+    """Counts the images that a classifier gets right.
+
+    Args:
+        classifier: `keras.Model` from images to logits.
+        batches: finite iterable of `(images, labels)`.
+        attack: `ProjectedGradientDescent` on each image first. Defaults to
+            `None`, the images as they are.
+        seed: integer, decides where the attacks start.
+
+    Returns:
+        `(num_correct, num_examples)`.
+    """
+    ascend = None
+    if attack is not None:
+        ascend = tf.function(attack.ascend, reduce_retracing=True)
+    classify = tf.function(classifier, reduce_retracing=True)
+    num_correct = num_examples = 0
+    for index, (images, labels) in enumerate(batches):
+        adversarial = images
+        if attack is not None:
+            offsets = attack.random_offsets(tf.shape(images), (seed, index))
+            adversarial = attack.project(images + offsets, images)
+            for _ in range(attack.steps):
+                adversarial = ascend(classifier, adversarial, images, labels)
+        logits = classify(adversarial, training=False)
+        num_correct += int(tf.reduce_sum(_hits(labels, logits)))
+        num_examples += len(labels)
+    return num_correct, num_examples
+
+
+def _cross_entropy(labels, logits):
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(
+        tf.cast(labels, tf.int32), tf.cast(logits, tf.float32)
+    )
+
+
+def _hits(labels, logits):
+    """1.0 where the largest logit is the label's, else 0.0."""
+    predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
+    return tf.cast(predictions == tf.cast(labels, tf.int32), tf.float32)
+
+
+def _unit_length(vectors):
+    norms = tf.norm(tf.reshape(vectors, (tf.shape(vectors)[0], -1)), axis=-1)
+    return vectors / tf.maximum(norms, 1e-12)[:, None, None, None]
+
+
+def wilson_interval(num_correct, num_examples):
+    """Wilson's 95 % interval of a share, `(low, high)` in [0, 1]."""
+    share = num_correct / num_examples
+    z = 1.959964
+    scale = 1 + z**2 / num_examples
+    center = (share + z**2 / (2 * num_examples)) / scale
+    variance = share * (1 - share) + z**2 / (4 * num_examples)
+    margin = z * (variance / num_examples) ** 0.5 / scale
+    return center - margin, center + margin

@@ -1,0 +1,228 @@
+import csv
+import pathlib
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
+
+from kinv import callbacks, errors
+
+
+def compiled_model(units=1):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(units)])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def batches(target=1.0):
+    inputs = np.arange(16, dtype="float32").reshape(8, 2) / 16
+    targets = np.full((8, 1), target, "float32")
+    return tf.data.Dataset.from_tensor_slices((inputs, targets)).batch(2)
+
+
+def fit(model, epochs, callback_list, target=1.0, initial_epoch=0):
+    return model.fit(
+        batches(target),
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        callbacks=callback_list,
+        shuffle=False,
+        verbose=0,
+    )
+
+
+def test_restored_run_ends_where_the_uninterrupted_one_does(tmp_path):
+    whole = compiled_model()
+    fit(whole, 4, [])
+    path = tmp_path / "checkpoint.weights.h5"
+    fit(compiled_model(), 2, [callbacks.Checkpoint(path)])
+    resumed = compiled_model()
+    epochs_done = callbacks.restore(resumed, path)
+    assert epochs_done == 2
+    fit(resumed, 4, [callbacks.Checkpoint(path)], initial_epoch=epochs_done)
+    for old, new in zip(
+        whole.get_weights(), resumed.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+    assert callbacks.restore(compiled_model(), path) == 4
+
+
+def test_failed_write_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.weights.h5"
+    model = compiled_model()
+    fit(model, 1, [callbacks.Checkpoint(path)])
+    before = path.read_bytes()
+
+    def disk_full(temporary):
+        pathlib.Path(temporary).write_bytes(b"half a check")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "save_weights", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        fit(model, 2, [callbacks.Checkpoint(path)], initial_epoch=1)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_restore_names_a_missing_checkpoint(tmp_path):
+    with pytest.raises(errors.InputError, match="absent.weights.h5"):
+        callbacks.restore(compiled_model(), tmp_path / "absent.weights.h5")
+
+
+def test_restore_rejects_damage_and_other_networks(tmp_path):
+    path = tmp_path / "checkpoint.weights.h5"
+    fit(compiled_model(), 1, [callbacks.Checkpoint(path)])
+    with pytest.raises(errors.InputError, match="of this network"):
+        callbacks.restore(compiled_model(units=3), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(errors.InputError, match="of this network"):
+        callbacks.restore(compiled_model(), path)
+    path.unlink()
+    compiled_model().save_weights(path)
+    with h5py.File(path) as checkpoint:
+        assert "epoch" not in checkpoint.attrs
+    with pytest.raises(errors.InputError, match="epoch"):
+        callbacks.restore(compiled_model(), path)
+
+
+@pytest.mark.parametrize("target", [np.nan, np.inf])
+def test_non_finite_loss_names_the_step_and_keeps_the_checkpoint(
+    tmp_path, target
+):
+    path = tmp_path / "checkpoint.weights.h5"
+    callback_list = [
+        callbacks.TerminateOnNonFinite(),
+        callbacks.Checkpoint(path),
+    ]
+    model = compiled_model()
+    fit(model, 1, callback_list)
+    before = path.read_bytes()
+    with pytest.raises(errors.NonFiniteError, match="epoch 2, step 1"):
+        fit(model, 2, callback_list, target=target, initial_epoch=1)
+    assert path.read_bytes() == before
+
+
+def test_non_finite_checks_every_log_and_the_validation():
+    callback = callbacks.TerminateOnNonFinite()
+    callback.on_epoch_begin(6)
+    callback.on_train_batch_end(0, {"generator_loss": 1.0})
+    with pytest.raises(errors.NonFiniteError, match="discriminator_loss beca"):
+        callback.on_train_batch_end(
+            9, {"generator_loss": 1.0, "discriminator_loss": float("nan")}
+        )
+    with pytest.raises(errors.NonFiniteError, match="epoch 7, validation"):
+        callback.on_epoch_end(6, {"val_mse": float("inf")})
+
+
+def test_time_remaining_leaves_out_compilation(monkeypatch):
+    clock = iter([0.0, 100.0, 100.0 + 9 * 6, 100.0 + 19 * 6])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    callback = callbacks.TimeRemaining()
+    callback.set_params({"epochs": 5, "steps": 10})
+    callback.on_train_begin()
+    # The first step takes 100 seconds, every other one 6: a minute per epoch.
+    for step in range(10):
+        callback.on_train_batch_end(step)
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    assert logs["minutes_left"] == pytest.approx(4.0)
+    for step in range(10):
+        callback.on_train_batch_end(step)
+    callback.on_epoch_end(1, logs)
+    assert logs["minutes_left"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("steps", [None, 1])
+def test_time_remaining_of_epochs_of_one_step(monkeypatch, steps):
+    clock = iter([0.0, 60.0])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    callback = callbacks.TimeRemaining()
+    callback.set_params({"epochs": 3, "steps": steps})
+    callback.on_train_begin()
+    callback.on_train_batch_end(0)
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    assert logs["minutes_left"] == pytest.approx(2.0)
+
+
+def test_time_remaining_reaches_the_log_of_a_resumed_run():
+    history = fit(
+        compiled_model(), 3, [callbacks.TimeRemaining()], initial_epoch=1
+    ).history
+    assert len(history["minutes_left"]) == 2
+    assert history["minutes_left"][0] > 0
+    assert history["minutes_left"][1] == 0
+
+
+class FakeInversion(keras.Model):
+    """Reconstructs every image as one grey, read from the noise."""
+
+    def reconstruct(self, images, noise):
+        return tf.ones((len(images), 2, 2, 3)) * noise[:, :1, None, None]
+
+
+def test_reconstruction_summary_shows_originals_over_reconstructions(tmp_path):
+    images = np.zeros((3, 4, 4, 3), "float32")
+    images += np.array([10, 20, 30])[:, None, None, None]
+    noise = np.array([[[40], [50], [60]], [[70], [80], [300]]], "float32")
+    callback = callbacks.ReconstructionSummary(tmp_path, images, noise)
+    callback.set_model(FakeInversion())
+    callback.on_epoch_end(0)
+    callback.on_epoch_end(1)
+    callback.on_train_end()
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path / "reconstructions"), {"tensors": 0}
+    )
+    events.Reload()
+    written = events.Tensors("reconstructions")
+    assert [event.step for event in written] == [1, 2]
+    picture = tf.io.decode_png(written[0].tensor_proto.string_val[2]).numpy()
+    grid = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 255]])
+    expected = np.repeat(np.repeat(grid, 2, axis=0), 2, axis=1)
+    np.testing.assert_array_equal(picture, np.stack([expected] * 3, axis=-1))
+
+
+def test_log_of_a_resumed_run_has_one_row_per_epoch(tmp_path):
+    path = tmp_path / "metrics.csv"
+    fit(compiled_model(), 3, [callbacks.csv_log(path, 0)])
+    # Killed after the row of epoch 2 was written and before its checkpoint.
+    log = callbacks.csv_log(path, 2)
+    fit(compiled_model(), 4, [log], initial_epoch=2)
+    with open(path, newline="") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+
+
+class FakeResolver:
+    def __init__(self, task_type, task_id, cluster):
+        self.task_type, self.task_id = task_type, task_id
+        self.cluster_spec = lambda: tf.train.ClusterSpec(cluster)
+
+
+class FakeStrategy:
+    def __init__(self, resolver):
+        self.cluster_resolver = resolver
+
+
+@pytest.mark.parametrize(
+    "task, cluster, expected",
+    [
+        (("chief", 0), {"chief": ["a:1"], "worker": ["b:1"]}, True),
+        (("worker", 0), {"chief": ["a:1"], "worker": ["b:1"]}, False),
+        (("worker", 0), {"worker": ["a:1", "b:1"]}, True),
+        (("worker", 1), {"worker": ["a:1", "b:1"]}, False),
+    ],
+)
+def test_one_worker_is_chief(task, cluster, expected):
+    strategy = FakeStrategy(FakeResolver(*task, cluster))
+    assert callbacks.is_chief(strategy) is expected
+
+
+def test_a_single_process_is_chief():
+    assert callbacks.is_chief(tf.distribute.get_strategy())
+    assert callbacks.is_chief(tf.distribute.MirroredStrategy(["CPU:0"]))

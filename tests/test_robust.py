@@ -1,0 +1,188 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from kinv import classifiers, errors, robust
+
+NORM_OF_DIRECTION = 2.0
+
+
+def linear_classifier():
+    """Logits (0, direction . pixels); the steepest ascent is known."""
+    direction = np.random.default_rng(0).normal(size=48)
+    direction *= NORM_OF_DIRECTION / np.linalg.norm(direction)
+    classifier = keras.Sequential(
+        [
+            keras.Input((4, 4, 3)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, use_bias=False),
+        ]
+    )
+    kernel = np.stack([np.zeros(48), 1e-3 * direction], axis=1)
+    classifier.set_weights([kernel])
+    return classifier, direction.reshape(4, 4, 3).astype("float32")
+
+
+def images_and_labels(count, size=8, num_classes=3):
+    random = np.random.default_rng(1)
+    images = random.uniform(0, 255, (count, size, size, 3)).astype("float32")
+    return images, random.integers(0, num_classes, count)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attack_finds_the_optimum_of_a_linear_classifier(norm):
+    classifier, direction = linear_classifier()
+    images = np.full((2, 4, 4, 3), 127.0, "float32")
+    labels = np.array([0, 1])
+    attack = robust.ProjectedGradientDescent(norm, 6.0, 20, step_size=6.0)
+    offsets = attack.random_offsets(tf.shape(images), (0, 0))
+    adversarial = attack(classifier, images, labels, offsets)
+    if norm == "linf":
+        towards = 6.0 * np.sign(direction)
+    else:
+        towards = 6.0 * direction / NORM_OF_DIRECTION
+    expected = images + np.stack([towards, -towards])
+    np.testing.assert_allclose(adversarial, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attack_stays_in_the_ball_and_in_range(norm):
+    classifier = classifiers.build_classifier(8, 3, width=2)
+    images, labels = images_and_labels(6)
+    attack = robust.ProjectedGradientDescent(norm, 40.0, 3, step_size=30.0)
+    offsets = attack.random_offsets(tf.shape(images), (0, 0))
+    adversarial = np.asarray(attack(classifier, images, labels, offsets))
+    order = np.inf if norm == "linf" else 2
+    moved = (adversarial - images).reshape(6, -1)
+    norms = np.linalg.norm(moved, ord=order, axis=1)
+    assert norms.max() <= 40.0 + 1e-3
+    assert norms.min() > 1.0
+    assert adversarial.min() >= 0 and adversarial.max() <= 255
+
+
+def test_random_offsets_fill_the_ball():
+    shape = tf.constant([2000, 1, 1, 2])
+    attack = robust.ProjectedGradientDescent("l2", 10.0, 1)
+    offsets = np.asarray(attack.random_offsets(shape, (0, 0))).reshape(-1, 2)
+    norms = np.linalg.norm(offsets, axis=1)
+    assert norms.max() <= 10.0
+    # Of a disc's area a quarter lies within half its radius.
+    assert (norms < 5.0).mean() == pytest.approx(0.25, abs=0.04)
+    attack = robust.ProjectedGradientDescent("linf", 10.0, 1)
+    offsets = np.asarray(attack.random_offsets(shape, (0, 0)))
+    assert np.abs(offsets).max() <= 10.0
+    # The standard deviation of a uniform variable of width 20.
+    assert offsets.std() == pytest.approx(20 / 12**0.5, rel=0.03)
+
+
+def test_random_offsets_depend_on_the_seed_alone():
+    attack = robust.ProjectedGradientDescent("l2", 10.0, 1)
+    shape = tf.constant([2, 4, 4, 3])
+    first = np.asarray(attack.random_offsets(shape, (3, 1)))
+    np.testing.assert_array_equal(attack.random_offsets(shape, (3, 1)), first)
+    assert not np.allclose(attack.random_offsets(shape, (3, 2)), first)
+
+
+def test_attack_leaves_the_classifier_alone():
+    classifier = classifiers.build_classifier(8, 3, width=2)
+    before = classifier.get_weights()
+    images, labels = images_and_labels(4)
+    attack = robust.ProjectedGradientDescent("linf", 8.0, 2)
+    attack(classifier, images, labels, tf.zeros_like(images))
+    for old, new in zip(before, classifier.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("l1", 8, 4), "Received: norm=l1"),
+        (("linf", 0, 4), "Received: radius=0"),
+        (("linf", 8, 0), "steps=0"),
+    ],
+)
+def test_attack_rejects(arguments, message):
+    with pytest.raises(errors.InputError, match=message):
+        robust.ProjectedGradientDescent(*arguments)
+
+
+def take_a_step(strategy, norm):
+    """Trains one Adam step; returns the weights and what `fit` logged."""
+    images, labels = images_and_labels(8)
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        classifier = classifiers.build_classifier(8, 3, width=4)
+        if norm is None:
+            model = classifier
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(keras.optimizers.Adam(0.01, epsilon=1e-3), loss)
+        else:
+            attack = robust.ProjectedGradientDescent(norm, 8.0, 2)
+            model = robust.AdversarialTraining(classifier, attack, seed=5)
+            # Adam divides a gradient by its own size. The larger epsilon
+            # keeps rounding errors of vanishing gradients from turning it.
+            model.compile(keras.optimizers.Adam(0.01, epsilon=1e-3))
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    history = model.fit(batches, verbose=0, shuffle=False)
+    return classifier.get_weights(), history.history
+
+
+@pytest.mark.parametrize("norm", [None, "linf", "l2"])
+def test_two_replicas_step_as_one_does(norm):
+    devices = tf.config.list_logical_devices("CPU")
+    assert len(devices) >= 2, "needs two logical CPUs"
+    names = [device.name for device in devices[:2]]
+    one, one_log = take_a_step(tf.distribute.get_strategy(), norm)
+    two, two_log = take_a_step(tf.distribute.MirroredStrategy(names), norm)
+    keras.utils.set_random_seed(0)
+    initial = classifiers.build_classifier(8, 3, width=4).get_weights()
+    moved = [np.abs(a - b).max() for a, b in zip(initial, one, strict=True)]
+    assert min(moved) > 0
+    for first, second in zip(one, two, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-5)
+    if norm is not None:
+        assert one_log["loss"] == pytest.approx(two_log["loss"], abs=1e-5)
+
+
+def test_training_raises_accuracy_under_attack():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 64)
+    images = random.uniform(100, 155, (64, 8, 8, 3)).astype("float32")
+    images[:, :, :, 0] += np.where(labels, 50, -50)[:, None, None]
+    keras.utils.set_random_seed(0)
+    classifier = classifiers.build_classifier(8, 2, width=4)
+    attack = robust.ProjectedGradientDescent("linf", 8.0, 2)
+    model = robust.AdversarialTraining(classifier, attack, seed=0)
+    model.compile(keras.optimizers.Adam(0.01))
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)
+    log = model.fit(batches, epochs=20, verbose=0, shuffle=False).history
+    assert log["adversarial_accuracy"][-1] > 0.95
+    assert log["loss"][-1] < log["loss"][0]
+    log = model.evaluate(batches, verbose=0, return_dict=True)
+    assert set(log) == {"loss", "accuracy", "adversarial_accuracy"}
+    assert log["accuracy"] >= log["adversarial_accuracy"] > 0.95
+
+
+def test_accuracy_counts():
+    classifier, direction = linear_classifier()
+    # Signed distances from the decision boundary, in pixel values along the
+    # unit direction; class 1 where positive.
+    distances = np.array([30.0, 10.0, -10.0, 30.0, -30.0], "float32")
+    unit = direction / NORM_OF_DIRECTION
+    center = 127.0 - unit * (127.0 * unit.sum())
+    images = center + distances[:, None, None, None] * unit
+    labels = np.array([1, 1, 1, 1, 0])
+    batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+    assert robust.accuracy(classifier, batches) == (4, 5)
+    # A ball of radius 20 reaches across the boundary from 10, not from 30.
+    attack = robust.ProjectedGradientDescent("l2", 20.0, 10)
+    assert robust.accuracy(classifier, batches, attack) == (3, 5)
+
+
+@pytest.mark.parametrize("correct, total", [(0, 10), (7, 10), (500, 500)])
+def test_wilson_interval(correct, total):
+    expected = stats.binomtest(correct, total).proportion_ci(method="wilson")
+    interval = robust.wilson_interval(correct, total)
+    np.testing.assert_allclose(interval, expected, atol=1e-6)

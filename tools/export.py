@@ -1,0 +1,260 @@
+"""Exports a trained run as one SavedModel, measured on held-out images.
+
+Example:
+    tools/export.py --run runs/inversion --out exported/scenes32
+"""
+
+import argparse
+import os
+import pathlib
+
+from kinv import errors, files
+
+# Images per batch whose moments are averaged, and that are measured at once.
+BATCH_SIZE = 250
+
+# Of a run's options, those that tell about the machine, not about the model.
+PRIVATE_OPTIONS = {"data_dir", "resume", "strategy", "verbose"}
+
+
+def parse_arguments(argv):
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(
+        description="Export classifier and averaged generator of a run of "
+        "tools/train.py as one SavedModel, the next version below --out.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--run", required=True, metavar="DIR", help="run of tools/train.py")
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="where the versions 1, 2, ... lie, such as exported/NAME",
+    )
+    add(
+        "--statistics-examples",
+        type=errors.positive_int,
+        default=10_000,
+        metavar="IMAGES",
+        help="training images whose logits fill the statistics that the "
+        "generator normalises with",
+    )
+    add(
+        "--validation-examples",
+        type=errors.positive_int,
+        default=1000,
+        metavar="IMAGES",
+        help="held-out images that the exported model is measured on",
+    )
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where TFDS keeps data sets; None is TFDS's own folder",
+    )
+    add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Exports the run and prints the figures and the path."""
+    options = parse_arguments(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+
+    from kinv import classifiers, datasets, export, pipeline
+
+    # The run.
+    run = pathlib.Path(options.run)
+    config = read_config(run)
+    trained = config["options"]
+    classifier = classifiers.load_classifier(run / "classifier.keras")
+    classifier_size = classifier.input_shape[1]
+    generator = export.load_generator(run / "generator.keras")
+    if classifier.output_shape[-1] != generator.num_classes:
+        raise errors.InputError(
+            f"Expected a classifier of {generator.num_classes} logits in "
+            f"{run}, as its generator takes. Received: one of "
+            f"{classifier.output_shape[-1]}."
+        )
+
+    def open_split(split):
+        return datasets.open_dataset(
+            trained["dataset"],
+            split,
+            options.data_dir or trained.get("data_dir"),
+            trained.get("skip_unreadable", False),
+        )
+
+    source = open_split(trained["train_split"])
+    validation = open_split(trained["validation_split"])
+
+    # The generator, from training to inference.
+    batch_size = min(
+        BATCH_SIZE, options.statistics_examples, source.num_examples
+    )
+    num_batches = -(-options.statistics_examples // batch_size)
+    image_batches = source.training_batches(
+        classifier_size,
+        batch_size,
+        options.seed,
+        crop=trained.get("crop", "center"),
+    ).take(num_batches)
+    inputs = export.generator_inputs(
+        classifier, image_batches, generator.noise_dim, options.seed
+    )
+    print(f"filling statistics with {num_batches * batch_size} images")
+    generator.fold_spectral_norms(iterations=20)
+    generator.fill_standing_statistics(
+        with_progress(inputs, keras.utils.Progbar(num_batches))
+    )
+
+    metadata = {
+        "class_names": config["class_names"],
+        "num_classes": generator.num_classes,
+        "noise_dim": generator.noise_dim,
+        "image_size": generator.image_size,
+        "classifier_size": classifier_size,
+        "dataset": portable(trained["dataset"]),
+        "training": {
+            name: portable(value)
+            for name, value in trained.items()
+            if name not in PRIVATE_OPTIONS
+        },
+        "export": {
+            "statistics_examples": num_batches * batch_size,
+            "seed": options.seed,
+        },
+        "metrics": {},
+        "versions": {
+            "training": config.get("versions"),
+            "export": files.versions(),
+        },
+        "git_commit": {
+            "training": config.get("git_commit"),
+            "export": files.git_commit(),
+        },
+    }
+    with export.new_version(options.out) as (temporary, final):
+        export.save(temporary, classifier, generator, metadata)
+        print("measuring on held-out images")
+        metadata["metrics"] = measure(
+            pipeline.Pipeline.load(temporary),
+            validation.evaluation_batches(
+                classifier_size, BATCH_SIZE, options.validation_examples
+            ),
+            keras.utils.Progbar(
+                min(options.validation_examples, validation.num_examples)
+            ),
+            options.seed,
+        )
+        export.write_metadata(temporary, metadata)
+
+    metrics = metadata["metrics"]
+    low, high = metrics["agreement_interval"]
+    print(
+        f"agreement     {metrics['agreement']:.1%} of {metrics['images']} "
+        f"images (95 % interval {low:.1%} to {high:.1%})"
+    )
+    print(f"accuracy      {metrics['accuracy']:.1%} of the classifier")
+    print(f"logit cosine  {metrics['logit_cosine']:.3f}")
+    print(
+        f"pixel MSE     {metrics['pixel_mse']:.0f} against "
+        f"{metrics['shuffled_pixel_mse']:.0f} shuffled (values in [0, 255])"
+    )
+    megabytes = size(final[0]) / 1e6
+    print(f"exported: {final[0]} ({megabytes:.1f} MB)")
+    print(f"next: tools/invert.py --model {options.out} IMAGE... --out grid.png")
+
+
+def read_config(run):
+    """Reads a run's config.json; InputError unless it is of tools/train.py."""
+    config = files.read_json(run / "config.json")
+    options = config.get("options", {})
+    needed = {"dataset", "train_split", "validation_split"}
+    if "generator" not in config or not needed <= set(options):
+        raise errors.InputError(
+            f"Expected a run of tools/train.py. Received: {run}, whose "
+            "config.json is of something else."
+        )
+    return config
+
+
+def with_progress(batches, bar):
+    for batch in batches:
+        yield batch
+        bar.add(1)
+
+
+def portable(value):
+    """Leaves the last part of an absolute path; others as they are."""
+    if isinstance(value, str) and os.path.isabs(value):
+        return pathlib.Path(value).name
+    return value
+
+
+def measure(model, batches, bar, seed):
+    """Compares held-out images with one reconstruction each.
+
+    Args:
+        model: `pipeline.Pipeline`.
+        batches: iterable of (images, labels).
+        bar: progress bar, in images.
+        seed: of the noise.
+
+    Returns:
+        dict of `images` (their number), `accuracy` of the classifier,
+        `agreement` (share of reconstructions that get their image's class)
+        with its Wilson 95 % interval, `logit_cosine`, `pixel_mse` and
+        `shuffled_pixel_mse` (against the next image's reconstruction).
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from kinv import robust
+
+    random = np.random.default_rng(seed)
+    size = model.image_size
+    rows = []
+    for images, labels in batches:
+        noise = random.standard_normal(
+            (len(images), 1, model.noise_dim), "float32"
+        )
+        logits = model.logits(images)
+        reconstructions = model.reconstruct(images, noise)[:, 0]
+        again = model.logits(reconstructions)
+        if images.shape[1] != size:
+            images = tf.image.resize(images, (size, size), antialias=True)
+        shuffled = np.roll(reconstructions, 1, axis=0)
+        lengths = np.linalg.norm(logits, axis=-1) * np.linalg.norm(
+            again, axis=-1
+        )
+        rows.append(
+            [
+                logits.argmax(-1) == labels,
+                logits.argmax(-1) == again.argmax(-1),
+                (logits * again).sum(-1) / np.maximum(lengths, 1e-12),
+                np.mean((images - reconstructions) ** 2, axis=(1, 2, 3)),
+                np.mean((images - shuffled) ** 2, axis=(1, 2, 3)),
+            ]
+        )
+        bar.add(len(images))
+    hits, same, cosine, error, shuffled_error = np.concatenate(rows, axis=1)
+    return {
+        "images": len(same),
+        "accuracy": float(hits.mean()),
+        "agreement": float(same.mean()),
+        "agreement_interval": robust.wilson_interval(same.sum(), len(same)),
+        "logit_cosine": float(cosine.mean()),
+        "pixel_mse": float(error.mean()),
+        "shuffled_pixel_mse": float(shuffled_error.mean()),
+    }
+
+
+def size(path):
+    """Bytes of the files below a directory."""
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,457 @@
+"""Trains the inversion model of a classifier.
+
+Example:
+    tools/train.py --dataset kinv_scenes/32 \
+        --classifier runs/classifier/classifier.keras --out runs/inversion
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+
+from kinv import errors, files
+
+# `paper` is section 7.2 of the supplementary to the letter. The others differ
+# where small, short runs gain by it (README, "Departures from the paper").
+PRESETS = {
+    "small": {
+        "image_size": 32,
+        "base_channels": 16,
+        "batch_size": 64,
+        "steps": 6000,
+        "steps_per_epoch": 200,
+        "generator_learning_rate": 4e-4,
+        "discriminator_learning_rate": 4e-4,
+        "gain_offset": 1.0,
+        "logit_normalization": "standardize",
+        "ema_decay": 0.999,
+        "ema_start_step": 200,
+    },
+    "paper": {
+        "image_size": 64,
+        "base_channels": 96,
+        "batch_size": 2048,
+        "steps": 250000,
+        "steps_per_epoch": 2500,
+        "generator_learning_rate": 1e-4,
+        "discriminator_learning_rate": 5e-4,
+        "gain_offset": 0.0,
+        "logit_normalization": "none",
+        "ema_decay": 0.9999,
+        "ema_start_step": 40000,
+    },
+}
+PRESETS["demo"] = {**PRESETS["small"], "steps": 1000, "steps_per_epoch": 100}
+
+# What may differ between a run and its resumption.
+RESUME_MAY_CHANGE = {"resume", "steps", "strategy", "data_dir", "verbose"}
+
+
+def parse_arguments(argv):
+    """Reads the flags; those not given take the preset's values."""
+    parser = argparse.ArgumentParser(
+        description="Train a generator that inverts a classifier's logits.",
+        epilog="presets: "
+        + "; ".join(
+            f"{name}: "
+            + ", ".join(f"{key} {value}" for key, value in preset.items())
+            for name, preset in PRESETS.items()
+        ),
+    )
+    add = parser.add_argument
+
+    main = parser.add_argument_group("main")
+    add = main.add_argument
+    add(
+        "--dataset",
+        required=True,
+        help="TFDS name, or a folder of images with one sub-folder per class",
+    )
+    add(
+        "--classifier",
+        required=True,
+        metavar="FILE",
+        help=".keras file of "
+        "the classifier to invert: images in [0, 255] to logits",
+    )
+    add("--out", required=True, metavar="DIR", help="run directory to write")
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="small",
+        help="defaults of the flags without one of their own (default: small)",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out from its last checkpoint",
+    )
+
+    training = parser.add_argument_group("training")
+    add = training.add_argument
+    add(
+        "--steps",
+        type=errors.positive_int,
+        metavar="STEPS",
+        help="generator updates in all",
+    )
+    add(
+        "--batch-size",
+        type=errors.positive_int,
+        metavar="IMAGES",
+        help="images "
+        "per update, over all devices; a step takes this times (discriminator "
+        "steps + 1)",
+    )
+    add(
+        "--discriminator-steps",
+        type=errors.positive_int,
+        default=2,
+        metavar="STEPS",
+        help="discriminator updates per generator update (default: 2)",
+    )
+    add(
+        "--generator-learning-rate",
+        type=errors.positive_float,
+        metavar="RATE",
+        help="Adam's, constant",
+    )
+    add(
+        "--discriminator-learning-rate",
+        type=errors.positive_float,
+        metavar="RATE",
+        help="Adam's, constant",
+    )
+    add(
+        "--ema-decay",
+        type=errors.non_negative_float,
+        metavar="DECAY",
+        help="decay of the averaged generator, in [0, 1)",
+    )
+    add(
+        "--ema-start-step",
+        type=errors.non_negative_int,
+        metavar="STEP",
+        help="generator update at which averaging starts",
+    )
+    add(
+        "--seed",
+        type=errors.non_negative_int,
+        default=8,
+        help="of weights, "
+        "noise and the order of images (default: 8, the paper's)",
+    )
+
+    network = parser.add_argument_group("networks")
+    add = network.add_argument
+    add(
+        "--image-size",
+        type=errors.positive_int,
+        metavar="PIXELS",
+        help="height and width of reconstructions: 32, 64 or 128",
+    )
+    add(
+        "--base-channels",
+        type=errors.positive_int,
+        metavar="CHANNELS",
+        help="width of both networks",
+    )
+    add(
+        "--noise-dim",
+        type=errors.positive_int,
+        default=120,
+        metavar="NUMBERS",
+        help="length of the noise vector (default: 120)",
+    )
+    add(
+        "--embedding-dim",
+        type=errors.positive_int,
+        default=128,
+        metavar="NUMBERS",
+        help="length of the embedded logits (default: 128)",
+    )
+    add(
+        "--gain-offset",
+        type=errors.non_negative_float,
+        metavar="GAIN",
+        help="added to the conditional norms' gains: 0 as the paper's code, 1 "
+        "as BigGAN",
+    )
+    add(
+        "--norms-per-block",
+        type=int,
+        choices=(2, 3),
+        default=2,
+        help="conditional norms per generator block (default: 2)",
+    )
+    add(
+        "--no-attention",
+        dest="attention",
+        action="store_false",
+        help="leave out the self-attention blocks",
+    )
+    add(
+        "--logit-normalization",
+        choices=("none", "standardize", "whiten"),
+        help="fixed scaling of the logits before both networks",
+    )
+
+    data = parser.add_argument_group("data")
+    add = data.add_argument
+    add(
+        "--train-split",
+        default="train",
+        help="split to train on (default: train)",
+    )
+    add(
+        "--validation-split",
+        default="validation",
+        help="split to measure on (default: validation)",
+    )
+    add(
+        "--validation-images",
+        type=errors.positive_int,
+        default=1000,
+        metavar="IMAGES",
+        help="images measured after every epoch (default: 1000)",
+    )
+    add(
+        "--crop",
+        choices=("center", "random"),
+        default="center",
+        help="random: a square of 50 to 100 %% of the area, seen alike by "
+        "classifier and target (default: center)",
+    )
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where TFDS keeps data sets (default: TFDS's own)",
+    )
+    add(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out unreadable "
+        "images of a folder, and count them, instead of stopping",
+    )
+
+    run = parser.add_argument_group("run")
+    add = run.add_argument
+    add(
+        "--steps-per-epoch",
+        type=errors.positive_int,
+        metavar="STEPS",
+        help="generator updates between checkpoints, measurements and image "
+        "summaries",
+    )
+    add(
+        "--strategy",
+        default="auto",
+        choices=("auto", "single", "mirrored", "multiworker", "tpu"),
+        help="devices to train on (default: auto, all GPUs of this host)",
+    )
+    add(
+        "--precision",
+        default="auto",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+        help="of convolutions (default: auto, mixed_bfloat16 where the device "
+        "computes in it)",
+    )
+    add(
+        "--verbose",
+        type=int,
+        choices=(0, 1, 2),
+        default=1,
+        help="0 silent, 1 progress bar, 2 a line per epoch (default: 1)",
+    )
+
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS[preset])
+    options = parser.parse_args(argv)
+    if options.ema_decay >= 1:
+        parser.error(
+            f"argument --ema-decay: expected a number in [0, 1), received "
+            f"{options.ema_decay}"
+        )
+    return options
+
+
+def main(argv=None):
+    """Trains, and leaves a run directory that `tools/export.py` reads."""
+    options = parse_arguments(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+    import tensorflow as tf
+
+    from kinv import (
+        callbacks,
+        classifiers,
+        datasets,
+        devices,
+        inversion,
+        networks,
+    )
+
+    resumed = options.resume and pathlib.Path(options.out).exists()
+    if resumed:
+        run = pathlib.Path(options.out)
+        files.require_same_options(
+            run / "config.json", vars(options), RESUME_MAY_CHANGE
+        )
+    classifier_size = classifiers.load_classifier(
+        options.classifier
+    ).input_shape[1]
+
+    # Data.
+    def open_split(split):
+        return datasets.open_dataset(
+            options.dataset, split, options.data_dir, options.skip_unreadable
+        )
+
+    source = open_split(options.train_split)
+    validation = open_split(options.validation_split)
+    feed_size = options.batch_size * (options.discriminator_steps + 1)
+    if feed_size > source.num_examples:
+        raise errors.InputError(
+            f"Expected at least {feed_size} training images, one step's worth. "
+            f"Received: {source.num_examples}. Lower --batch-size."
+        )
+
+    # Networks, on the devices.
+    strategy = devices.make_strategy(options.strategy)
+    if options.batch_size % strategy.num_replicas_in_sync:
+        raise errors.InputError(
+            f"Expected a batch size that {strategy.num_replicas_in_sync} "
+            f"devices share evenly. Received: --batch-size "
+            f"{options.batch_size}."
+        )
+    precision = devices.set_precision(options.precision)
+    keras.utils.set_random_seed(options.seed)
+    with strategy.scope():
+        classifier = classifiers.load_classifier(options.classifier)
+        num_classes = classifier.output_shape[-1]
+        if num_classes != len(source.class_names):
+            raise errors.InputError(
+                f"Expected a classifier for the {len(source.class_names)} "
+                f"classes of {options.dataset}. Received: "
+                f"{options.classifier}, which has {num_classes} logits."
+            )
+        sizes = {
+            "image_size": options.image_size,
+            "num_classes": num_classes,
+            "base_channels": options.base_channels,
+            "attention": options.attention,
+            "logit_normalization": options.logit_normalization,
+        }
+        generator = networks.Generator(
+            **sizes,
+            noise_dim=options.noise_dim,
+            embedding_dim=options.embedding_dim,
+            gain_offset=options.gain_offset,
+            norms_per_block=options.norms_per_block,
+        )
+        discriminator = networks.Discriminator(**sizes)
+        model = inversion.InversionGAN(
+            classifier,
+            generator,
+            discriminator,
+            discriminator_steps=options.discriminator_steps,
+            ema_decay=options.ema_decay,
+            ema_start_step=options.ema_start_step,
+            seed=options.seed,
+        )
+
+        def adam(learning_rate):
+            optimizer = keras.optimizers.Adam(
+                learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
+            )
+            if precision == "mixed_float16":
+                return keras.optimizers.LossScaleOptimizer(optimizer)
+            return optimizer
+
+        model.compile(
+            adam(options.generator_learning_rate),
+            adam(options.discriminator_learning_rate),
+            # XLA is slower on CPU, and fails on several replicas.
+            jit_compile=options.strategy in ("auto", "single")
+            and len(tf.config.list_physical_devices("GPU")) == 1,
+        )
+
+    # The run directory, its options first.
+    if not resumed:
+        run = files.new_directory(options.out)
+        files.write_json(
+            run / "config.json",
+            {
+                "options": vars(options),
+                "precision": precision,
+                "dataset": options.dataset,
+                "class_names": source.class_names,
+                "generator": generator.get_config(),
+                "discriminator": discriminator.get_config(),
+                "versions": files.versions(),
+                "git_commit": files.git_commit(),
+            },
+        )
+    with files.atomic_path(run / "classifier.keras") as temporary:
+        shutil.copyfile(options.classifier, temporary)
+
+    # Where a previous process stopped.
+    first_epoch = 0
+    checkpoint = run / "checkpoint.weights.h5"
+    if checkpoint.exists():
+        first_epoch = callbacks.restore(model, checkpoint)
+        print(f"continuing after step {first_epoch * options.steps_per_epoch}")
+    elif options.logit_normalization != "none":
+        statistics = source.evaluation_batches(classifier_size, 500, 10_000)
+        model.set_logit_statistics(
+            classifier.predict(
+                statistics.map(lambda images, labels: images), verbose=0
+            )
+        )
+
+    def save_generator(epoch, logs):
+        with files.atomic_path(run / "generator.keras") as temporary:
+            model.averaged_generator.save(temporary)
+
+    validation_batches = validation.evaluation_batches(
+        classifier_size, 250, options.validation_images
+    )
+    probe_images = next(iter(validation_batches))[0][:8]
+    probe_noise = tf.random.stateless_normal(
+        (4, len(probe_images), options.noise_dim), seed=[options.seed, -2]
+    )
+    epochs = -(-options.steps // options.steps_per_epoch)
+    start = first_epoch * options.steps_per_epoch * feed_size
+    chief = callbacks.is_chief(strategy)
+    model.fit(
+        source.training_batches(
+            classifier_size, feed_size, options.seed, start, options.crop
+        ),
+        validation_data=validation_batches,
+        epochs=epochs,
+        initial_epoch=first_epoch,
+        steps_per_epoch=options.steps_per_epoch,
+        shuffle=False,
+        verbose=options.verbose,
+        callbacks=[
+            callbacks.TerminateOnNonFinite(),
+            callbacks.TimeRemaining(),
+        ]
+        + chief
+        * [
+            callbacks.csv_log(run / "metrics.csv", first_epoch),
+            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+            callbacks.ReconstructionSummary(
+                run / "tensorboard", probe_images, probe_noise
+            ),
+            keras.callbacks.LambdaCallback(on_epoch_end=save_generator),
+        ]
+        + [callbacks.Checkpoint(checkpoint)],
+    )
+    print(f"run directory: {run}")
+    print(f"next: tools/export.py --run {run} --out exported/{run.name}")
+
+
+if __name__ == "__main__":
+    errors.run(main, resumable=True)

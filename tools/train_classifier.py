@@ -1,0 +1,386 @@
+"""Trains a classifier to be inverted: standard, or robust by PGD.
+
+The run directory receives config.json (these options), classifier.keras,
+metrics.json (accuracy as it is and under attack), metrics.csv, tensorboard/
+and checkpoint.weights.h5. The same command with --resume continues a run that
+was stopped at any moment.
+"""
+
+import argparse
+import os
+import pathlib
+import shlex
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from kinv import errors  # noqa: E402
+
+
+def parse_arguments(argv=None):
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        required=True,
+        help="TFDS name, or a folder with one sub-folder of images per class",
+    )
+    data.add_argument("--train-split", default="train", help="TFDS split")
+    data.add_argument(
+        "--validation-split",
+        default="validation",
+        help="held-out split, for validation and for metrics.json",
+    )
+    data.add_argument(
+        "--data-dir", help="where TFDS keeps data sets (TFDS's own default)"
+    )
+    data.add_argument(
+        "--image-size",
+        type=errors.positive_int,
+        default=32,
+        help="side of the classifier's input in pixels",
+    )
+    data.add_argument(
+        "--crop",
+        choices=("center", "random"),
+        default="center",
+        help="crop of the training images",
+    )
+    data.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out image files that cannot be read instead of stopping",
+    )
+    attack = parser.add_argument_group("adversarial training")
+    attack.add_argument(
+        "--adversarial",
+        choices=("none", "linf", "l2"),
+        default="none",
+        help="norm of the attack to train against; none: standard training, "
+        "attacked in linf only to be measured",
+    )
+    attack.add_argument(
+        "--radius",
+        type=errors.positive_float,
+        help="radius of the attack in pixel values, of training and "
+        "measurement (default: 8, for l2 128)",
+    )
+    attack.add_argument(
+        "--attack-steps",
+        type=errors.positive_int,
+        default=4,
+        help="steps of the attack in training",
+    )
+    attack.add_argument(
+        "--attack-step-size",
+        type=errors.positive_float,
+        help="size of a step in training, in pixel values (default: 2.5 "
+        "times the radius over the number of steps)",
+    )
+    attack.add_argument(
+        "--evaluation-examples",
+        type=errors.positive_int,
+        default=1000,
+        help="held-out images that PGD-20 attacks at the end",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument("--out", required=True, help="run directory")
+    training.add_argument(
+        "--resume", action="store_true", help="continue the run in --out"
+    )
+    training.add_argument(
+        "--epochs", type=errors.positive_int, default=10, help="epochs"
+    )
+    training.add_argument(
+        "--steps-per-epoch",
+        type=errors.positive_int,
+        help="batches per epoch (default: one pass over the images)",
+    )
+    training.add_argument(
+        "--batch-size",
+        type=errors.positive_int,
+        default=128,
+        help="images per step, over all replicas",
+    )
+    training.add_argument(
+        "--width",
+        type=errors.positive_int,
+        default=32,
+        help="channels of the first residual block",
+    )
+    training.add_argument(
+        "--learning-rate",
+        type=errors.positive_float,
+        default=2e-3,
+        help="initial step size of Adam, decays to 0 along a cosine",
+    )
+    training.add_argument(
+        "--seed", type=errors.non_negative_int, default=0, help="random seed"
+    )
+    training.add_argument(
+        "--strategy",
+        choices=("auto", "single", "mirrored", "multiworker", "tpu"),
+        default="auto",
+        help="tf.distribute strategy",
+    )
+    training.add_argument(
+        "--precision",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+        default="auto",
+        help="of training; the classifier is saved in float32",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Trains, measures and saves a classifier."""
+    options = parse_arguments(argv)
+    # After the command line is known to be right: TensorFlow takes seconds.
+    import keras
+    import tensorflow as tf
+
+    from kinv import (
+        callbacks,
+        classifiers,
+        datasets,
+        devices,
+        files,
+        robust,
+    )
+
+    run = pathlib.Path(options.out)
+    if options.resume:
+        check_options(options, files.read_json(run / "config.json"))
+    else:
+        files.new_directory(run)
+    strategy = devices.make_strategy(options.strategy)
+    chief = callbacks.is_chief(strategy)
+    policy = devices.set_precision(options.precision)
+    keras.utils.set_random_seed(options.seed)
+
+    train, held_out = (
+        datasets.open_dataset(
+            options.dataset,
+            split,
+            data_dir=options.data_dir,
+            skip_unreadable=options.skip_unreadable,
+        )
+        for split in (options.train_split, options.validation_split)
+    )
+    check_data(options, train, held_out, strategy.num_replicas_in_sync)
+    num_classes = len(train.class_names)
+    steps = options.steps_per_epoch or train.num_examples // options.batch_size
+    print(
+        f"{options.dataset}: {train.num_examples:,} images of {num_classes} "
+        f"classes, {held_out.num_examples:,} held out"
+    )
+    if chief and not options.resume:
+        config = {
+            "options": saved_options(options),
+            "class_names": train.class_names,
+            "dataset": options.dataset,
+            "versions": files.versions(),
+            "git_commit": files.git_commit(),
+        }
+        files.write_json(run / "config.json", config)
+
+    with strategy.scope():
+        classifier = classifiers.build_classifier(
+            options.image_size, num_classes, options.width
+        )
+        schedule = keras.optimizers.schedules.CosineDecay(
+            options.learning_rate, options.epochs * steps
+        )
+        optimizer = keras.optimizers.Adam(schedule)
+        # XLA is slower on CPU and does not span several devices.
+        one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
+        if options.adversarial == "none":
+            model = classifier
+            model.compile(
+                optimizer,
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                metrics=["accuracy"],
+                jit_compile=one_gpu,
+            )
+            model.optimizer.build(model.trainable_variables)
+        else:
+            attack = make_attack(
+                options, options.attack_steps, options.attack_step_size
+            )
+            model = robust.AdversarialTraining(classifier, attack, options.seed)
+            model.compile(optimizer, jit_compile=one_gpu)
+    checkpoint = run / "checkpoint.weights.h5"
+    epochs_done = 0
+    if options.resume and checkpoint.exists():
+        epochs_done = callbacks.restore(model, checkpoint)
+        print(f"resumed after epoch {epochs_done}")
+    print(
+        f"classifier: {classifier.count_params():,} parameters, {policy}, "
+        f"adversarial training: {options.adversarial}"
+    )
+
+    tensorboard = keras.callbacks.TensorBoard(
+        run / "tensorboard", write_graph=False
+    )
+    log = callbacks.csv_log(run / "metrics.csv", epochs_done) if chief else None
+    start = time.monotonic()
+    try:
+        model.fit(
+            train.training_batches(
+                options.image_size,
+                options.batch_size,
+                options.seed,
+                start=epochs_done * steps * options.batch_size,
+                crop=options.crop,
+            ),
+            epochs=options.epochs,
+            initial_epoch=epochs_done,
+            steps_per_epoch=steps,
+            validation_data=held_out.evaluation_batches(
+                options.image_size, options.batch_size, limit=2000
+            ),
+            shuffle=False,
+            callbacks=[
+                callbacks.TerminateOnNonFinite(),
+                callbacks.TimeRemaining(),
+                *([log, tensorboard] if chief else []),
+                callbacks.Checkpoint(checkpoint),
+            ],
+            verbose=2 if not sys.stdout.isatty() else 1,
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; finished epochs are kept. Go on with:")
+        print("  " + resume_command(argv))
+        raise
+    finally:
+        if log is not None:
+            log.on_train_end()  # Keras leaves the file open after an error.
+    minutes = (time.monotonic() - start) / 60
+    if not chief:
+        return
+
+    # Built anew in float32, so that the saved classifier gives the same
+    # logits on every machine.
+    keras.mixed_precision.set_dtype_policy("float32")
+    weights = classifier.get_weights()
+    classifier = classifiers.build_classifier(
+        options.image_size, num_classes, options.width
+    )
+    classifier.set_weights(weights)
+    metrics = measure(options, classifier, held_out)
+    metrics["class_names"] = train.class_names
+    metrics["dataset"] = options.dataset
+    metrics["training_minutes_of_last_session"] = minutes
+    with files.atomic_path(run / "classifier.keras") as temporary:
+        classifier.save(temporary)
+    files.write_json(run / "metrics.json", metrics)
+    print(f"wrote {run / 'classifier.keras'} and {run / 'metrics.json'}")
+    print(
+        "next: tools/train.py "
+        f"--dataset {shlex.quote(options.dataset)} --classifier "
+        f"{shlex.quote(str(run / 'classifier.keras'))} --out RUN"
+    )
+
+
+def saved_options(options):
+    """The options that make a run what it is."""
+    return {k: v for k, v in vars(options).items() if k != "resume"}
+
+
+def check_options(options, config):
+    """Raises `InputError` unless a run to be resumed had the same options."""
+    before = config["options"]
+    # Paths may be written differently from another working directory.
+    ignored = ("out",)
+    for name, value in saved_options(options).items():
+        if name not in ignored and before.get(name) != value:
+            flag = "--" + name.replace("_", "-")
+            raise errors.InputError(
+                f"Expected the options that {options.out} was started with, "
+                f"there {flag} {before.get(name)}. Received: {flag} {value}. "
+                "Repeat the first command with --resume, or start a new run."
+            )
+
+
+def check_data(options, train, held_out, num_replicas):
+    """Raises `InputError` unless the two splits and the batch size fit."""
+    if train.class_names != held_out.class_names:
+        raise errors.InputError(
+            "Expected the same classes in both splits. Received: "
+            f"{len(train.class_names)} in {options.train_split}, "
+            f"{len(held_out.class_names)} in {options.validation_split}."
+        )
+    if options.batch_size > train.num_examples:
+        raise errors.InputError(
+            "Expected a batch no larger than the training data, "
+            f"{train.num_examples} images. Received: --batch-size "
+            f"{options.batch_size}."
+        )
+    if options.batch_size % num_replicas:
+        raise errors.InputError(
+            f"Expected a batch that {num_replicas} replicas can share evenly. "
+            f"Received: --batch-size {options.batch_size}. Take a multiple of "
+            f"{num_replicas}."
+        )
+
+
+def make_attack(options, steps, step_size=None):
+    """The attack that `options` describe, with this many steps."""
+    from kinv import robust
+
+    norm = "linf" if options.adversarial == "none" else options.adversarial
+    radius = options.radius or {"linf": 8.0, "l2": 128.0}[norm]
+    return robust.ProjectedGradientDescent(norm, radius, steps, step_size)
+
+
+def measure(options, classifier, held_out):
+    """Accuracy as it is and under PGD-20, with 95 % Wilson intervals."""
+    from kinv import robust
+
+    attack = make_attack(options, steps=20)
+    size, batch_size = options.image_size, options.batch_size
+    limit = min(options.evaluation_examples, held_out.num_examples)
+    metrics = {
+        "attack": {
+            "norm": attack.norm,
+            "radius": attack.radius,
+            "steps": attack.steps,
+            "step_size": attack.step_size,
+        }
+    }
+    for name, batches, by in (
+        ("clean", held_out.evaluation_batches(size, batch_size), None),
+        (
+            "pgd20",
+            held_out.evaluation_batches(size, batch_size, limit=limit),
+            attack,
+        ),
+    ):
+        correct, total = robust.accuracy(
+            classifier, batches, attack=by, seed=options.seed
+        )
+        low, high = robust.wilson_interval(correct, total)
+        metrics[f"{name}_accuracy"] = correct / total
+        metrics[f"{name}_interval"] = [low, high]
+        metrics[f"{name}_examples"] = total
+        print(
+            f"{name} accuracy {correct / total:.2%} of {total:,} held-out "
+            f"images (95 % interval {low:.2%} to {high:.2%})"
+        )
+    return metrics
+
+
+def resume_command(argv):
+    """The command that continues this run."""
+    words = ["tools/train_classifier.py", *(argv or sys.argv[1:])]
+    words += [] if "--resume" in words else ["--resume"]
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    errors.run(main)
