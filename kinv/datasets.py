@@ -98,6 +98,9 @@ class Source:
         first_pass, offset = divmod(start, self.num_examples)
 
         def one_pass(index):
+            # The seed of this function's graph. The order must not depend on
+            # the global seed, and TensorFlow fails where that is 0.
+            tf.random.set_seed(1)
             return self.examples.shuffle(
                 min(SHUFFLE_BUFFER, self.num_examples), seed=seed + index
             )

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess  # noqa: S404 (only ever runs git)
 
+import kinv
 from kinv import errors
 
 
@@ -119,8 +120,11 @@ def require_same_options(path, options, may_change):
 
 def versions():
     """Versions of the packages that decide a result, by package name."""
-    packages = ("kinv", "tensorflow", "keras", "tensorflow-datasets", "numpy")
-    return {name: importlib.metadata.version(name) for name in packages}
+    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
+    return {
+        "kinv": kinv.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
 
 
 def git_commit():

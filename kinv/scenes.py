@@ -50,7 +50,8 @@ CLASS_NAMES = tuple(f"{hue} {shape}" for shape in SHAPES for hue in OBJECT_HUES)
 SPLITS = {"train": 40_000, "validation": 4_000, "test": 4_000}
 
 # Half-open ranges of the continuous factors. The azimuth stays within a
-# quarter turn: a cube turned by 90 degrees is the same cube.
+# quarter turn: a cube turned by 90 degrees is the same cube. The lamp turns
+# with the object, so that the azimuth of round shapes shows in their shadow.
 WALL_HUE_RANGE = (0.0, 1.0)
 FLOOR_HUE_RANGE = (0.0, 1.0)
 SIZE_RANGE = (0.55, 1.0)

@@ -67,6 +67,7 @@ def test_train_and_validation_of_a_folder_are_disjoint(folder):
 def test_resumed_stream_equals_the_uninterrupted_one(folder, crop):
     source = datasets.open_dataset(folder, "train[:100%]")
     whole = numbers(source.training_batches(16, 4, seed=5, crop=crop), 20)
+    tf.random.set_seed(0)  # must not matter
     for done in (1, 8, 17):  # 8 batches end in the second pass
         resumed = source.training_batches(
             16, 4, seed=5, start=4 * done, crop=crop
