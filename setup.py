@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(
@@ -14,19 +14,22 @@ setup(
     name="kinv",
     version=VERSION,
     description="Shows what an image classifier still knows at its logits",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["kinv"],
+    packages=find_packages(include=["kinv", "kinv.*"]),
     python_requires=">=3.10",
     # Lower bounds are what was tested, upper bounds the next release that may
     # break. constraints.txt has the exact versions.
     install_requires=[
         "tensorflow>=2.21,<2.23",
-        "keras>=3.15,<4",
+        "keras>=3.15,<4; python_version >= '3.11'",
+        # Later releases need Python 3.11.
+        "keras>=3.12,<3.13; python_version < '3.11'",
         "tensorflow-datasets>=4.9.10,<5",
         # tensorflow-datasets needs it without saying so.
         "importlib_resources>=6,<8",
+        "tensorflow-serving-api>=2.21,<2.23",
         "tensorboard>=2.20,<2.23",
         "numpy>=2,<3",
         "h5py>=3.11,<4",
@@ -34,6 +37,11 @@ setup(
         "matplotlib>=3.9,<4",
     ],
     extras_require={
-        "test": ["pytest>=8,<10", "ruff>=0.14,<1", "scikit-learn>=1.6,<2"],
+        "test": [
+            "pytest>=8,<10",
+            "ruff>=0.14,<1",
+            "scikit-learn>=1.6,<2",
+            "scipy>=1.13,<2",
+        ],
     },
 )

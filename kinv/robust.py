@@ -255,4 +255,5 @@ def wilson_interval(num_correct, num_examples):
     center = (share + z**2 / (2 * num_examples)) / scale
     variance = share * (1 - share) + z**2 / (4 * num_examples)
     margin = z * (variance / num_examples) ** 0.5 / scale
-    return center - margin, center + margin
+    # Rounded, so that no hits give exactly 0 and no misses exactly 1.
+    return round(center - margin, 12), round(center + margin, 12)

@@ -1,6 +1,47 @@
-import tensorflow as tf
+"""Two logical devices, so that tests can train on two replicas."""
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras  # noqa: E402 (TensorFlow reads the level when it is imported)
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from kinv import classifiers, images  # noqa: E402
+
+# Before anything else: devices are fixed once TensorFlow has used one.
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(
     cpu, [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+@pytest.fixture(autouse=True)
+def precision():
+    """Float32 again after every test: tools set the policy for the process."""
+    yield
+    keras.mixed_precision.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """A folder of 32 px images, green and red; no split sub-folders."""
+    folder = tmp_path_factory.mktemp("data") / "colors"
+    random = np.random.default_rng(0)
+    for name, color in {"green": (40, 180, 60), "red": (200, 50, 40)}.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(60):
+            pixels = np.clip(random.normal(color, 20, (32, 32, 3)), 0, 255)
+            images.write_image(folder / name / f"{index:02d}.png", pixels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_file(tmp_path_factory):
+    """A small untrained classifier of two classes, saved."""
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("classifier") / "classifier.keras"
+    classifiers.build_classifier(32, 2, 4).save(path)
+    return path

@@ -1,0 +1,120 @@
+import builtins
+import io
+import platform
+
+import keras
+import pytest
+import tensorflow as tf
+
+from kinv import devices, errors
+
+
+@pytest.fixture(autouse=True)
+def restore_policy():
+    policy = keras.mixed_precision.dtype_policy()
+    yield
+    keras.mixed_precision.set_dtype_policy(policy)
+
+
+def without_accelerators(kind):
+    return [] if kind in ("GPU", "TPU") else ["cpu"]
+
+
+@pytest.mark.parametrize(
+    "name, replicas", [("auto", 1), ("single", 1), ("mirrored", 2)]
+)
+def test_replicas(name, replicas):
+    # tests/conftest.py makes two logical devices of the processor.
+    assert devices.make_strategy(name).num_replicas_in_sync == replicas
+
+
+def test_a_value_is_summed_over_replicas():
+    strategy = devices.make_strategy("mirrored")
+
+    @tf.function
+    def total():
+        per_replica = strategy.run(lambda: tf.constant(3.0))
+        return strategy.reduce("sum", per_replica, axis=None)
+
+    assert total().numpy() == 6.0
+
+
+def test_several_workers_need_a_description(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(errors.InputError, match="TF_CONFIG"):
+        devices.make_strategy("multiworker")
+
+
+def test_a_missing_tpu_is_one_clear_message(monkeypatch):
+    def connect():
+        raise ValueError("Please provide a TPU Name to connect to.")
+
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver
+    monkeypatch.setattr(resolver, "connect", connect)
+    with pytest.raises(errors.InputError, match="Expected a TPU"):
+        devices.make_strategy("tpu")
+
+
+@pytest.mark.parametrize("name", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_precision_by_name(name):
+    assert devices.set_precision(name) == name
+    assert keras.mixed_precision.dtype_policy().name == name
+    assert keras.layers.Dense(1).variable_dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("fpu sse2 avx512f avx512_bf16", "mixed_bfloat16"),
+        ("fpu sse2 amx_bf16", "mixed_bfloat16"),
+        ("fpu sse2 avx512f", "float32"),
+    ],
+)
+def test_precision_of_a_processor(monkeypatch, flags, expected):
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", without_accelerators
+    )
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    real_open = builtins.open
+
+    def fake_open(path, *args, **kwargs):
+        if path == "/proc/cpuinfo":
+            return io.StringIO(f"processor : 0\nflags : {flags}\n")
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", fake_open)
+    assert devices.set_precision("auto") == expected
+
+
+def test_precision_of_other_systems(monkeypatch):
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", without_accelerators
+    )
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert devices.set_precision("auto") == "float32"
+
+
+@pytest.mark.parametrize(
+    "capability, expected",
+    [((7, 5), "float32"), ((8, 0), "mixed_bfloat16"), (None, "float32")],
+)
+def test_precision_of_a_gpu(monkeypatch, capability, expected):
+    details = {"compute_capability": capability} if capability else {}
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind: ["gpu"] if kind == "GPU" else [],
+    )
+    monkeypatch.setattr(
+        tf.config.experimental, "get_device_details", lambda device: details
+    )
+    assert devices.set_precision("auto") == expected
+
+
+def test_precision_of_a_tpu(monkeypatch):
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind: ["tpu"] if kind == "TPU" else [],
+    )
+    assert devices.set_precision("auto") == "mixed_bfloat16"

@@ -1,0 +1,106 @@
+import argparse
+import sys
+
+import pytest
+
+from kinv import errors
+
+
+@pytest.fixture(autouse=True)
+def command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "--out", "a b"])
+
+
+def raises(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (errors.InputError("Expected 1. Received: 2."), "Expected 1."),
+        (errors.NonFiniteError("Step 7 of epoch 2."), "Step 7 of epoch 2."),
+        (FileNotFoundError(2, "No such file", "x.png"), "'x.png'"),
+        (PermissionError(13, "Permission denied", "/x"), "'/x'"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_what_the_user_can_mend_ends_in_one_line(error, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        errors.run(raises(error))
+    output, error_output = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert output == ""
+    assert error_output.startswith("train.py: error: ")
+    assert message in error_output
+    assert error_output.count("\n") == 1
+
+
+def test_a_message_of_several_lines_becomes_one(capsys):
+    with pytest.raises(SystemExit):
+        errors.run(raises(OSError("first\n  second\n")))
+    assert capsys.readouterr().err == "train.py: error: first second\n"
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        errors.run(raises(KeyError("defect")))
+
+
+def test_success_prints_nothing(capsys):
+    errors.run(lambda: None)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "more, resumable, expected",
+    [
+        ([], True, "tools/train.py --out 'a b' --resume"),
+        (["--resume"], True, "tools/train.py --out 'a b' --resume"),
+        ([], False, "stopped by the user"),
+    ],
+)
+def test_after_ctrl_c(monkeypatch, capsys, more, resumable, expected):
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *more])
+    with pytest.raises(SystemExit) as exit_info:
+        errors.run(raises(KeyboardInterrupt), resumable)
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err.rstrip().endswith(expected)
+
+
+@pytest.mark.parametrize(
+    "kind, text, value",
+    [
+        (errors.positive_int, "1", 1),
+        (errors.non_negative_int, "0", 0),
+        (errors.positive_float, "2.5e-4", 0.00025),
+        (errors.non_negative_float, "0", 0.0),
+    ],
+)
+def test_numbers_in_range(kind, text, value):
+    assert kind(text) == value
+
+
+@pytest.mark.parametrize(
+    "kind, text",
+    [
+        (errors.positive_int, "0"),
+        (errors.positive_int, "-3"),
+        (errors.positive_int, "1.5"),
+        (errors.positive_int, "many"),
+        (errors.non_negative_int, "-1"),
+        (errors.positive_float, "0"),
+        (errors.positive_float, "nan"),
+        (errors.positive_float, "inf"),
+        (errors.non_negative_float, "-0.1"),
+        (errors.non_negative_float, "nan"),
+        (errors.non_negative_float, ""),
+    ],
+)
+def test_numbers_out_of_range_are_quoted(kind, text):
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        kind(text)
+    assert f"received {text!r}" in str(error.value)
