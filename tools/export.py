@@ -164,7 +164,9 @@ def main(argv=None):
     )
     megabytes = size(final[0]) / 1e6
     print(f"exported: {final[0]} ({megabytes:.1f} MB)")
-    print(f"next: tools/invert.py --model {options.out} IMAGE... --out grid.png")
+    print(
+        f"next: tools/invert.py --model {options.out} IMAGE... --out grid.png"
+    )
 
 
 def read_config(run):
@@ -239,12 +241,16 @@ def measure(model, batches, bar, seed):
             ]
         )
         bar.add(len(images))
-    hits, same, cosine, error, shuffled_error = np.concatenate(rows, axis=1)
+    hits, same, cosine, error, shuffled_error = np.concatenate(
+        rows, axis=1, dtype="float64"
+    )
     return {
         "images": len(same),
         "accuracy": float(hits.mean()),
         "agreement": float(same.mean()),
-        "agreement_interval": robust.wilson_interval(same.sum(), len(same)),
+        "agreement_interval": robust.wilson_interval(
+            float(same.sum()), len(same)
+        ),
         "logit_cosine": float(cosine.mean()),
         "pixel_mse": float(error.mean()),
         "shuffled_pixel_mse": float(shuffled_error.mean()),

@@ -5,6 +5,7 @@ Example:
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import pathlib
@@ -88,7 +89,7 @@ def main(argv=None):
         path for name in options.images for path in images.list_images(name)
     ]
     for output in (options.out, options.logits_out, options.images_out):
-        files.require_parent(output)
+        check_parent(output)
     model = pipeline.Pipeline.load(options.model)
     if options.images_out:
         files.new_directory(options.images_out)
@@ -116,7 +117,8 @@ def main(argv=None):
                 picture = images.resize_square(image[0], images.CELL_SIZE)
                 rows.append([picture, *reconstructions])
                 captions.append(
-                    [caption(row, model.class_names) for row in (*before, *after)]
+                    [describe(row, model.class_names) for row in before]
+                    + [describe(row, model.class_names) for row in after]
                 )
                 marked.append([False, *changed])
             for sample in range(options.samples if options.images_out else 0):
@@ -124,3 +126,66 @@ def main(argv=None):
                     folder / f"{index:05d}-{path.stem}-{sample}.png",
                     reconstructions[sample],
                 )
+
+        columns = [f"noise {sample + 1}" for sample in range(options.samples)]
+        grid = images.captioned_grid(
+            rows,
+            captions,
+            marked,
+            row_captions=[path.name for path in paths[: options.rows]],
+            column_captions=["image", *columns],
+        )
+        images.write_image(options.out, grid)
+        if options.logits_out:
+            write_logits(
+                options.logits_out, paths, np.array(logits), model.class_names
+            )
+
+    print(
+        f"same class before and after: {np.mean(agreements):.1%} of "
+        f"{options.samples} reconstructions of {len(paths)} images"
+    )
+    if len(paths) > options.rows:
+        print(f"the grid holds the first {options.rows} images (--rows)")
+    for output in (options.out, options.images_out, options.logits_out):
+        if output:
+            print(f"written: {output}")
+
+
+def check_parent(path):
+    """InputError unless the folder of an output exists."""
+    parent = pathlib.Path(path or ".").absolute().parent
+    if not parent.is_dir():
+        raise errors.InputError(
+            f"Expected an existing folder to write {path} to. Received: "
+            f"{parent}, which does not exist. Create it first."
+        )
+
+
+def describe(logits, class_names):
+    """The predicted class and its softmax probability."""
+    import numpy as np
+
+    index = logits.argmax()
+    probability = 1 / np.exp(logits - logits[index]).sum()
+    # The number first, where a long name cannot push it out.
+    return f"{probability:.0%} {class_names[index]}"
+
+
+def write_logits(path, paths, logits, class_names):
+    """Writes logits as a table with names, or as an array."""
+    import numpy as np
+
+    with files.atomic_path(path) as temporary:
+        if pathlib.Path(path).suffix == ".npy":
+            np.save(temporary, logits)
+            return
+        with open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", *class_names])
+            for path, row in zip(paths, logits, strict=True):
+                writer.writerow([path, *(f"{value:.6g}" for value in row)])
+
+
+if __name__ == "__main__":
+    errors.run(main)

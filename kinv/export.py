@@ -1,0 +1,257 @@
+"""Export: classifier and generator as one SavedModel with one signature."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import uuid
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from kinv import errors, files, networks
+
+SIGNATURE = "serving_default"
+
+
+def load_generator(path):
+    """Loads the averaged generator of a run, computing in float32.
+
+    A run in mixed precision leaves a file whose layers compute in 16 bits;
+    their weights are float32 all the same.
+
+    Args:
+        path: `generator.keras` of a run of `tools/train.py`.
+
+    Returns:
+        `networks.Generator`.
+
+    Raises:
+        errors.InputError: if the file is missing or holds something else.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise errors.InputError(
+            f"Expected a trained generator. Received: {path}, which does not "
+            "exist. Name a run of tools/train.py that has finished an epoch."
+        )
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        saved = keras.models.load_model(path, compile=False)
+        if isinstance(saved, networks.Generator):
+            if saved.dtype_policy.name == "float32":
+                return saved
+            config = {**saved.get_config(), "dtype": "float32"}
+            generator = networks.Generator.from_config(config)
+            generator.set_weights(saved.get_weights())
+            return generator
+        reason = f"a {type(saved).__name__}"
+    # Keras lets through whatever a damaged file makes zipfile, h5py, json or
+    # a layer's constructor raise.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        keras.config.set_dtype_policy(policy)
+    raise errors.InputError(
+        f"Expected {path} to hold a generator saved by tools/train.py. "
+        f"Received: {reason}."
+    )
+
+
+def generator_inputs(classifier, image_batches, noise_dim, seed):
+    """Pairs logits of real images with fresh noise.
+
+    Args:
+        classifier: keras model, images to logits.
+        image_batches: iterable of `(images, labels)`, images as the
+            classifier takes them.
+        noise_dim: length of the noise.
+        seed: of the noise.
+
+    Yields:
+        dicts of `logits`, float32 `(batch, num_classes)`, and `noise`,
+        float32 `(batch, noise_dim)`, as `networks.Generator` takes them.
+    """
+    random = np.random.default_rng(seed)
+    for images, _ in image_batches:
+        logits = classifier.predict_on_batch(images)
+        noise = random.standard_normal((len(logits), noise_dim), "float32")
+        yield {"logits": tf.constant(logits), "noise": tf.constant(noise)}
+
+
+@contextlib.contextmanager
+def new_version(directory):
+    """Yields a temporary directory that becomes the next version.
+
+    Its name is not a number, so that TensorFlow Serving passes it over. When
+    the block succeeds it is renamed to the number after the highest one;
+    when the block fails it is removed.
+
+    Args:
+        directory: the parent of the versions, created if need be.
+
+    Yields:
+        `(temporary, final)`: the path to write to, and a list that holds the
+        final path after the block.
+
+    Raises:
+        errors.InputError: if `directory` cannot be written to.
+    """
+    directory = pathlib.Path(directory)
+    temporary = directory / f".writing-{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise errors.InputError(
+            f"Expected a directory that can be written. Received: {directory}: "
+            f"{error.strerror}."
+        ) from None
+    final = []
+    try:
+        yield temporary, final
+        final.append(_rename_to_next_version(temporary))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def versions(directory):
+    """Numbers of the versions in a directory, ascending."""
+    names = [path.name for path in pathlib.Path(directory).iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _rename_to_next_version(temporary):
+    while True:
+        number = max([0, *versions(temporary.parent)]) + 1
+        path = temporary.with_name(str(number))
+        try:
+            os.rename(temporary, path)
+            return path
+        except OSError:
+            # Another process has just taken the number.
+            if not path.exists():
+                raise
+
+
+def save(path, classifier, generator, metadata):
+    """Writes the SavedModel, its metadata and its warm-up requests.
+
+    The generator must be ready for inference: spectral norms folded, standing
+    statistics filled.
+
+    Args:
+        path: an empty directory.
+        classifier: keras model, images `(batch, size, size, 3)` in [0, 255]
+            to logits `(batch, num_classes)`.
+        generator: `networks.Generator` for as many logits.
+        metadata: dict that JSON can express, for `assets.extra/kinv.json`.
+
+    Raises:
+        OSError: if the directory cannot be written, as on a full disk.
+    """
+    path = pathlib.Path(path)
+    function = signature(classifier, generator).get_concrete_function()
+    # Only the variables that the function reads: not the networks, whose
+    # power iterations and class names would travel along.
+    module = tf.Module()
+    module.weights = list(function.graph.variables)
+    try:
+        tf.saved_model.save(module, path, signatures={SIGNATURE: function})
+        extra = path / "assets.extra"
+        extra.mkdir()
+        _write_warmup_requests(
+            extra / "tf_serving_warmup_requests",
+            classifier.input_shape[1],
+            generator,
+        )
+    except tf.errors.OpError as error:
+        raise OSError(f"{path} cannot be written: {error.message}") from error
+    write_metadata(path, metadata)
+
+
+def write_metadata(path, metadata):
+    """Writes `assets.extra/kinv.json` of the SavedModel at `path`."""
+    files.write_json(pathlib.Path(path) / "assets.extra/kinv.json", metadata)
+
+
+def signature(classifier, generator):
+    """Builds the function that is exported.
+
+    Returns:
+        `tf.function` of `images` `(B, H, W, 3)`, `noise` `(B, K, noise_dim)`,
+        `logit_scale` `(B, K or 1)` and `logit_shift` `(B, K or 1, num_classes
+        or 1)`, all float32, to a dict of `logits` `(B, num_classes)` and
+        `reconstructions` `(B, K, image_size, image_size, 3)` in [0, 255].
+        The classifier runs once per image, the generator once per noise; K
+        may be 0.
+    """
+    classifier_size = classifier.input_shape[1]
+    num_classes, size = generator.num_classes, generator.image_size
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, None, None, 3), name="images"),
+            tf.TensorSpec((None, None, generator.noise_dim), name="noise"),
+            tf.TensorSpec((None, None), name="logit_scale"),
+            tf.TensorSpec((None, None, None), name="logit_shift"),
+        ]
+    )
+    def invert(images, noise, logit_scale, logit_shift):
+        images = _resize(images, classifier_size)
+        logits = classifier(images, training=False)
+        logits = tf.ensure_shape(
+            tf.cast(logits, "float32"), (None, num_classes)
+        )
+        conditions = logits[:, None] * logit_scale[..., None] + logit_shift
+        batch, samples = tf.unstack(tf.shape(noise)[:2])
+        conditions = tf.broadcast_to(conditions, (batch, samples, num_classes))
+        inputs = {
+            "logits": tf.reshape(conditions, (-1, num_classes)),
+            "noise": tf.reshape(noise, (-1, generator.noise_dim)),
+        }
+        # TensorFlow's CPU kernels fail on some empty batches.
+        reconstructions = tf.cond(
+            batch * samples > 0,
+            lambda: generator(inputs, training=False),
+            lambda: tf.zeros((0, size, size, 3)),
+        )
+        reconstructions = tf.reshape(
+            reconstructions, (batch, samples, size, size, 3)
+        )
+        return {"logits": logits, "reconstructions": reconstructions}
+
+    return invert
+
+
+def _resize(images, size):
+    fits = tf.reduce_all(tf.shape(images)[1:3] == size)
+    images = tf.cond(
+        fits,
+        lambda: images,
+        lambda: tf.image.resize(images, (size, size), antialias=True),
+    )
+    return tf.ensure_shape(images, (None, size, size, 3))
+
+
+def _write_warmup_requests(path, classifier_size, generator):
+    """Requests that TensorFlow Serving answers before it takes any."""
+    image = np.zeros((1, classifier_size, classifier_size, 3), "float32")
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for samples in (1, 4):
+            noise = np.zeros((1, samples, generator.noise_dim), "float32")
+            inputs = {
+                "images": image,
+                "noise": noise,
+                "logit_scale": np.ones((1, 1), "float32"),
+                "logit_shift": np.zeros((1, 1, 1), "float32"),
+            }
+            log = prediction_log_pb2.PredictionLog()
+            request = log.predict_log.request
+            request.model_spec.name = "kinv"
+            request.model_spec.signature_name = SIGNATURE
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            writer.write(log.SerializeToString())

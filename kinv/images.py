@@ -1,0 +1,335 @@
+"""Images in and out: files, 8 bits, captioned grids."""
+
+import functools
+import itertools
+import math
+import os
+import pathlib
+
+import matplotlib.font_manager
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kinv import errors, files
+
+SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+
+CELL_SIZE = 128
+DPI = 100
+MARGIN = 12
+GAP = 6
+FONT_SIZES = (10, 9, 8, 7)
+CAPTION_COLOR = "#333333"
+MARKED_COLOR = "#b3261e"
+
+
+def to_uint8(images):
+    """Rounds images in [0, 255] to 8 bits; what lies outside is clipped."""
+    return np.clip(np.rint(images), 0, 255).astype("uint8")
+
+
+def list_images(path):
+    """Finds the image files below a folder, in the order of their paths.
+
+    Args:
+        path: a folder, searched with its sub-folders; or one file, taken as
+            it is.
+
+    Returns:
+        List of `pathlib.Path`, not empty.
+
+    Raises:
+        errors.InputError: if there is no such path, or no image below it.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise errors.InputError(
+            f"Expected an image file or a folder. Received: {path}, which does "
+            "not exist. Check the path."
+        )
+    found = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            pathlib.Path(folder, name)
+            for name in names
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    if not found:
+        raise errors.InputError(
+            f"Expected images ({', '.join(SUFFIXES)}) in the folder. "
+            f"Received: {path}, which has none."
+        )
+    return sorted(found)
+
+
+def read_image(path):
+    """Reads an image file as RGB.
+
+    The orientation that a camera recorded is applied, transparency is laid
+    over white, and 16 bits of grey become 8.
+
+    Args:
+        path: path of the file, of any format that Pillow reads.
+
+    Returns:
+        float32 `(height, width, 3)` in [0, 255].
+
+    Raises:
+        errors.InputError: naming the file, if it is missing, is not an image
+            or is cut off.
+    """
+    try:
+        with PIL.Image.open(path) as image:
+            image = PIL.ImageOps.exif_transpose(image)
+            return np.asarray(_to_rgb(image), "float32")
+    except FileNotFoundError:
+        reason = "which does not exist. Check the path."
+    except IsADirectoryError:
+        reason = "a folder. Name a file in it."
+    except PermissionError:
+        reason = "which may not be read. Check its permissions."
+    except PIL.UnidentifiedImageError:
+        reason = "which is none. Convert it to PNG or JPEG."
+    except PIL.Image.DecompressionBombError:
+        reason = "which has too many pixels. Make it smaller."
+    # Whatever a damaged file makes Pillow's decoders raise.
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = f"which is damaged ({error}). Replace or remove it."
+    raise errors.InputError(
+        f"Expected an image file. Received: {path}, {reason}"
+    ) from None
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I"):
+        # Pillow would clip at 255.
+        image = PIL.Image.fromarray(to_uint8(np.asarray(image) / 257.0))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def write_image(path, image):
+    """Writes an image, atomically; the suffix chooses the format.
+
+    Args:
+        path: path of the file, its parent exists.
+        image: `(height, width, 3)` in [0, 255].
+
+    Raises:
+        errors.InputError: if the suffix is not an image format's, or the
+            folder does not exist.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise errors.InputError(
+            "Expected a file name that ends in one of "
+            f"{', '.join(SUFFIXES)}. Received: {path}."
+        )
+    if not path.parent.is_dir():
+        raise errors.InputError(
+            f"Expected a file in an existing folder. Received: {path}. Create "
+            f"{path.parent} first."
+        )
+    with files.atomic_path(path) as temporary:
+        PIL.Image.fromarray(to_uint8(image)).save(temporary)
+
+
+def center_crop(image):
+    """Largest centred square of an image `(height, width, channels)`."""
+    size = min(image.shape[:2])
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def resize_square(image, size):
+    """Resizes a square image for the eye.
+
+    Args:
+        image: square image `(size, size, 3)` in [0, 255].
+        size: new height and width. Pixels stay sharp when they are enlarged
+            and are averaged when there are too many.
+
+    Returns:
+        uint8 `(size, size, 3)`.
+    """
+    repeats = math.ceil(size / image.shape[0])
+    image = to_uint8(image).repeat(repeats, axis=0).repeat(repeats, axis=1)
+    if image.shape[:2] == (size, size):
+        return image
+    resampling = PIL.Image.Resampling.BOX
+    return np.asarray(
+        PIL.Image.fromarray(image).resize((size, size), resampling)
+    )
+
+
+def captioned_grid(
+    images,
+    captions=None,
+    marked=None,
+    row_captions=None,
+    column_captions=None,
+    cell_size=CELL_SIZE,
+):
+    """Lays out images in rows and columns, with captions.
+
+    Images smaller than a cell are enlarged with their pixels left sharp,
+    larger ones are averaged down. A caption too long for its place is set
+    smaller, then in several lines, then cut.
+
+    Args:
+        images: rows of square images `(size, size, 3)` in [0, 255], of any
+            sizes; None leaves a cell empty. Rows may differ in length.
+        captions: rows of strings, set below the images; None for none.
+        marked: rows of booleans, which captions are set in red.
+        row_captions: strings, set to the left of the rows.
+        column_captions: strings, set above the columns.
+        cell_size: height and width of a cell in pixels.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+    """
+    blank = [[]] * len(images)
+    # Captions first: their lines decide the space between the rows.
+    above = [_fit(text, cell_size, 2) for text in column_captions or []]
+    beside = [_fit(text, 1.5 * cell_size, 4) for text in row_captions or []]
+    below = [
+        [_fit(text or "", cell_size, 2) for text in row]
+        for row in captions or blank
+    ]
+    left = MARGIN + max((text.width + 2 * GAP for text in beside), default=0)
+    top = MARGIN + max((text.height + GAP for text in above), default=0)
+    lefts = [
+        left + column * (cell_size + GAP)
+        for column in range(max(len(row) for row in images))
+    ]
+    tops = [top]
+    for row in below:
+        footer = max((text.height + GAP for text in row), default=0)
+        tops.append(tops[-1] + cell_size + footer + GAP)
+    bottom = tops.pop() - GAP
+
+    canvas = np.full(
+        (bottom + MARGIN, lefts[-1] + cell_size + MARGIN, 3), 255, "uint8"
+    )
+    for row, top in zip(images, tops, strict=True):
+        for image, left in zip(row, lefts, strict=False):
+            if image is not None:
+                cell = canvas[top : top + cell_size, left : left + cell_size]
+                cell[:] = resize_square(image, cell_size)
+
+    middle = cell_size / 2
+    drawing = _Drawing(canvas)
+    for text, left in zip(above, lefts, strict=False):
+        drawing.add(text, left + middle, MARGIN, "center")
+    for text, top in zip(beside, tops, strict=False):
+        right = lefts[0] - 2 * GAP
+        drawing.add(text, right, top + middle - text.height / 2, "right")
+    for row, flags, top in zip(below, marked or blank, tops, strict=True):
+        flags = itertools.chain(flags, itertools.repeat(False))
+        for text, flag, left in zip(row, flags, lefts, strict=False):
+            color = MARKED_COLOR if flag else CAPTION_COLOR
+            y = top + cell_size + GAP / 2
+            drawing.add(text, left + middle, y, "center", color)
+    return drawing.render()
+
+
+class _Caption:
+    """Text that has been made to fit, and the pixels it takes."""
+
+    def __init__(self, lines, font_size):
+        self.lines = [line for line in lines if line]
+        self.font_size = font_size
+        self.line_height = round(1.35 * font_size * DPI / 72)
+        self.height = self.line_height * len(self.lines)
+        self.width = max(math.ceil(_width(line, font_size)) for line in lines)
+
+
+def _fit(text, width, max_lines):
+    """Sets text as large as possible, in as few lines as possible."""
+    text = " ".join(str(text).split())
+    for num_lines in range(1, max_lines + 1):
+        for font_size in FONT_SIZES[:2] if num_lines == 1 else FONT_SIZES:
+            lines = _wrap(text, width, font_size)
+            if len(lines) <= num_lines:
+                return _Caption(lines, font_size)
+    lines = lines[:max_lines]
+    while _width(lines[-1] + "…", font_size) > width:
+        lines[-1] = lines[-1][:-1]
+    lines[-1] += "…"
+    return _Caption(lines, font_size)
+
+
+def _wrap(text, width, font_size):
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}".strip()
+        if _width(joined, font_size) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        # A word wider than a line, such as a file name, is broken anywhere.
+        for character in word:
+            if _width(lines[-1] + character, font_size) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines
+
+
+@functools.lru_cache(10_000)
+def _width(line, font_size):
+    """Width in pixels of a line as matplotlib sets it."""
+    renderer = _measuring_canvas.get_renderer()
+    font = matplotlib.font_manager.FontProperties(size=font_size)
+    return renderer.get_text_width_height_descent(line, font, False)[0]
+
+
+_measuring_canvas = FigureCanvasAgg(Figure(dpi=DPI))
+
+
+class _Drawing:
+    """Text over a picture, placed in pixels from the top left corner."""
+
+    def __init__(self, canvas):
+        self.height, self.width = canvas.shape[:2]
+        self.figure = Figure((self.width / DPI, self.height / DPI), dpi=DPI)
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.figure.figimage(canvas)
+
+    def add(self, caption, x, y, alignment, color=CAPTION_COLOR):
+        for index, line in enumerate(caption.lines):
+            # By the baseline: a box's top would depend on its letters.
+            baseline = y + (index + 0.75) * caption.line_height
+            self.figure.text(
+                x / self.width,
+                1 - baseline / self.height,
+                line,
+                color=color,
+                fontsize=caption.font_size,
+                horizontalalignment=alignment,
+                verticalalignment="baseline",
+                # A dollar sign in a file name is one.
+                parse_math=False,
+            )
+
+    def render(self):
+        self.canvas.draw()
+        return np.array(self.canvas.buffer_rgba())[..., :3]

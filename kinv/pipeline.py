@@ -1,0 +1,293 @@
+"""Pipeline: an exported inversion model, as three functions of arrays."""
+
+import math
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from kinv import errors, files
+
+SIGNATURE = "serving_default"
+INPUTS = {"images", "noise", "logit_scale", "logit_shift"}
+OUTPUTS = {"logits", "reconstructions"}
+METADATA = {"class_names", "num_classes", "noise_dim", "image_size"}
+
+# Bounds of one call, so that memory does not grow with the batch: reconstructed
+# pixels (256 images of 32 pixels) and pixels of images.
+RECONSTRUCTED_PIXELS = 256 * 32 * 32
+IMAGE_PIXELS = 2**24
+
+
+class Pipeline:
+    """Classifier and generator behind one signature.
+
+    Args:
+        predict: function of a dict of the signature's inputs, float32 arrays,
+            to a dict of its outputs.
+        metadata: dict, the pipeline's `kinv.json`.
+
+    Attributes:
+        metadata: dict: class names, sizes, dataset, options, metrics, versions.
+        num_classes: number of logits.
+        noise_dim: length of the noise.
+        image_size: height and width of reconstructions in pixels.
+        class_names: list of strings, in the order of the logits.
+
+    Example:
+        pipeline = Pipeline.load("exported/scenes32-robust")
+        noise = np.random.default_rng(0).standard_normal(
+            (len(images), 4, pipeline.noise_dim), "float32"
+        )
+        reconstructions = pipeline.reconstruct(images, noise)
+    """
+
+    def __init__(self, predict, metadata):
+        self._predict = predict
+        self.metadata = metadata
+        self.num_classes = metadata["num_classes"]
+        self.noise_dim = metadata["noise_dim"]
+        self.image_size = metadata["image_size"]
+        self.class_names = metadata["class_names"]
+        self._samples_per_call = max(
+            1, RECONSTRUCTED_PIXELS // self.image_size**2
+        )
+
+    @classmethod
+    def load(cls, path):
+        """Loads a SavedModel written by `tools/export.py`.
+
+        Args:
+            path: directory of one version, or of all of them, of which the
+                highest is taken.
+
+        Raises:
+            errors.InputError: if there is no such directory, or it holds
+                something else.
+        """
+        path = _version_directory(path)
+        metadata_path = path / "assets.extra" / "kinv.json"
+        if not metadata_path.is_file():
+            raise errors.InputError(
+                "Expected a model written by tools/export.py. Received: "
+                f"{path}, a SavedModel without assets.extra/kinv.json."
+            )
+        metadata = files.read_json(metadata_path)
+        missing = METADATA - set(metadata)
+        if missing:
+            raise errors.InputError(
+                f"Expected {', '.join(sorted(missing))} in {metadata_path}. "
+                "Received: a file without. Export it again."
+            )
+        try:
+            model = tf.saved_model.load(path)
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise errors.InputError(
+                f"Expected a complete SavedModel in {path}. Received: "
+                f"{reason}. Export it again."
+            ) from error
+        function = model.signatures.get(SIGNATURE)
+        _check_signature(function, path)
+
+        def predict(inputs):
+            # Through the model, which keeps its variables alive.
+            outputs = model.signatures[SIGNATURE](
+                **{name: tf.constant(value) for name, value in inputs.items()}
+            )
+            return {name: value.numpy() for name, value in outputs.items()}
+
+        return cls(predict, metadata)
+
+    def logits(self, images):
+        """Classifies images.
+
+        Args:
+            images: `(batch, height, width, 3)` in [0, 255], of any size.
+
+        Returns:
+            float32 `(batch, num_classes)`.
+        """
+        images = _check_images(images)
+        logits = np.empty((len(images), self.num_classes), "float32")
+        step = self._images_per_call(images, 1)
+        for start in range(0, len(images), step):
+            batch = images[start : start + step]
+            # No noise, no reconstructions: the generator does not run.
+            noise = np.empty((len(batch), 0, self.noise_dim), "float32")
+            logits[start : start + step] = self._call(batch, noise)["logits"]
+        return logits
+
+    def reconstruct(self, images, noise, logit_scale=1.0, logit_shift=0.0):
+        """Reconstructs images from `logit_scale * logits + logit_shift`.
+
+        Args:
+            images: `(batch, height, width, 3)` in [0, 255], of any size.
+            noise: `(batch, samples, noise_dim)`, N(0, 1): as many
+                reconstructions of each image.
+            logit_scale: a number, or `(batch or 1, samples or 1)`.
+            logit_shift: a number, or `(batch or 1, samples or 1, num_classes
+                or 1)`.
+
+        Returns:
+            float32 `(batch, samples, image_size, image_size, 3)` in [0, 255].
+        """
+        images = _check_images(images)
+        shape = (len(images), None, self.noise_dim)
+        noise = _check_array(noise, shape, "noise")
+        batch, samples = noise.shape[:2]
+        scale = _broadcast(logit_scale, (batch, samples), "logit_scale")
+        shift = _broadcast(
+            logit_shift, (batch, samples, self.num_classes), "logit_shift"
+        )
+
+        size = self.image_size
+        outputs = np.empty((batch, samples, size, size, 3), "float32")
+        step = self._images_per_call(images, samples)
+        for start in range(0, batch, step):
+            rows = slice(start, start + step)
+            for first in range(0, samples, self._samples_per_call):
+                columns = slice(first, first + self._samples_per_call)
+                outputs[rows, columns] = self._call(
+                    images[rows],
+                    noise[rows, columns],
+                    scale[rows, columns],
+                    shift[rows, columns],
+                )["reconstructions"]
+        return outputs
+
+    def generate(self, logits, noise):
+        """Makes images of any logits.
+
+        Args:
+            logits: `(batch, num_classes)`.
+            noise: `(batch, noise_dim)`, N(0, 1).
+
+        Returns:
+            float32 `(batch, image_size, image_size, 3)` in [0, 255].
+        """
+        logits = _check_array(logits, (None, self.num_classes), "logits")
+        noise = _check_array(noise, (len(logits), self.noise_dim), "noise")
+        # Samples of one image, whose own logits count for nothing.
+        image = np.zeros((1, 1, 1, 3), "float32")
+        return self.reconstruct(image, noise[None], 0.0, logits[None])[0]
+
+    def _images_per_call(self, images, samples):
+        height, width = images.shape[1:3]
+        return max(
+            1,
+            min(
+                self._samples_per_call // max(1, samples),
+                IMAGE_PIXELS // (height * width),
+            ),
+        )
+
+    def _call(self, images, noise, logit_scale=None, logit_shift=None):
+        batch = len(images)
+        if logit_scale is None:
+            logit_scale = np.ones((batch, 1), "float32")
+            logit_shift = np.zeros((batch, 1, 1), "float32")
+        return self._predict(
+            {
+                "images": np.asarray(images, "float32"),
+                "noise": noise,
+                "logit_scale": logit_scale,
+                "logit_shift": logit_shift,
+            }
+        )
+
+
+def _version_directory(path):
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise errors.InputError(
+            "Expected a directory written by tools/export.py. Received: "
+            f"{path}, "
+            + ("a file." if path.exists() else "which does not exist.")
+        )
+    if (path / "saved_model.pb").is_file():
+        return path
+    numbers = [
+        int(version.name)
+        for version in path.iterdir()
+        if version.name.isdecimal() and (version / "saved_model.pb").is_file()
+    ]
+    if not numbers:
+        raise errors.InputError(
+            "Expected a directory written by tools/export.py, exported/NAME or "
+            f"exported/NAME/VERSION. Received: {path}, in which there is no "
+            "SavedModel."
+        )
+    return path / str(max(numbers))
+
+
+def _check_signature(function, path):
+    inputs = set(function.structured_input_signature[1]) if function else set()
+    outputs = set(function.structured_outputs) if function else set()
+    if inputs != INPUTS or outputs != OUTPUTS:
+        raise errors.InputError(
+            f"Expected a signature {SIGNATURE} from "
+            f"{', '.join(sorted(INPUTS))} to {', '.join(sorted(OUTPUTS))}. "
+            f"Received: {path} with {', '.join(sorted(inputs)) or 'nothing'} "
+            f"to {', '.join(sorted(outputs)) or 'nothing'}. Export it again."
+        )
+
+
+def _check_images(images):
+    # Neither copied nor cast here: a large batch may be a memory map of bytes.
+    images = np.asanyarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+        raise errors.InputError(
+            "Expected images (batch, height, width, 3). "
+            f"Received: shape {images.shape}."
+        )
+    low, high = (images.min(), images.max()) if len(images) else (0, 0)
+    # Reconstructions of reconstructions may overshoot by a rounding.
+    if not (low >= -0.01 and high <= 255.01):
+        raise errors.InputError(
+            "Expected images with values in [0, 255]. "
+            f"Received: values from {low} to {high}."
+        )
+    return images
+
+
+def _check_array(array, shape, name):
+    array = np.asarray(array, "float32")
+    wrong = array.ndim != len(shape) or any(
+        expected not in (None, size)
+        for expected, size in zip(shape, array.shape, strict=True)
+    )
+    if wrong:
+        raise errors.InputError(
+            f"Expected {name} of shape {_written(shape)}. "
+            f"Received: shape {array.shape}."
+        )
+    _check_finite(array, name)
+    return array
+
+
+def _broadcast(array, shape, name):
+    array = np.asarray(array, "float32")
+    try:
+        if array.ndim not in (0, len(shape)):
+            raise ValueError
+        broadcast = np.broadcast_to(array, shape)
+    except ValueError:
+        raise errors.InputError(
+            f"Expected {name} to be a number or of shape {_written(shape)}, "
+            f"each of which may be 1. Received: shape {array.shape}."
+        ) from None
+    _check_finite(array, name)
+    return broadcast
+
+
+def _check_finite(array, name):
+    if not math.isfinite(array.sum(dtype="float64")):
+        raise errors.InputError(
+            f"Expected finite values of {name}. Received: NaN or infinity."
+        )
+
+
+def _written(shape):
+    sizes = ("any" if size is None else str(size) for size in shape)
+    return f"({', '.join(sizes)})"

@@ -1,0 +1,313 @@
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from kinv import classifiers, errors, export, layers, networks
+
+SIZE = 16
+METADATA = {
+    "class_names": ["a", "b", "c", "d", "e"],
+    "num_classes": 5,
+    "noise_dim": 8,
+    "image_size": 32,
+}
+
+
+def make_generator():
+    return networks.Generator(
+        32, 5, 4, noise_dim=8, embedding_dim=4, gain_offset=1
+    )
+
+
+def inputs_of(batch, samples, size, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "images": random.uniform(0, 255, (batch, size, size + 3, 3)),
+        "noise": random.normal(size=(batch, samples, 8)),
+        "logit_scale": random.uniform(0.5, 2, (batch, samples)),
+        "logit_shift": random.normal(size=(batch, samples, 5)),
+    }
+
+
+def tensors(inputs):
+    return {k: tf.constant(v, "float32") for k, v in inputs.items()}
+
+
+@pytest.fixture(scope="module")
+def networks_pair():
+    keras.utils.set_random_seed(0)
+    classifier = classifiers.build_classifier(SIZE, 5, 4)
+    generator = make_generator()
+    random = np.random.default_rng(0)
+    for variable in generator.trainable_variables:
+        # A mean sets the largest singular value of a kernel apart.
+        mean = 0.2 if variable.name == "kernel" else 0.0
+        noise = random.normal(mean, 0.3, variable.shape)
+        variable.assign(variable + noise)
+    images = random.uniform(0, 255, (4, 16, SIZE, SIZE, 3)).astype("float32")
+    batches = [(batch, None) for batch in images]
+    generator.fold_spectral_norms(iterations=20)
+    generator.fill_standing_statistics(
+        export.generator_inputs(classifier, batches, 8, seed=0)
+    )
+    return classifier, generator
+
+
+@pytest.fixture(scope="module")
+def exported(networks_pair, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("exported") / "tiny"
+    with export.new_version(directory) as (temporary, final):
+        export.save(temporary, *networks_pair, METADATA)
+    return final[0]
+
+
+def test_one_signature_with_the_shapes_of_the_contract(exported):
+    signatures = tf.saved_model.load(exported).signatures
+    assert list(signatures) == ["serving_default"]
+    function = signatures["serving_default"]
+    inputs = function.structured_input_signature[1]
+    assert {k: v.shape.as_list() for k, v in inputs.items()} == {
+        "images": [None, None, None, 3],
+        "noise": [None, None, 8],
+        "logit_scale": [None, None],
+        "logit_shift": [None, None, None],
+    }
+    outputs = function.structured_outputs
+    assert {k: v.shape.as_list() for k, v in outputs.items()} == {
+        "logits": [None, 5],
+        "reconstructions": [None, None, 32, 32, 3],
+    }
+    assert {v.dtype for v in [*inputs.values(), *outputs.values()]} == {
+        tf.float32
+    }
+
+
+@pytest.mark.parametrize("batch, samples", [(1, 1), (3, 2), (2, 5), (2, 0)])
+def test_equals_the_networks_one_after_the_other(
+    exported, networks_pair, batch, samples
+):
+    classifier, generator = networks_pair
+    inputs = tensors(inputs_of(batch, samples, size=21))
+    function = tf.saved_model.load(exported).signatures["serving_default"]
+    outputs = function(**inputs)
+    resized = tf.image.resize(inputs["images"], (SIZE, SIZE), antialias=True)
+    logits = classifier(resized, training=False)
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
+    shape = (batch, samples, 32, 32, 3)
+    assert outputs["reconstructions"].shape == shape
+    for sample in range(samples):
+        scale = inputs["logit_scale"][:, sample, None]
+        expected = generator(
+            {
+                "logits": scale * logits + inputs["logit_shift"][:, sample],
+                "noise": inputs["noise"][:, sample],
+            },
+            training=False,
+        )
+        actual = outputs["reconstructions"][:, sample]
+        np.testing.assert_allclose(actual, expected, atol=0.05)
+        assert np.std(actual) > 1
+
+
+def test_scale_and_shift_broadcast(exported):
+    function = tf.saved_model.load(exported).signatures["serving_default"]
+    inputs = tensors(inputs_of(2, 3, size=SIZE))
+    inputs["logit_scale"] = tf.fill((2, 1), 0.5)
+    inputs["logit_shift"] = tf.fill((2, 1, 1), 2.0)
+    small = function(**inputs)["reconstructions"]
+    inputs["logit_scale"] = tf.fill((2, 3), 0.5)
+    inputs["logit_shift"] = tf.fill((2, 3, 5), 2.0)
+    np.testing.assert_array_equal(small, function(**inputs)["reconstructions"])
+
+
+def test_nothing_is_resized_at_the_size_of_the_classifier(
+    exported, networks_pair
+):
+    inputs = inputs_of(2, 0, SIZE)
+    inputs["images"] = inputs["images"][:, :, :SIZE]
+    inputs = tensors(inputs)
+    function = tf.saved_model.load(exported).signatures["serving_default"]
+    np.testing.assert_allclose(
+        function(**inputs)["logits"],
+        networks_pair[0](inputs["images"], training=False),
+        atol=1e-4,
+    )
+
+
+def test_loads_without_kinv_and_answers_with_the_same_bits(exported, tmp_path):
+    script = f"""
+        import sys
+
+        class Blocker:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == "kinv":
+                    raise ImportError("blocked: " + name)
+
+        sys.meta_path.insert(0, Blocker())
+        try:
+            import kinv
+        except ImportError:
+            pass
+        else:
+            raise SystemExit("kinv could be imported")
+        import numpy as np
+        import tensorflow as tf
+
+        model = tf.saved_model.load({str(exported)!r})
+        inputs = dict(np.load({str(tmp_path / "inputs.npz")!r}))
+        inputs = {{k: tf.constant(v, "float32") for k, v in inputs.items()}}
+        answers = [
+            model.signatures["serving_default"](**inputs) for _ in range(3)
+        ]
+        for answer in answers[1:]:
+            for name, value in answer.items():
+                assert np.array_equal(value, answers[0][name]), name
+        assert answers[0]["reconstructions"].shape == (3, 7, 32, 32, 3)
+        np.save({str(tmp_path / "out.npy")!r}, answers[0]["reconstructions"])
+    """
+    inputs = inputs_of(3, 7, size=40)
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path,
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    function = tf.saved_model.load(exported).signatures["serving_default"]
+    here = function(**tensors(inputs))["reconstructions"]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), here, atol=1e-3)
+
+
+def test_folded_kernels_have_spectral_norm_one(networks_pair):
+    kernels = [
+        layer.kernel.numpy()
+        for layer in networks_pair[1]._flatten_layers()
+        if isinstance(layer, layers.SpectralLayer)
+    ]
+    # First and last; for each block three convolutions and two norms of two;
+    # four of the self-attention.
+    assert len(kernels) == 2 + 3 * (3 + 2 * 2) + 4
+    for kernel in kernels:
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        sigma = np.linalg.svd(matrix, compute_uv=False)[0]
+        assert sigma == pytest.approx(1, abs=1e-3)
+
+
+def test_saves_only_what_inference_reads(exported, networks_pair):
+    reader = tf.train.load_checkpoint(str(exported / "variables/variables"))
+    sizes = [
+        int(np.prod(shape))
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if "GRAPH" not in name and "COUNTER" not in name
+    ]
+    classifier, generator = networks_pair
+    unread = sum(
+        int(np.prod(v.shape))
+        for v in generator.non_trainable_variables
+        if v.name == "spectral_vector"
+    )
+    total = classifier.count_params() + generator.count_params()
+    assert unread > 0
+    assert sum(sizes) == total - unread
+
+
+def test_warmup_requests_are_answered(exported):
+    path = exported / "assets.extra" / "tf_serving_warmup_requests"
+    function = tf.saved_model.load(exported).signatures["serving_default"]
+    records = list(tf.data.TFRecordDataset(str(path)))
+    assert records
+    for record in records:
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        request = log.predict_log.request
+        assert request.model_spec.signature_name == "serving_default"
+        inputs = {
+            name: tf.constant(tf.make_ndarray(value))
+            for name, value in request.inputs.items()
+        }
+        outputs = function(**inputs)
+        assert outputs["reconstructions"].shape[1] == inputs["noise"].shape[1]
+
+
+def test_metadata(exported):
+    text = (exported / "assets.extra" / "kinv.json").read_text()
+    assert json.loads(text) == METADATA
+
+
+def test_versions_count_up_from_the_highest(tmp_path):
+    (tmp_path / "names" / "7").mkdir(parents=True)
+    (tmp_path / "names" / "notes").mkdir()
+    for expected in ("8", "9"):
+        with export.new_version(tmp_path / "names") as (temporary, final):
+            (temporary / "file").write_text(expected)
+            assert not temporary.name.isdecimal()
+        assert final[0].name == expected
+        assert (final[0] / "file").read_text() == expected
+
+
+def test_failed_write_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="full"):
+        with export.new_version(tmp_path) as (temporary, _):
+            (temporary / "file").write_text("half")
+            raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_concurrent_exports_take_different_versions(tmp_path):
+    barrier = threading.Barrier(8)
+
+    def write(index):
+        with export.new_version(tmp_path) as (temporary, _):
+            (temporary / "file").write_text(str(index))
+            barrier.wait()
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    written = {p.name: (p / "file").read_text() for p in tmp_path.iterdir()}
+    assert sorted(written) == [str(i) for i in range(1, 9)]
+    assert sorted(written.values()) == [str(i) for i in range(8)]
+
+
+def test_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.InputError, match="can be written"):
+        with export.new_version(tmp_path / "file"):
+            pass
+
+
+def test_mixed_precision_run_is_loaded_in_float32(tmp_path):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        saved = make_generator()
+        saved.save(tmp_path / "generator.keras")
+        generator = export.load_generator(tmp_path / "generator.keras")
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    policies = {layer.compute_dtype for layer in generator._flatten_layers()}
+    assert policies == {"float32"}
+    for ours, theirs in zip(generator.weights, saved.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_generator_file_that_is_not_one(tmp_path):
+    with pytest.raises(errors.InputError, match="does not exist"):
+        export.load_generator(tmp_path / "missing.keras")
+    (tmp_path / "text.keras").write_text("no")
+    with pytest.raises(errors.InputError, match="Received"):
+        export.load_generator(tmp_path / "text.keras")
+    classifiers.build_classifier(8, 2, 2).save(tmp_path / "other.keras")
+    with pytest.raises(errors.InputError, match="a Functional"):
+        export.load_generator(tmp_path / "other.keras")

@@ -1,0 +1,285 @@
+import csv
+import json
+import shutil
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+
+from kinv import classifiers, errors, export, images, networks, pipeline
+from tools import export as export_tool
+from tools import invert
+
+COLORS = {"blue": (20, 40, 220), "green": (30, 200, 50), "red": (210, 30, 30)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What `tools/train.py` leaves, without its training."""
+    root = tmp_path_factory.mktemp("run")
+    random = np.random.default_rng(0)
+    for split, number in (("train", 12), ("validation", 5)):
+        for name, color in COLORS.items():
+            folder = root / "colors" / split / name
+            folder.mkdir(parents=True)
+            for index in range(number):
+                image = random.normal(color, 20, (40, 48, 3))
+                images.write_image(folder / f"{index}.png", image)
+    keras.utils.set_random_seed(0)
+    classifiers.build_classifier(16, 3, 4).save(root / "classifier.keras")
+    generator = networks.Generator(
+        32, 3, 4, noise_dim=8, embedding_dim=4, gain_offset=1, attention=False
+    )
+    generator.save(root / "generator.keras")
+    config = {
+        "options": {
+            "dataset": str(root / "colors"),
+            "train_split": "train",
+            "validation_split": "validation",
+            "data_dir": "/somewhere/private",
+            "skip_unreadable": False,
+            "crop": "random",
+            "steps": 7,
+        },
+        "class_names": list(COLORS),
+        "generator": generator.get_config(),
+        "versions": {"keras": "3"},
+        "git_commit": None,
+    }
+    (root / "config.json").write_text(json.dumps(config))
+    return root
+
+
+def export_command(run, out):
+    return [
+        f"--run={run}",
+        f"--out={out}",
+        "--statistics-examples=40",
+        "--validation-examples=10",
+    ]
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    out = run / "exported" / "colors"
+    export_tool.main(export_command(run, out))
+    return out
+
+
+def test_export_measures_the_exported_model(run, exported):
+    text = (exported / "1" / "assets.extra" / "kinv.json").read_text()
+    assert str(run) not in text and "/somewhere" not in text
+    metadata = json.loads(text)
+    assert metadata["class_names"] == list(COLORS)
+    assert metadata["dataset"] == "colors"
+    assert metadata["training"]["steps"] == 7
+    assert metadata["classifier_size"] == 16
+    # Forty, rounded up to whole batches of the 36 training images.
+    assert metadata["export"]["statistics_examples"] == 72
+    metrics = metadata["metrics"]
+    assert metrics["images"] == 10
+    low, high = metrics["agreement_interval"]
+    assert 0 <= low <= metrics["agreement"] <= high + 1e-9 <= 1.1
+    assert -1 <= metrics["logit_cosine"] <= 1.001
+    assert metrics["pixel_mse"] > 0 and metrics["shuffled_pixel_mse"] > 0
+
+
+def test_second_export_equals_the_first(run, exported, capsys):
+    export_tool.main(export_command(run, exported))
+    output = capsys.readouterr().out
+    assert f"exported: {exported / '2'} (" in output
+    assert "agreement" in output and "95 % interval" in output
+    first, second = (
+        pipeline.Pipeline.load(exported / version) for version in "12"
+    )
+    assert first.metadata["metrics"] == second.metadata["metrics"]
+    noise = np.ones((2, 8))
+    np.testing.assert_array_equal(
+        first.generate(np.eye(2, 3), noise),
+        second.generate(np.eye(2, 3), noise),
+    )
+
+
+class Constant:
+    """A model whose figures can be told by hand.
+
+    Two classes, dark and bright; every reconstruction is grey of 100.
+    """
+
+    image_size = 4
+    noise_dim = 2
+
+    def logits(self, batch):
+        bright = np.asarray(batch).mean(axis=(1, 2, 3)) > 99
+        return np.stack([~bright, bright], axis=-1).astype("float32")
+
+    def reconstruct(self, batch, noise):
+        return np.full((*noise.shape[:2], 4, 4, 3), 100.0, "float32")
+
+
+def test_measures_on_a_model_told_by_hand():
+    levels = np.array([90.0, 110.0, 120.0], "float32")
+    batch = np.broadcast_to(levels[:, None, None, None], (3, 4, 4, 3))
+    batches = [(batch, np.array([0, 1, 0])), (batch[:1], np.array([0]))]
+    bar = keras.utils.Progbar(4, verbose=0)
+    metrics = export_tool.measure(Constant(), batches, bar, seed=0)
+    assert metrics["images"] == 4
+    assert metrics["accuracy"] == 0.75
+    assert metrics["agreement"] == 0.5
+    assert metrics["logit_cosine"] == 0.5
+    assert metrics["pixel_mse"] == (100 + 100 + 400 + 100) / 4
+    assert metrics["pixel_mse"] == metrics["shuffled_pixel_mse"]
+
+
+def test_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
+    def full_disk(*args):
+        raise OSError("No space left on device")
+
+    def ready(*args, **kwargs):
+        pass
+
+    monkeypatch.setattr(export, "write_metadata", full_disk)
+    monkeypatch.setattr(networks.Generator, "fold_spectral_norms", ready)
+    monkeypatch.setattr(networks.Generator, "fill_standing_statistics", ready)
+    with pytest.raises(OSError, match="No space"):
+        export_tool.main(export_command(run, tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_export_of_what_is_no_run(run, tmp_path):
+    def copy(change):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name in ("config.json", "classifier.keras", "generator.keras"):
+            shutil.copy(run / name, folder)
+        change(folder)
+        return folder
+
+    def expect(folder, message):
+        with pytest.raises(errors.InputError, match=message):
+            export_tool.main(export_command(folder, tmp_path / "out"))
+
+    expect(tmp_path / "missing", "config.json, which does not exist")
+    expect(
+        copy(lambda folder: (folder / "config.json").write_text("{}")),
+        "Expected a run of tools/train.py",
+    )
+    expect(
+        copy(lambda folder: (folder / "generator.keras").unlink()),
+        "finished an epoch",
+    )
+    expect(
+        copy(
+            lambda folder: classifiers.build_classifier(16, 4, 4).save(
+                folder / "classifier.keras"
+            )
+        ),
+        "classifier of 3 logits",
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for name, shape in (("a.png", (20, 30)), ("b.png", (64, 64))):
+        image = random.uniform(0, 255, (*shape, 3))
+        images.write_image(folder / name, image)
+    return folder
+
+
+def test_invert_writes_grid_images_and_logits(
+    exported, pictures, tmp_path, capsys
+):
+    command = [
+        str(pictures),
+        str(pictures / "b.png"),
+        f"--model={exported}",
+        "--samples=3",
+        f"--out={tmp_path / 'grid.png'}",
+        f"--images-out={tmp_path / 'single'}",
+        f"--logits-out={tmp_path / 'logits.csv'}",
+    ]
+    invert.main(command)
+    output = capsys.readouterr().out
+    assert f"written: {tmp_path / 'grid.png'}" in output
+    assert "of 3 reconstructions of 3 images" in output
+    with PIL.Image.open(tmp_path / "grid.png") as grid:
+        # Four cells wide, three high.
+        assert grid.width > 4 * 128 and grid.height > 3 * 128
+    names = sorted(path.name for path in (tmp_path / "single").iterdir())
+    assert len(names) == 9 and names[0] == "00000-a-0.png"
+    one = images.read_image(tmp_path / "single" / names[-1])
+    assert one.shape == (32, 32, 3)
+
+    with open(tmp_path / "logits.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["file", *COLORS]
+    assert [row[0] for row in rows][1:] == [str(pictures / "b.png")] * 2
+    image = images.read_image(pictures / "b.png")[None]
+    expected = pipeline.Pipeline.load(exported).logits(image)[0]
+    np.testing.assert_allclose(
+        [float(x) for x in rows[1][1:]], expected, rtol=1e-4
+    )
+
+
+def test_invert_repeats_itself(exported, pictures, tmp_path):
+    for name in "xy":
+        invert.main(
+            [
+                str(pictures / "a.png"),
+                f"--model={exported / '1'}",
+                f"--out={tmp_path / name}.png",
+                f"--logits-out={tmp_path / name}.npy",
+            ]
+        )
+    assert (tmp_path / "x.png").read_bytes() == (
+        tmp_path / "y.png"
+    ).read_bytes()
+    logits = np.load(tmp_path / "x.npy")
+    assert logits.shape == (1, 3) and logits.dtype == np.float32
+
+
+def test_invert_wrong_input_leaves_nothing(exported, pictures, tmp_path):
+    (pictures / "c.png").write_bytes(b"no image")
+    good = {
+        "image": pictures / "a.png",
+        "--model": exported,
+        "--out": tmp_path / "grid.png",
+        "--images-out": tmp_path / "single",
+    }
+    cases = [
+        ({"image": pictures / "missing.png"}, "does not exist"),
+        ({"image": pictures}, "c.png"),
+        ({"--model": tmp_path / "missing"}, "does not exist"),
+        ({"--model": pictures}, "no SavedModel"),
+        ({"--out": tmp_path / "missing" / "grid.png"}, "Create it first"),
+        ({"--images-out": pictures}, "holds files"),
+    ]
+    for change, message in cases:
+        options = {**good, **change}
+        command = [str(options.pop("image"))]
+        command += [f"{name}={value}" for name, value in options.items()]
+        with pytest.raises(errors.InputError, match=message):
+            invert.main(command)
+        assert not (tmp_path / "grid.png").exists()
+        assert not list(tmp_path.glob("single/*"))
+        assert not list(tmp_path.glob(".writing*"))
+
+
+@pytest.mark.parametrize(
+    "flag", ["--samples=0", "--seed=-1", "--out=grid.jpg", "--logits-out=a.txt"]
+)
+def test_invert_wrong_flags(flag, capsys):
+    command = ["image.png", "--model=model", "--out=grid.png", flag]
+    with pytest.raises(SystemExit) as caught:
+        invert.main(command)
+    assert caught.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_captions_give_the_softmax_probability():
+    logits = np.log(np.array([1.0, 3.0, 0.0001], "float32"))
+    assert invert.describe(logits, list(COLORS)) == "75% green"

@@ -1,0 +1,271 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kinv import errors, export, pipeline
+
+NUM_CLASSES, NOISE_DIM, SIZE = 3, 2, 4
+METADATA = {
+    "class_names": ["red", "green", "blue"],
+    "num_classes": NUM_CLASSES,
+    "noise_dim": NOISE_DIM,
+    "image_size": SIZE,
+}
+
+
+class Arithmetic:
+    """Stands for the model: every output can be told by hand.
+
+    The logits are the mean colour; a reconstruction is uniformly of the
+    shifted logits, plus the first number of the noise.
+    """
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, inputs):
+        self.calls.append({k: v.shape for k, v in inputs.items()})
+        assert all(v.dtype == np.float32 for v in inputs.values())
+        logits = inputs["images"].mean(axis=(1, 2))
+        colors = logits[:, None] * inputs["logit_scale"][..., None]
+        colors = colors + inputs["logit_shift"]
+        colors = colors + inputs["noise"][..., :1]
+        shape = (*inputs["noise"].shape[:2], SIZE, SIZE, 3)
+        return {
+            "logits": logits,
+            "reconstructions": np.broadcast_to(colors[:, :, None, None], shape),
+        }
+
+
+@pytest.fixture
+def arithmetic():
+    return Arithmetic()
+
+
+@pytest.fixture
+def model(arithmetic):
+    return pipeline.Pipeline(arithmetic, METADATA)
+
+
+def random_inputs(batch, samples):
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (batch, 5, 6, 3)).astype("float32")
+    noise = random.standard_normal((batch, samples, NOISE_DIM), "float32")
+    return images, noise
+
+
+def test_logits_run_no_generator(model, arithmetic):
+    images, _ = random_inputs(4, 1)
+    expected = images.mean(axis=(1, 2))
+    np.testing.assert_allclose(model.logits(images), expected, rtol=1e-5)
+    assert arithmetic.calls[0]["noise"] == (4, 0, NOISE_DIM)
+    # Bytes are taken as they come from a file.
+    images = images.astype("uint8")
+    expected = images.mean(axis=(1, 2))
+    np.testing.assert_allclose(model.logits(images), expected, rtol=1e-5)
+
+
+def test_reconstruct_scales_and_shifts(model):
+    images, noise = random_inputs(3, 2)
+    means = images.mean(axis=(1, 2))[:, None]
+    scale = np.array([[1.0, 2.0]])
+    shift = np.arange(9.0).reshape(3, 1, 3)
+    outputs = model.reconstruct(images, noise, scale, shift)
+    assert outputs.shape == (3, 2, SIZE, SIZE, 3)
+    expected = means * scale[..., None] + shift + noise[..., :1]
+    np.testing.assert_allclose(outputs[:, :, 1, 2], expected, rtol=1e-5)
+    plain = model.reconstruct(images, noise)
+    np.testing.assert_allclose(
+        plain[:, :, 0, 0], means + noise[..., :1], rtol=1e-5
+    )
+
+
+def test_generate_ignores_the_image(model, arithmetic):
+    logits = np.arange(12.0).reshape(4, 3)
+    noise = np.ones((4, NOISE_DIM))
+    outputs = model.generate(logits, noise)
+    assert outputs.shape == (4, SIZE, SIZE, 3)
+    np.testing.assert_allclose(outputs[:, 3, 3], logits + 1)
+    assert arithmetic.calls[0]["images"] == (1, 1, 1, 3)
+
+
+def test_large_requests_are_split(arithmetic, monkeypatch):
+    monkeypatch.setattr(pipeline, "RECONSTRUCTED_PIXELS", 6 * SIZE**2)
+    model = pipeline.Pipeline(arithmetic, METADATA)
+    images, noise = random_inputs(5, 3)
+    scale = np.arange(15.0).reshape(5, 3)
+    shift = np.arange(45.0).reshape(5, 3, 3)
+    outputs = model.reconstruct(images, noise, scale, shift)
+    means = images.mean(axis=(1, 2))[:, None]
+    expected = means * scale[..., None] + shift + noise[..., :1]
+    np.testing.assert_allclose(outputs[:, :, 0, 0], expected, rtol=1e-5)
+    assert [c["noise"][:2] for c in arithmetic.calls] == [
+        (2, 3),
+        (2, 3),
+        (1, 3),
+    ]
+    # More samples than fit into one call.
+    arithmetic.calls.clear()
+    images, noise = random_inputs(2, 8)
+    outputs = model.reconstruct(images, noise)
+    expected = images.mean(axis=(1, 2))[:, None] + noise[..., :1]
+    np.testing.assert_allclose(outputs[:, :, 0, 0], expected, rtol=1e-5)
+    assert max(np.prod(c["noise"][:2]) for c in arithmetic.calls) <= 6
+    # Large photographs.
+    monkeypatch.setattr(pipeline, "IMAGE_PIXELS", 2 * 5 * 6)
+    arithmetic.calls.clear()
+    model.logits(images)
+    model.logits(random_inputs(5, 1)[0])
+    assert max(c["images"][0] for c in arithmetic.calls) == 2
+
+
+def test_empty_batch(model):
+    images, noise = random_inputs(0, 2)
+    assert model.logits(images).shape == (0, NUM_CLASSES)
+    assert model.reconstruct(images, noise).shape == (0, 2, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((4, 4, 3)), r"shape \(4, 4, 3\)"),
+        (np.zeros((1, 4, 4, 1)), r"shape \(1, 4, 4, 1\)"),
+        (np.zeros((1, 0, 4, 3)), r"shape \(1, 0, 4, 3\)"),
+        (np.full((1, 4, 4, 3), -1.0), r"from -1.0"),
+        (np.full((1, 4, 4, 3), 256.0), r"to 256.0"),
+        (np.full((1, 4, 4, 3), np.nan), r"nan"),
+    ],
+)
+def test_wrong_images(model, images, message):
+    with pytest.raises(errors.InputError, match=message):
+        model.logits(images)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"noise": np.zeros((3, 2, NOISE_DIM))}, r"\(2, any, 2\)"),
+        ({"noise": np.zeros((2, NOISE_DIM))}, r"Received: shape \(2, 2\)"),
+        ({"noise": np.full((2, 1, NOISE_DIM), np.inf)}, "finite"),
+        ({"logit_scale": np.zeros((2, 3))}, "logit_scale"),
+        ({"logit_scale": np.zeros(2)}, "logit_scale"),
+        ({"logit_shift": np.zeros((2, 1, 4))}, r"\(2, 1, 3\)"),
+        ({"logit_shift": np.nan}, "finite"),
+    ],
+)
+def test_wrong_arrays(model, change, message):
+    images, noise = random_inputs(2, 1)
+    with pytest.raises(errors.InputError, match=message):
+        model.reconstruct(images, **{"noise": noise, **change})
+
+
+def test_wrong_logits(model):
+    with pytest.raises(errors.InputError, match=r"\(any, 3\)"):
+        model.generate(np.zeros((2, 4)), np.zeros((2, NOISE_DIM)))
+    with pytest.raises(errors.InputError, match=r"\(2, 2\)"):
+        model.generate(np.zeros((2, 3)), np.zeros((3, NOISE_DIM)))
+
+
+def save_arithmetic(path, outputs=("logits", "reconstructions")):
+    """A SavedModel with the contract's signature."""
+    module = tf.Module()
+    module.bias = tf.Variable(float(path.name), dtype=tf.float32)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, None, None, 3), name="images"),
+            tf.TensorSpec((None, None, NOISE_DIM), name="noise"),
+            tf.TensorSpec((None, None), name="logit_scale"),
+            tf.TensorSpec((None, None, None), name="logit_shift"),
+        ]
+    )
+    def invert(images, noise, logit_scale, logit_shift):
+        logits = tf.reduce_mean(images, axis=(1, 2)) + module.bias
+        colors = logits[:, None] * logit_scale[..., None] + logit_shift
+        colors = (colors + noise[..., :1])[:, :, None, None]
+        results = logits, tf.tile(colors, (1, 1, SIZE, SIZE, 1))
+        return dict(zip(outputs, results, strict=True))
+
+    tf.saved_model.save(module, path, signatures=invert)
+    (path / "assets.extra").mkdir()
+    export.write_metadata(path, METADATA)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    for version in ("2", "10"):
+        save_arithmetic(tmp_path / "tiny" / version)
+    (tmp_path / "tiny" / ".writing-0").mkdir()
+    (tmp_path / "tiny" / "11").mkdir()  # No SavedModel yet.
+    return tmp_path / "tiny"
+
+
+def test_load_takes_the_highest_version_or_the_one_named(exported):
+    images, noise = random_inputs(2, 3)
+    for path, bias in ((exported, 10), (exported / "2", 2)):
+        model = pipeline.Pipeline.load(str(path))
+        expected = images.mean(axis=(1, 2)) + bias
+        np.testing.assert_allclose(model.logits(images), expected, rtol=1e-5)
+        outputs = model.reconstruct(images, noise)
+        assert outputs.shape == (2, 3, SIZE, SIZE, 3)
+        assert model.metadata == METADATA
+        assert model.class_names == ["red", "green", "blue"]
+        assert (model.num_classes, model.noise_dim, model.image_size) == (
+            NUM_CLASSES,
+            NOISE_DIM,
+            SIZE,
+        )
+
+
+def test_wrong_paths(tmp_path):
+    with pytest.raises(errors.InputError, match="does not exist"):
+        pipeline.Pipeline.load(tmp_path / "missing")
+    with pytest.raises(errors.InputError, match="there is no SavedModel"):
+        pipeline.Pipeline.load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.InputError, match="a file"):
+        pipeline.Pipeline.load(tmp_path / "file")
+
+
+def test_saved_models_that_are_not_pipelines(tmp_path):
+    other = tmp_path / "1"
+    save_arithmetic(other, outputs=("logits", "images"))
+    with pytest.raises(errors.InputError, match="to images, logits. Export"):
+        pipeline.Pipeline.load(other)
+    (other / "assets.extra/kinv.json").write_text(json.dumps({"a": 1}))
+    with pytest.raises(errors.InputError, match="class_names"):
+        pipeline.Pipeline.load(other)
+    (other / "assets.extra/kinv.json").unlink()
+    with pytest.raises(errors.InputError, match="kinv.json"):
+        pipeline.Pipeline.load(other)
+
+
+def test_damaged_saved_model(exported):
+    for name in ("variables/variables.index", "saved_model.pb"):
+        path = exported / "10" / name
+        path.write_bytes(b"no")
+        with pytest.raises(errors.InputError, match="Export it again") as error:
+            pipeline.Pipeline.load(exported)
+        assert "\n" not in str(error.value)
+
+
+def test_imports_nothing_of_the_training_side():
+    script = (
+        "import sys; import kinv.pipeline; "
+        "print(*[m for m in sys.modules if m.startswith('kinv.')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(result.stdout.split()) == {
+        "kinv.errors",
+        "kinv.files",
+        "kinv.pipeline",
+    }
