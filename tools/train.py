@@ -94,7 +94,7 @@ def parse_arguments(argv):
         "--steps",
         type=errors.positive_int,
         metavar="STEPS",
-        help="generator updates in all",
+        help="generator updates in all, rounded up to whole epochs",
     )
     add(
         "--batch-size",
@@ -292,15 +292,14 @@ def main(argv=None):
         networks,
     )
 
-    resumed = options.resume and pathlib.Path(options.out).exists()
+    run = pathlib.Path(options.out)
+    resumed = options.resume and (run / "config.json").exists()
     if resumed:
-        run = pathlib.Path(options.out)
         files.require_same_options(
             run / "config.json", vars(options), RESUME_MAY_CHANGE
         )
-    classifier_size = classifiers.load_classifier(
-        options.classifier
-    ).input_shape[1]
+    else:
+        files.new_directory(run)
 
     # Data.
     def open_split(split):
@@ -329,6 +328,7 @@ def main(argv=None):
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
         classifier = classifiers.load_classifier(options.classifier)
+        classifier_size = classifier.input_shape[1]
         num_classes = classifier.output_shape[-1]
         if num_classes != len(source.class_names):
             raise errors.InputError(
@@ -379,7 +379,6 @@ def main(argv=None):
 
     # The run directory, its options first.
     if not resumed:
-        run = files.new_directory(options.out)
         files.write_json(
             run / "config.json",
             {

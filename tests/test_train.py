@@ -1,0 +1,221 @@
+"""The training tool, from flags to run directory, and its interruption."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from kinv import errors
+from tools import train
+
+
+def arguments(folder, classifier, out, *more):
+    return [
+        f"--dataset={folder}",
+        f"--classifier={classifier}",
+        f"--out={out}",
+        "--base-channels=4",
+        "--no-attention",
+        "--batch-size=8",
+        "--discriminator-steps=1",
+        "--steps=3",
+        "--steps-per-epoch=1",
+        "--validation-images=10",
+        "--precision=float32",
+        "--verbose=0",
+        *more,
+    ]
+
+
+def checkpoint_values(run):
+    values = {}
+
+    def keep(name, item):
+        if isinstance(item, h5py.Dataset):
+            values[name] = item[()]
+
+    with h5py.File(run / "checkpoint.weights.h5") as file:
+        file.visititems(keep)
+        values["epoch"] = file.attrs["epoch"]
+    return values
+
+
+def test_run_directory_and_resumption(image_folder, classifier_file, tmp_path):
+    out = tmp_path / "run"
+    command = arguments(image_folder, classifier_file, out, "--steps=1")
+    train.main(command)
+    config = json.loads((out / "config.json").read_text())
+    assert config["options"]["discriminator_learning_rate"] == 4e-4
+    assert config["class_names"] == ["green", "red"]
+    assert {"kinv", "tensorflow", "keras"} <= set(config["versions"])
+    assert (out / "classifier.keras").read_bytes() == (
+        classifier_file.read_bytes()
+    )
+    generator = keras.models.load_model(out / "generator.keras")
+    assert generator.get_config() == config["generator"]
+
+    train.main([*command, "--resume", "--steps=2"])
+    with open(out / "metrics.csv") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"val_agreement", "minutes_left", "generator_loss"} <= set(rows[0])
+    tags = [
+        value.tag
+        for path in (out / "tensorboard").rglob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    ]
+    assert "reconstructions" in tags and "epoch_val_agreement" in tags
+
+    with pytest.raises(errors.InputError, match="--seed 8. Received: --seed 9"):
+        train.main([*command, "--resume", "--seed=9"])
+    with pytest.raises(errors.InputError, match="holds files"):
+        train.main(command)
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    image_folder, classifier_file, tmp_path
+):
+    def process(out, *more):
+        words = arguments(image_folder, classifier_file, out, *more)
+        return subprocess.Popen([sys.executable, "tools/train.py", *words])
+
+    # Side by side: one run to its end, one killed after its first epoch.
+    whole = process(tmp_path / "whole")
+    killed = process(tmp_path / "killed", "--steps=1000000")
+    checkpoint = tmp_path / "killed" / "checkpoint.weights.h5"
+    for _ in range(3000):
+        if checkpoint.exists():
+            break
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    done = checkpoint_values(tmp_path / "killed")["epoch"]
+    last = done + 1
+    assert (
+        process(tmp_path / "killed", f"--steps={last}", "--resume").wait() == 0
+    )
+    assert whole.wait() == 0
+    if last != 3:
+        # The kill came late: let the other run catch up with it.
+        more = (f"--steps={last}", "--resume")
+        assert process(tmp_path / "whole", *more).wait() == 0
+    one = checkpoint_values(tmp_path / "whole")
+    two = checkpoint_values(tmp_path / "killed")
+    assert one.keys() == two.keys() and len(one) > 100
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_paper_preset_takes_a_step_on_mocked_imagenet(tmp_path):
+    keras.utils.set_random_seed(0)
+    classifier = keras.Sequential(
+        [
+            keras.Input((64, 64, 3)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(1000),
+        ]
+    )
+    classifier.save(tmp_path / "classifier.keras")
+    with tfds.testing.mock_data(num_examples=12):
+        train.main(
+            [
+                "--preset=paper",
+                "--dataset=imagenet_resized/64x64",
+                f"--classifier={tmp_path / 'classifier.keras'}",
+                f"--out={tmp_path / 'run'}",
+                "--base-channels=4",
+                "--batch-size=4",
+                "--steps=1",
+                "--steps-per-epoch=1",
+                "--validation-images=4",
+                "--verbose=0",
+            ]
+        )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["generator"]["gain_offset"] == 0
+    assert config["generator"]["logit_normalization"] == "none"
+    assert config["generator"]["noise_dim"] == 120
+
+
+def test_paper_preset_is_section_7_2():
+    options = train.parse_arguments(
+        ["--preset=paper", "--dataset=d", "--classifier=c", "--out=o"]
+    )
+    # Keys and values as printed in the supplementary, section 7.2, and the
+    # defaults of compare_gan that it does not print.
+    assert options.generator_learning_rate == 0.0001
+    assert options.discriminator_learning_rate == 0.0005
+    assert options.discriminator_steps == 2
+    assert options.batch_size == 2048
+    assert options.steps == 250000
+    assert options.steps_per_epoch == 2500
+    assert options.noise_dim == 120
+    assert options.seed == 8
+    assert (options.image_size, options.base_channels) == (64, 96)
+    assert (options.ema_decay, options.ema_start_step) == (0.9999, 40000)
+    assert (options.embedding_dim, options.gain_offset) == (128, 0)
+    assert options.norms_per_block == 2 and options.attention
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dataset=no_such_data"], "Received: no_such_data"),
+        (["--classifier=missing.keras"], "missing.keras"),
+        (["--image-size=48"], "image_size=48"),
+        (["--batch-size=4000"], "Lower --batch-size"),
+        (["--train-split=dev"], "sub-folder dev"),
+    ],
+)
+def test_wrong_input_is_one_helpful_line(
+    image_folder, classifier_file, tmp_path, more, message
+):
+    with pytest.raises(errors.InputError, match=message) as raised:
+        train.main(
+            arguments(image_folder, classifier_file, tmp_path / "run", *more)
+        )
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "more", [["--steps=0"], ["--ema-decay=1"], ["--seed=-1"]]
+)
+def test_wrong_numbers_end_with_status_two(more, capsys):
+    with pytest.raises(SystemExit) as raised:
+        train.main(["--dataset=d", "--classifier=c", "--out=o", *more])
+    assert raised.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+def test_classifier_of_other_classes(image_folder, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(7),
+        ]
+    )
+    model.save(tmp_path / "seven.keras")
+    with pytest.raises(errors.InputError, match="7 logits"):
+        train.main(
+            arguments(image_folder, tmp_path / "seven.keras", tmp_path / "run")
+        )
+
+
+def test_non_finite_loss_stops_and_keeps_the_checkpoint(
+    image_folder, classifier_file, tmp_path
+):
+    out = tmp_path / "run"
+    command = arguments(image_folder, classifier_file, out)
+    with pytest.raises(errors.NonFiniteError, match="epoch"):
+        train.main([*command, "--generator-learning-rate=1e38"])

@@ -1,0 +1,250 @@
+"""Runs the whole chain on the embedded images, within 20 minutes on 2 cores.
+
+Trains a classifier and its inversion model, exports them as one SavedModel
+and inverts held-out images. Everything is written below --out. Stopped at any
+moment, the same command goes on where it was.
+"""
+
+import argparse
+import os
+import pathlib
+import shlex
+import subprocess  # noqa: S404 (only ever runs kinv's own tools)
+import sys
+import time
+from typing import NamedTuple
+
+from kinv import errors, files
+
+TOOLS = pathlib.Path(__file__).parent
+DATASET = "kinv_scenes/32"
+NUM_IMAGES = 10
+RECORD = "stages.json"
+
+
+class Stage(NamedTuple):
+    """One command, and the file that it leaves last.
+
+    Attributes:
+        name: of the stage.
+        command: list of words.
+        result: path of the file.
+        resumable: whether the command can be stopped with `result` there and
+            work left, so that only its exit status tells that it is done.
+    """
+
+    name: str
+    command: list
+    result: pathlib.Path
+    resumable: bool
+
+
+def parse_arguments(argv):
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--out",
+        default="runs/demo",
+        metavar="DIR",
+        help="where everything is written; remove it to start afresh",
+    )
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where TFDS keeps data sets; None is TFDS's own folder",
+    )
+    return parser.parse_args(argv)
+
+
+def stages(options):
+    """The commands in their order.
+
+    Args:
+        options: of `parse_arguments`.
+
+    Returns:
+        List of `Stage`. A training command whose run has been started
+        already carries --resume.
+    """
+    out = pathlib.Path(options.out)
+    data = ["--data-dir", options.data_dir] if options.data_dir else []
+    classifier, inversion = out / "classifier", out / "inversion"
+    exported, grid = out / "exported", out / "grid.png"
+
+    def training(tool, run, *flags):
+        # config.json is the first file that a run receives.
+        resume = ["--resume"] if (run / "config.json").exists() else []
+        dataset = ["--dataset", DATASET, *data]
+        return _command(tool, *dataset, "--out", run, *flags, *resume)
+
+    return [
+        Stage(
+            "classifier",
+            training(
+                "train_classifier",
+                classifier,
+                *("--width", 16, "--epochs", 3),
+                *("--evaluation-examples", 200),
+            ),
+            classifier / "metrics.json",
+            resumable=True,
+        ),
+        Stage(
+            "inversion",
+            training(
+                "train",
+                inversion,
+                *("--classifier", classifier / "classifier.keras"),
+                *("--preset", "demo"),
+            ),
+            inversion / "generator.keras",
+            resumable=True,
+        ),
+        Stage(
+            "export",
+            _command("export", "--run", inversion, "--out", exported, *data),
+            exported / "1" / "assets.extra" / "kinv.json",
+            resumable=False,
+        ),
+        Stage(
+            "invert",
+            _command(
+                "invert", "--model", exported, out / "images", "--out", grid
+            ),
+            grid,
+            resumable=False,
+        ),
+    ]
+
+
+def _command(tool, *words):
+    words = [str(word) for word in words]
+    return [sys.executable, str(TOOLS / f"{tool}.py"), *words]
+
+
+def main(argv=None):
+    """Runs the stages that are not done yet, then shows what they gave."""
+    options = parse_arguments(argv)
+    out = pathlib.Path(options.out)
+    prepare(out)
+    record = files.read_json(out / RECORD)
+    names = [stage.name for stage in stages(options)]
+    for number, name in enumerate(names):
+        # Made anew: whether to resume depends on the files there are now.
+        stage = stages(options)[number]
+        title = f"[{number + 1}/{len(names)}] {name}"
+        done = name in record["done"] or not stage.resumable
+        if done and stage.result.exists():
+            print(f"{title}: done before, {stage.result}")
+            continue
+        if name == "invert":
+            write_images(out / "images", options.data_dir)
+        print(f"{title}\n$ {shlex.join(stage.command[1:])}", flush=True)
+        start = time.monotonic()
+        try:
+            run_stage(stage)
+            record["done"].append(name)
+        finally:
+            taken = time.monotonic() - start
+            record["seconds"][name] = record["seconds"].get(name, 0) + taken
+            files.write_json(out / RECORD, record)
+    print(summary(out, record["seconds"]))
+
+
+def prepare(out):
+    """Makes the folder and the record of what was done in it.
+
+    Raises:
+        errors.InputError: if the folder holds something else.
+    """
+    if not (out / RECORD).exists():
+        files.new_directory(out)
+        files.write_json(out / RECORD, {"done": [], "seconds": {}})
+
+
+def run_stage(stage):
+    """Runs a command; ends the demo with its exit status if it fails."""
+    status = subprocess.run(stage.command).returncode  # noqa: S603
+    if status:
+        print(
+            f"demo.py: the stage {stage.name!r} failed; once that is mended, "
+            "the same command goes on from here",
+            file=sys.stderr,
+        )
+        # A negative status is the signal that ended the tool.
+        sys.exit(status if status > 0 else 1)
+
+
+def write_images(folder, data_dir):
+    """Writes the first images of the test split as PNG files.
+
+    Args:
+        folder: written whole or not at all; left alone when it exists.
+        data_dir: where TFDS keeps data sets, or None.
+    """
+    if folder.exists():
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kinv import datasets, images
+
+    source = datasets.open_dataset(DATASET, "test", data_dir)
+    batches = source.evaluation_batches(32, NUM_IMAGES, limit=NUM_IMAGES)
+    pictures, labels = next(batches.as_numpy_iterator())
+    with files.atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for index, (picture, label) in enumerate(
+            zip(pictures, labels, strict=True)
+        ):
+            name = source.class_names[label].replace(" ", "-")
+            images.write_image(temporary / f"{index}-{name}.png", picture)
+
+
+def summary(out, seconds):
+    """The figures that the stages left, as a table, and where things lie.
+
+    Args:
+        out: directory of the demo.
+        seconds: dict, duration of each stage.
+    """
+    classifier = files.read_json(out / "classifier" / "metrics.json")
+    metadata = out / "exported" / "1" / "assets.extra" / "kinv.json"
+    metrics = files.read_json(metadata)["metrics"]
+    low, high = metrics["agreement_interval"]
+    rows = [
+        (
+            "classifier accuracy",
+            f"{classifier['clean_accuracy']:.1%}",
+            f"of {classifier['clean_examples']:,} held-out images",
+        ),
+        (
+            "agreement",
+            f"{metrics['agreement']:.1%}",
+            f"of {metrics['images']:,} reconstructions get their image's class "
+            f"(95 % interval {low:.1%} to {high:.1%})",
+        ),
+    ]
+    rows += [(name, f"{taken:.0f} s", "") for name, taken in seconds.items()]
+    rows.append(("all stages", f"{sum(seconds.values()):.0f} s", ""))
+    lines = [
+        f"{name:<20} {value:>8}  {note}".rstrip() for name, value, note in rows
+    ]
+    return "\n".join(
+        [
+            "",
+            *lines,
+            "",
+            f"classifier  {out / 'classifier' / 'classifier.keras'}",
+            f"training    {out / 'inversion'}",
+            f"exported    {out / 'exported' / '1'}",
+            f"images      {out / 'images'}",
+            f"grid        {out / 'grid.png'}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)
