@@ -139,8 +139,9 @@ class TimeRemaining(keras.callbacks.Callback):
 class ReconstructionSummary(keras.callbacks.Callback):
     """Writes the same reconstructions to TensorBoard after every epoch.
 
-    One picture: a row of the images, a row of reconstructions, further rows of
-    resamples (the same logits, other noise), from `model.reconstruct`.
+    One picture: a row of images, a row of reconstructions, further rows of
+    resamples (the same logits, other noise), from `model.reconstruct`. It
+    shows the first images; the others take part in the batch's moments.
 
     Args:
         log_dir: TensorBoard directory; the pictures go to `reconstructions`
@@ -148,6 +149,8 @@ class ReconstructionSummary(keras.callbacks.Callback):
         images: float32 `(num_images, height, width, 3)` in [0, 255].
         noise: float32 `(num_rows, num_images, noise_dim)`, N(0, 1).
     """
+
+    COLUMNS = 12
 
     def __init__(self, log_dir, images, noise):
         super().__init__()
@@ -167,7 +170,10 @@ class ReconstructionSummary(keras.callbacks.Callback):
             self.images, rows[0].shape[1:3], antialias=True
         )
         # Each row: images side by side; then the rows one above the other.
-        rows = [tf.concat(tf.unstack(row), 1) for row in (originals, *rows)]
+        rows = [
+            tf.concat(tf.unstack(row[: self.COLUMNS]), 1)
+            for row in (originals, *rows)
+        ]
         picture = tf.concat(rows, 0)
         picture = tf.cast(tf.clip_by_value(picture + 0.5, 0, 255), tf.uint8)
         if self._writer is None:

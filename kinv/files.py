@@ -95,27 +95,36 @@ def new_directory(path):
     return path
 
 
-def require_same_options(path, options, may_change):
-    """Checks that a run is resumed with the options it was started with.
+def open_run(path, options, may_change):
+    """Opens a run directory: that of a run to be resumed, or a new one.
 
     Args:
-        path: `config.json` of the run.
-        options: dict of the options given now.
-        may_change: names of options that are free to differ.
+        path: the directory. Its `config.json` records the run's options.
+        options: dict of the options given now. `resume` asks to continue the
+            run, if it had begun.
+        may_change: names of options that are free to differ then.
+
+    Returns:
+        Whether the run had begun; if not, the directory is new or empty.
 
     Raises:
-        errors.InputError: if there is no such run, or naming the first option
-            that differs.
+        errors.InputError: naming the first option that differs, or because a
+            new directory cannot be had there (`new_directory`).
     """
-    recorded = read_json(path)["options"]
+    config = pathlib.Path(path) / "config.json"
+    if not (options["resume"] and config.exists()):
+        new_directory(path)
+        return False
+    recorded = read_json(config)["options"]
     for name, value in options.items():
         if name not in may_change and recorded.get(name) != value:
             flag = "--" + name.replace("_", "-")
             raise errors.InputError(
-                f"Expected the options that {path} records, to resume the run: "
-                f"{flag} {recorded.get(name)}. Received: {flag} {value}. "
+                f"Expected the options that {config} records, to resume the "
+                f"run: {flag} {recorded.get(name)}. Received: {flag} {value}. "
                 "Repeat the option, or start a new run in another directory."
             )
+    return True
 
 
 def versions():

@@ -74,7 +74,7 @@ def test_run_directory_and_resumption(image_folder, classifier_file, tmp_path):
         for event in tf.compat.v1.train.summary_iterator(str(path))
         for value in event.summary.value
     ]
-    assert "reconstructions" in tags and "epoch_val_agreement" in tags
+    assert "reconstructions" in tags and "epoch_agreement" in tags
 
     with pytest.raises(errors.InputError, match="--seed 8. Received: --seed 9"):
         train.main([*command, "--resume", "--seed=9"])

@@ -42,10 +42,23 @@ PRESETS = {
         "ema_start_step": 40000,
     },
 }
-PRESETS["demo"] = {**PRESETS["small"], "steps": 1000, "steps_per_epoch": 100}
+# A short run ends before a long average has caught up.
+PRESETS["demo"] = {
+    **PRESETS["small"],
+    "steps": 1800,
+    "steps_per_epoch": 100,
+    "ema_decay": 0.995,
+}
 
 # What may differ between a run and its resumption.
-RESUME_MAY_CHANGE = {"resume", "steps", "strategy", "data_dir", "verbose"}
+RESUME_MAY_CHANGE = {
+    "resume",
+    "out",
+    "steps",
+    "strategy",
+    "data_dir",
+    "verbose",
+}
 
 
 def parse_arguments(argv):
@@ -292,14 +305,11 @@ def main(argv=None):
         networks,
     )
 
+    # First of all: several workers cannot be set up once TensorFlow has run.
+    strategy = devices.make_strategy(options.strategy)
+    chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
-    resumed = options.resume and (run / "config.json").exists()
-    if resumed:
-        files.require_same_options(
-            run / "config.json", vars(options), RESUME_MAY_CHANGE
-        )
-    else:
-        files.new_directory(run)
+    resumed = chief and files.open_run(run, vars(options), RESUME_MAY_CHANGE)
 
     # Data.
     def open_split(split):
@@ -317,7 +327,6 @@ def main(argv=None):
         )
 
     # Networks, on the devices.
-    strategy = devices.make_strategy(options.strategy)
     if options.batch_size % strategy.num_replicas_in_sync:
         raise errors.InputError(
             f"Expected a batch size that {strategy.num_replicas_in_sync} "
@@ -378,7 +387,7 @@ def main(argv=None):
         )
 
     # The run directory, its options first.
-    if not resumed:
+    if chief and not resumed:
         files.write_json(
             run / "config.json",
             {
@@ -392,8 +401,9 @@ def main(argv=None):
                 "git_commit": files.git_commit(),
             },
         )
-    with files.atomic_path(run / "classifier.keras") as temporary:
-        shutil.copyfile(options.classifier, temporary)
+    if chief:
+        with files.atomic_path(run / "classifier.keras") as temporary:
+            shutil.copyfile(options.classifier, temporary)
 
     # Where a previous process stopped.
     first_epoch = 0
@@ -416,13 +426,23 @@ def main(argv=None):
     validation_batches = validation.evaluation_batches(
         classifier_size, 250, options.validation_images
     )
-    probe_images = next(iter(validation_batches))[0][:8]
+    # As many as the batch's moments need.
+    probe_images = next(iter(validation_batches))[0][:64]
     probe_noise = tf.random.stateless_normal(
         (4, len(probe_images), options.noise_dim), seed=[options.seed, -2]
     )
     epochs = -(-options.steps // options.steps_per_epoch)
     start = first_epoch * options.steps_per_epoch * feed_size
-    chief = callbacks.is_chief(strategy)
+    writers = []
+    if chief:
+        writers = [
+            callbacks.csv_log(run / "metrics.csv", first_epoch),
+            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+            callbacks.ReconstructionSummary(
+                run / "tensorboard", probe_images, probe_noise
+            ),
+            keras.callbacks.LambdaCallback(on_epoch_end=save_generator),
+        ]
     model.fit(
         source.training_batches(
             classifier_size, feed_size, options.seed, start, options.crop
@@ -436,17 +456,9 @@ def main(argv=None):
         callbacks=[
             callbacks.TerminateOnNonFinite(),
             callbacks.TimeRemaining(),
-        ]
-        + chief
-        * [
-            callbacks.csv_log(run / "metrics.csv", first_epoch),
-            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
-            callbacks.ReconstructionSummary(
-                run / "tensorboard", probe_images, probe_noise
-            ),
-            keras.callbacks.LambdaCallback(on_epoch_end=save_generator),
-        ]
-        + [callbacks.Checkpoint(checkpoint)],
+            *writers,
+            callbacks.Checkpoint(checkpoint),
+        ],
     )
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")

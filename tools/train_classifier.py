@@ -17,6 +17,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from kinv import errors  # noqa: E402
 
+# What may differ between a run and its resumption.
+RESUME_MAY_CHANGE = {"resume", "out", "strategy", "data_dir"}
+
 
 def parse_arguments(argv=None):
     """Parses the command line."""
@@ -153,13 +156,11 @@ def main(argv=None):
         robust,
     )
 
-    run = pathlib.Path(options.out)
-    if options.resume:
-        check_options(options, files.read_json(run / "config.json"))
-    else:
-        files.new_directory(run)
+    # First of all: several workers cannot be set up once TensorFlow has run.
     strategy = devices.make_strategy(options.strategy)
     chief = callbacks.is_chief(strategy)
+    run = pathlib.Path(options.out)
+    resumed = chief and files.open_run(run, vars(options), RESUME_MAY_CHANGE)
     policy = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
 
@@ -179,9 +180,9 @@ def main(argv=None):
         f"{options.dataset}: {train.num_examples:,} images of {num_classes} "
         f"classes, {held_out.num_examples:,} held out"
     )
-    if chief and not options.resume:
+    if chief and not resumed:
         config = {
-            "options": saved_options(options),
+            "options": vars(options),
             "class_names": train.class_names,
             "dataset": options.dataset,
             "versions": files.versions(),
@@ -224,42 +225,36 @@ def main(argv=None):
         f"adversarial training: {options.adversarial}"
     )
 
-    tensorboard = keras.callbacks.TensorBoard(
-        run / "tensorboard", write_graph=False
-    )
-    log = callbacks.csv_log(run / "metrics.csv", epochs_done) if chief else None
+    writers = []
+    if chief:
+        writers = [
+            callbacks.csv_log(run / "metrics.csv", epochs_done),
+            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+        ]
     start = time.monotonic()
-    try:
-        model.fit(
-            train.training_batches(
-                options.image_size,
-                options.batch_size,
-                options.seed,
-                start=epochs_done * steps * options.batch_size,
-                crop=options.crop,
-            ),
-            epochs=options.epochs,
-            initial_epoch=epochs_done,
-            steps_per_epoch=steps,
-            validation_data=held_out.evaluation_batches(
-                options.image_size, options.batch_size, limit=2000
-            ),
-            shuffle=False,
-            callbacks=[
-                callbacks.TerminateOnNonFinite(),
-                callbacks.TimeRemaining(),
-                *([log, tensorboard] if chief else []),
-                callbacks.Checkpoint(checkpoint),
-            ],
-            verbose=2 if not sys.stdout.isatty() else 1,
-        )
-    except KeyboardInterrupt:
-        print("\nstopped; finished epochs are kept. Go on with:")
-        print("  " + resume_command(argv))
-        raise
-    finally:
-        if log is not None:
-            log.on_train_end()  # Keras leaves the file open after an error.
+    model.fit(
+        train.training_batches(
+            options.image_size,
+            options.batch_size,
+            options.seed,
+            start=epochs_done * steps * options.batch_size,
+            crop=options.crop,
+        ),
+        epochs=options.epochs,
+        initial_epoch=epochs_done,
+        steps_per_epoch=steps,
+        validation_data=held_out.evaluation_batches(
+            options.image_size, options.batch_size, limit=2000
+        ),
+        shuffle=False,
+        callbacks=[
+            callbacks.TerminateOnNonFinite(),
+            callbacks.TimeRemaining(),
+            *writers,
+            callbacks.Checkpoint(checkpoint),
+        ],
+        verbose=2 if not sys.stdout.isatty() else 1,
+    )
     minutes = (time.monotonic() - start) / 60
     if not chief:
         return
@@ -285,26 +280,6 @@ def main(argv=None):
         f"--dataset {shlex.quote(options.dataset)} --classifier "
         f"{shlex.quote(str(run / 'classifier.keras'))} --out RUN"
     )
-
-
-def saved_options(options):
-    """The options that make a run what it is."""
-    return {k: v for k, v in vars(options).items() if k != "resume"}
-
-
-def check_options(options, config):
-    """Raises `InputError` unless a run to be resumed had the same options."""
-    before = config["options"]
-    # Paths may be written differently from another working directory.
-    ignored = ("out",)
-    for name, value in saved_options(options).items():
-        if name not in ignored and before.get(name) != value:
-            flag = "--" + name.replace("_", "-")
-            raise errors.InputError(
-                f"Expected the options that {options.out} was started with, "
-                f"there {flag} {before.get(name)}. Received: {flag} {value}. "
-                "Repeat the first command with --resume, or start a new run."
-            )
 
 
 def check_data(options, train, held_out, num_replicas):
@@ -375,12 +350,5 @@ def measure(options, classifier, held_out):
     return metrics
 
 
-def resume_command(argv):
-    """The command that continues this run."""
-    words = ["tools/train_classifier.py", *(argv or sys.argv[1:])]
-    words += [] if "--resume" in words else ["--resume"]
-    return shlex.join(words)
-
-
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, resumable=True)
