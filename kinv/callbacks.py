@@ -7,7 +7,6 @@ written after a bad step, `TimeRemaining` before the logs are written, and
 
 import csv
 import math
-import os
 import pathlib
 import time
 
@@ -189,26 +188,33 @@ class ReconstructionSummary(keras.callbacks.Callback):
             self._writer = None
 
 
-def csv_log(path, epochs_done):
-    """Makes a logger that continues a table of one row per epoch.
+class MetricsTable(keras.callbacks.Callback):
+    """Keeps a CSV file with one row per epoch, counted from 1.
+
+    The file is written anew and whole after every epoch, so that a run killed
+    between the row of an epoch and its checkpoint has that row once.
 
     Args:
-        path: CSV file.
-        epochs_done: rows to keep. A run killed between the row of an epoch and
-            its checkpoint does that epoch again.
-
-    Returns:
-        `keras.callbacks.CSVLogger`.
+        path: of the file.
     """
-    path = pathlib.Path(path)
-    if path.is_file():
-        with open(path, newline="") as table:
-            rows = list(csv.reader(table))
-        with files.atomic_path(path) as temporary:
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = pathlib.Path(path)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the table."""
+        rows = []
+        if epoch and self.path.is_file():
+            with open(self.path, newline="") as table:
+                rows = list(csv.DictReader(table))[:epoch]
+        rows.append({"epoch": epoch + 1, **logs})
+        with files.atomic_path(self.path) as temporary:
             with open(temporary, "w", newline="") as table:
-                writer = csv.writer(table, lineterminator=os.linesep)
-                writer.writerows(rows[: 1 + epochs_done])
-    return keras.callbacks.CSVLogger(path, append=epochs_done > 0)
+                columns = dict.fromkeys(key for row in rows for key in row)
+                writer = csv.DictWriter(table, columns)
+                writer.writeheader()
+                writer.writerows(rows)
 
 
 def is_chief(strategy):

@@ -187,15 +187,19 @@ def test_reconstruction_summary_shows_originals_over_reconstructions(tmp_path):
     np.testing.assert_array_equal(picture, np.stack([expected] * 3, axis=-1))
 
 
-def test_log_of_a_resumed_run_has_one_row_per_epoch(tmp_path):
+def test_table_of_a_resumed_run_has_one_row_per_epoch(tmp_path):
     path = tmp_path / "metrics.csv"
-    fit(compiled_model(), 3, [callbacks.csv_log(path, 0)])
-    # Killed after the row of epoch 2 was written and before its checkpoint.
-    log = callbacks.csv_log(path, 2)
-    fit(compiled_model(), 4, [log], initial_epoch=2)
+    fit(compiled_model(), 3, [callbacks.MetricsTable(path)])
+    # Killed after the row of epoch 3 was written and before its checkpoint.
+    fit(compiled_model(), 4, [callbacks.MetricsTable(path)], initial_epoch=2)
     with open(path, newline="") as table:
         rows = list(csv.DictReader(table))
-    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    # The second model was new in its third epoch.
+    assert float(rows[2]["loss"]) == pytest.approx(float(rows[0]["loss"]))
+    # A new run begins a new table.
+    fit(compiled_model(), 1, [callbacks.MetricsTable(path)])
+    assert len(path.read_text().splitlines()) == 2
 
 
 class FakeResolver:

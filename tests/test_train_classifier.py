@@ -138,7 +138,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     for old, new in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_allclose(old, new, atol=1e-6)
     with open(stopped / "metrics.csv", newline="") as table:
-        assert [row["epoch"] for row in csv.DictReader(table)] == list("012")
+        assert [row["epoch"] for row in csv.DictReader(table)] == list("123")
 
 
 def test_resume_names_the_option_that_differs(tmp_path):

@@ -81,6 +81,7 @@ def main(argv=None):
     """Inverts the images and writes the grid."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
     import numpy as np
 
     from kinv import images, pipeline
@@ -94,6 +95,7 @@ def main(argv=None):
     if options.images_out:
         files.new_directory(options.images_out)
 
+    bar = keras.utils.Progbar(len(paths))
     random = np.random.default_rng(options.seed)
     rows, captions, marked, logits, agreements = [], [], [], [], []
     with contextlib.ExitStack() as stack:
@@ -126,6 +128,7 @@ def main(argv=None):
                     folder / f"{index:05d}-{path.stem}-{sample}.png",
                     reconstructions[sample],
                 )
+            bar.add(1)
 
         columns = [f"noise {sample + 1}" for sample in range(options.samples)]
         grid = images.captioned_grid(

@@ -436,7 +436,7 @@ def main(argv=None):
     writers = []
     if chief:
         writers = [
-            callbacks.csv_log(run / "metrics.csv", first_epoch),
+            callbacks.MetricsTable(run / "metrics.csv"),
             keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
             callbacks.ReconstructionSummary(
                 run / "tensorboard", probe_images, probe_noise

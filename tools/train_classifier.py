@@ -228,7 +228,7 @@ def main(argv=None):
     writers = []
     if chief:
         writers = [
-            callbacks.csv_log(run / "metrics.csv", epochs_done),
+            callbacks.MetricsTable(run / "metrics.csv"),
             keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
         ]
     start = time.monotonic()
