@@ -45,7 +45,7 @@ PRESETS = {
 # A short run ends before a long average has caught up.
 PRESETS["demo"] = {
     **PRESETS["small"],
-    "steps": 1800,
+    "steps": 1500,
     "steps_per_epoch": 100,
     "ema_decay": 0.995,
 }
