@@ -35,10 +35,20 @@ class Checkpoint(keras.callbacks.Callback):
         """Writes the checkpoint."""
         if not is_chief(self.model.distribute_strategy):
             return
+        # Weights, and at most two moments of each. HDF5 ends the process when
+        # it finds the disk full, so that is found out before.
+        files.require_space(
+            self.path.parent,
+            3 * sum(_num_bytes(v) for v in self.model.variables),
+        )
         with files.atomic_path(self.path) as temporary:
             self.model.save_weights(temporary)
             with h5py.File(temporary, "r+") as checkpoint:
                 checkpoint.attrs["epoch"] = epoch + 1
+
+
+def _num_bytes(variable):
+    return math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
 
 
 def restore(model, path):

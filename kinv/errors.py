@@ -1,6 +1,7 @@
 """What the user can mend: exceptions, exit status, argument types."""
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -34,6 +35,9 @@ def run(main, resumable=False):
         main()
     except (InputError, NonFiniteError, OSError) as error:
         message = " ".join(str(error).split())
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            again = " with --resume" if resumable else ""
+            message += f". Free some, then repeat the command{again}."
         print(f"{tool}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Export: classifier and generator as one SavedModel with one signature."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -168,7 +169,10 @@ def save(path, classifier, generator, metadata):
             generator,
         )
     except tf.errors.OpError as error:
-        raise OSError(f"{path} cannot be written: {error.message}") from error
+        # TensorFlow's own message names its temporary files at length.
+        full = "No space left on device" in error.message
+        code = errno.ENOSPC if full else errno.EIO
+        raise OSError(code, os.strerror(code), str(path.parent)) from error
     write_metadata(path, metadata)
 
 

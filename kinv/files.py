@@ -1,6 +1,7 @@
 """Files and directories that are either complete or absent."""
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -34,6 +35,26 @@ def atomic_path(path):
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def require_space(directory, num_bytes):
+    """Checks that a disk has room.
+
+    Args:
+        directory: where something is about to be written.
+        num_bytes: how much, at most.
+
+    Raises:
+        OSError: `ENOSPC`, with what is there and what is needed.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < num_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"No space left on device: {num_bytes / 1e6:.1f} MB needed, "
+            f"{free / 1e6:.1f} MB free",
+            str(directory),
+        )
 
 
 def write_json(path, value):

@@ -1,5 +1,7 @@
 import csv
 import pathlib
+import shutil
+import types
 
 import h5py
 import keras
@@ -67,6 +69,18 @@ def test_failed_write_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         fit(model, 2, [callbacks.Checkpoint(path)], initial_epoch=1)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_found_before_hdf5_finds_it(tmp_path, monkeypatch):
+    # A dense layer of 2 weights and 1 bias, and two moments of each.
+    usage = types.SimpleNamespace(free=3 * 3 * 4 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    path = tmp_path / "checkpoint.weights.h5"
+    with pytest.raises(OSError, match="0.0 MB needed"):
+        fit(compiled_model(), 1, [callbacks.Checkpoint(path)])
+    usage.free += 1
+    fit(compiled_model(), 1, [callbacks.Checkpoint(path)])
+    assert path.exists()
 
 
 def test_restore_names_a_missing_checkpoint(tmp_path):

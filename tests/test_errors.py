@@ -25,7 +25,7 @@ def raises(error):
         (errors.NonFiniteError("Step 7 of epoch 2."), "Step 7 of epoch 2."),
         (FileNotFoundError(2, "No such file", "x.png"), "'x.png'"),
         (PermissionError(13, "Permission denied", "/x"), "'/x'"),
-        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(28, "No space left on device"), "Free some, then repeat"),
     ],
 )
 def test_what_the_user_can_mend_ends_in_one_line(error, message, capsys):
