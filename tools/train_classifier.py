@@ -180,15 +180,6 @@ def main(argv=None):
         f"{options.dataset}: {train.num_examples:,} images of {num_classes} "
         f"classes, {held_out.num_examples:,} held out"
     )
-    if chief and not resumed:
-        config = {
-            "options": vars(options),
-            "class_names": train.class_names,
-            "dataset": options.dataset,
-            "versions": files.versions(),
-            "git_commit": files.git_commit(),
-        }
-        files.write_json(run / "config.json", config)
 
     with strategy.scope():
         classifier = classifiers.build_classifier(
@@ -215,6 +206,17 @@ def main(argv=None):
             )
             model = robust.AdversarialTraining(classifier, attack, options.seed)
             model.compile(optimizer, jit_compile=one_gpu)
+
+    # The run directory, its options first.
+    if chief and not resumed:
+        config = {
+            "options": vars(options),
+            "class_names": train.class_names,
+            "dataset": options.dataset,
+            "versions": files.versions(),
+            "git_commit": files.git_commit(),
+        }
+        files.write_json(run / "config.json", config)
     checkpoint = run / "checkpoint.weights.h5"
     epochs_done = 0
     if options.resume and checkpoint.exists():
