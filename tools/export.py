@@ -103,12 +103,6 @@ def main(argv=None):
     inputs = export.generator_inputs(
         classifier, image_batches, generator.noise_dim, options.seed
     )
-    print(f"filling statistics with {num_batches * batch_size} images")
-    generator.fold_spectral_norms(iterations=20)
-    generator.fill_standing_statistics(
-        with_progress(inputs, keras.utils.Progbar(num_batches))
-    )
-
     metadata = {
         "class_names": config["class_names"],
         "num_classes": generator.num_classes,
@@ -135,7 +129,13 @@ def main(argv=None):
             "export": files.git_commit(),
         },
     }
+    # The place first: what cannot be written should not be computed.
     with export.new_version(options.out) as (temporary, final):
+        print(f"filling statistics with {num_batches * batch_size} images")
+        generator.fold_spectral_norms(iterations=20)
+        generator.fill_standing_statistics(
+            with_progress(inputs, keras.utils.Progbar(num_batches))
+        )
         export.save(temporary, classifier, generator, metadata)
         print("measuring on held-out images")
         metadata["metrics"] = measure(
