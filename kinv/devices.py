@@ -1,5 +1,6 @@
 """Where training runs, and in which precision."""
 
+import functools
 import os
 import platform
 
@@ -30,7 +31,7 @@ def make_strategy(name):
         return tf.distribute.get_strategy()
     if name == "mirrored":
         devices = accelerators or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([d.name for d in devices])
+        return _mirrored_strategy(tuple(device.name for device in devices))
     if name == "multiworker":
         if "TF_CONFIG" not in os.environ:
             raise errors.InputError(
@@ -47,6 +48,13 @@ def make_strategy(name):
             "host, or choose --strategy auto."
         ) from None
     return tf.distribute.TPUStrategy(resolver)
+
+
+@functools.cache
+def _mirrored_strategy(devices):
+    # One in a process: TensorFlow numbers the collective operations of every
+    # strategy from the same start, and takes those of two for each other.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def set_precision(name):

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 
-from kinv import callbacks, errors
+from kinv import callbacks, devices, errors
 
 
 def compiled_model(units=1):
@@ -243,4 +243,4 @@ def test_one_worker_is_chief(task, cluster, expected):
 
 def test_a_single_process_is_chief():
     assert callbacks.is_chief(tf.distribute.get_strategy())
-    assert callbacks.is_chief(tf.distribute.MirroredStrategy(["CPU:0"]))
+    assert callbacks.is_chief(devices.make_strategy("mirrored"))

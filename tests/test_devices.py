@@ -28,6 +28,12 @@ def test_replicas(name, replicas):
     assert devices.make_strategy(name).num_replicas_in_sync == replicas
 
 
+def test_there_is_one_mirrored_strategy():
+    # Two would mix up each other's collective operations.
+    strategy = devices.make_strategy("mirrored")
+    assert devices.make_strategy("mirrored") is strategy
+
+
 def test_a_value_is_summed_over_replicas():
     strategy = devices.make_strategy("mirrored")
 

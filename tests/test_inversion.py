@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import errors, inversion, networks
+from kinv import devices, errors, inversion, networks
 
 BATCH = 8
 
@@ -66,7 +66,7 @@ def weights(model):
 def test_one_step_on_two_replicas_equals_one():
     alone = make_model()
     fit(alone)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = devices.make_strategy("mirrored")
     with strategy.scope():
         together = make_model()
     fit(together)

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from kinv import classifiers, errors, robust
+from kinv import classifiers, devices, errors, robust
 
 NORM_OF_DIRECTION = 2.0
 
@@ -131,11 +131,8 @@ def take_a_step(strategy, norm):
 
 @pytest.mark.parametrize("norm", [None, "linf", "l2"])
 def test_two_replicas_step_as_one_does(norm):
-    devices = tf.config.list_logical_devices("CPU")
-    assert len(devices) >= 2, "needs two logical CPUs"
-    names = [device.name for device in devices[:2]]
-    one, one_log = take_a_step(tf.distribute.get_strategy(), norm)
-    two, two_log = take_a_step(tf.distribute.MirroredStrategy(names), norm)
+    one, one_log = take_a_step(devices.make_strategy("single"), norm)
+    two, two_log = take_a_step(devices.make_strategy("mirrored"), norm)
     keras.utils.set_random_seed(0)
     initial = classifiers.build_classifier(8, 3, width=4).get_weights()
     moved = [np.abs(a - b).max() for a, b in zip(initial, one, strict=True)]
