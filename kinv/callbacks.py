@@ -3,6 +3,7 @@
 Their order in `fit`: `TerminateOnNonFinite` first, so that no checkpoint is
 written after a bad step, `TimeRemaining` before the logs are written, and
 `Checkpoint` last, so that an epoch counts as done when all of it is on disk.
+Of several workers only the chief (`is_chief`) has those that write.
 """
 
 import csv
@@ -21,7 +22,6 @@ class Checkpoint(keras.callbacks.Callback):
     """Saves weights and optimizer state after every epoch, atomically.
 
     A process that is killed at any moment leaves the last complete checkpoint.
-    Of several workers only the chief writes.
 
     Args:
         path: file to write, its name ending in `.weights.h5`.
@@ -33,8 +33,6 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the checkpoint."""
-        if not is_chief(self.model.distribute_strategy):
-            return
         # Weights, and at most two moments of each. HDF5 ends the process when
         # it finds the disk full, so that is found out before.
         files.require_space(
@@ -76,7 +74,7 @@ def restore(model, path):
             epochs_done = int(checkpoint.attrs["epoch"])
         model.load_weights(path)
     except (KeyError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = errors.reason(error)
         raise errors.InputError(
             f"Expected {path} to be a checkpoint of this network. Received: "
             f"{reason}. Start a new run in another directory."
@@ -170,8 +168,6 @@ class ReconstructionSummary(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Reconstructs the probe images and writes the picture."""
-        if not is_chief(self.model.distribute_strategy):
-            return
         rows = [
             self.model.reconstruct(self.images, noise) for noise in self.noise
         ]

@@ -113,7 +113,7 @@ def load_classifier(path):
     # Keras lets through whatever a damaged file makes zipfile, h5py, json or
     # a layer's constructor raise.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = errors.reason(error)
         raise errors.InputError(
             f"Expected {path} to be a file that keras.models.load_model can "
             f"read. Received: {reason} Save the classifier again with "

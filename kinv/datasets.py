@@ -199,7 +199,7 @@ def _open_tfds(name, split, data_dir):
         builder = tfds.builder(name, data_dir=data_dir)
     # TFDS has an exception of its own for each way a name can be wrong.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = errors.reason(error)
         raise errors.InputError(
             "Expected a directory, or a name of TensorFlow Datasets such as "
             f"kinv_scenes/32 or cifar10. Received: {name} ({reason})."
@@ -217,7 +217,7 @@ def _open_tfds(name, split, data_dir):
         raise
     # Downloads fail in as many ways as there are hosts.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = errors.reason(error)
         raise errors.InputError(
             f"Expected to download or prepare {name}. Received: {reason} "
             "Check the network and the free disk space, or name --data-dir."

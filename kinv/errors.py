@@ -50,6 +50,11 @@ def run(main, resumable=False):
         sys.exit(130)
 
 
+def reason(error):
+    """First line of another library's exception, for a message of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def positive_int(text):
     """Argument type: an integer of at least 1."""
     return _number(text, int, "an integer of at least 1", lambda n: n >= 1)

@@ -53,7 +53,7 @@ def load_generator(path):
     # Keras lets through whatever a damaged file makes zipfile, h5py, json or
     # a layer's constructor raise.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = errors.reason(error)
     finally:
         keras.config.set_dtype_policy(policy)
     raise errors.InputError(

@@ -82,10 +82,9 @@ class Pipeline:
         try:
             model = tf.saved_model.load(path)
         except (OSError, ValueError, tf.errors.OpError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise errors.InputError(
                 f"Expected a complete SavedModel in {path}. Received: "
-                f"{reason}. Export it again."
+                f"{errors.reason(error)}. Export it again."
             ) from error
         function = model.signatures.get(SIGNATURE)
         _check_signature(function, path)

@@ -87,7 +87,7 @@ class ProjectedGradientDescent:
             steps = _unit_length(gradients)
         return self.project(adversarial + self.step_size * steps, images)
 
-    def __call__(self, classifier, images, labels, offsets):
+    def __call__(self, classifier, images, labels, offsets, ascend=None):
         """Attacks images.
 
         Args:
@@ -95,14 +95,16 @@ class ProjectedGradientDescent:
             images: float32 `(batch, height, width, 3)` in [0, 255].
             labels: integers `(batch,)`, the right classes.
             offsets: where to start, see `random_offsets`.
+            ascend: stands for `ascend`, such as that compiled. Defaults to it.
 
         Returns:
             Adversarial images, within `radius` of `images` and in [0, 255].
         """
         adversarial = self.project(images + offsets, images)
         # Unrolled in Python: the steps are few.
+        ascend = ascend or self.ascend
         for _ in range(self.steps):
-            adversarial = self.ascend(classifier, adversarial, images, labels)
+            adversarial = ascend(classifier, adversarial, images, labels)
         return adversarial
 
 
@@ -214,6 +216,7 @@ def accuracy(classifier, batches, attack=None, seed=0):
     """
     ascend = None
     if attack is not None:
+        # One step at a time: a graph of twenty takes long to trace.
         ascend = tf.function(attack.ascend, reduce_retracing=True)
     classify = tf.function(classifier, reduce_retracing=True)
     num_correct = num_examples = 0
@@ -221,9 +224,7 @@ def accuracy(classifier, batches, attack=None, seed=0):
         adversarial = images
         if attack is not None:
             offsets = attack.random_offsets(tf.shape(images), (seed, index))
-            adversarial = attack.project(images + offsets, images)
-            for _ in range(attack.steps):
-                adversarial = ascend(classifier, adversarial, images, labels)
+            adversarial = attack(classifier, images, labels, offsets, ascend)
         logits = classify(adversarial, training=False)
         num_correct += int(tf.reduce_sum(_hits(labels, logits)))
         num_examples += len(labels)

@@ -522,7 +522,7 @@ def _render_in_parallel(split, count, image_size):
         mp_context=multiprocessing.get_context("spawn"),
     )
     with pool:
-        work = functools.partial(_render_job, split, image_size)
+        work = functools.partial(render_encoded, split, image_size=image_size)
         try:
             yield from zip(starts, pool.map(work, starts, stops), strict=True)
         except concurrent.futures.process.BrokenProcessPool:
@@ -532,7 +532,3 @@ def _render_in_parallel(split, count, image_size):
                 '== "__main__":`, which processes need, and see that memory '
                 "is free."
             ) from None
-
-
-def _render_job(split, image_size, start, stop):
-    return render_encoded(split, start, stop, image_size)

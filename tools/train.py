@@ -72,8 +72,6 @@ def parse_arguments(argv):
             for name, preset in PRESETS.items()
         ),
     )
-    add = parser.add_argument
-
     main = parser.add_argument_group("main")
     add = main.add_argument
     add(
@@ -442,6 +440,7 @@ def main(argv=None):
                 run / "tensorboard", probe_images, probe_noise
             ),
             keras.callbacks.LambdaCallback(on_epoch_end=save_generator),
+            callbacks.Checkpoint(checkpoint),
         ]
     model.fit(
         source.training_batches(
@@ -457,7 +456,6 @@ def main(argv=None):
             callbacks.TerminateOnNonFinite(),
             callbacks.TimeRemaining(),
             *writers,
-            callbacks.Checkpoint(checkpoint),
         ],
     )
     print(f"run directory: {run}")

@@ -232,6 +232,7 @@ def main(argv=None):
         writers = [
             callbacks.MetricsTable(run / "metrics.csv"),
             keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+            callbacks.Checkpoint(checkpoint),
         ]
     start = time.monotonic()
     model.fit(
@@ -253,7 +254,6 @@ def main(argv=None):
             callbacks.TerminateOnNonFinite(),
             callbacks.TimeRemaining(),
             *writers,
-            callbacks.Checkpoint(checkpoint),
         ],
         verbose=2 if not sys.stdout.isatty() else 1,
     )
