@@ -9,17 +9,15 @@ import tensorflow as tf
 
 from kinv import errors
 
-STRATEGIES = ("auto", "single", "mirrored", "multiworker", "tpu")
-PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-
 
 def make_strategy(name):
     """Makes the `tf.distribute` strategy to train under.
 
     Args:
-        name: one of `STRATEGIES`. `auto` mirrors over the GPUs of this host
-            when there are several and takes a single device otherwise;
-            `multiworker` reads the environment variable `TF_CONFIG`.
+        name: `auto`, `single`, `mirrored`, `multiworker` or `tpu`. `auto`
+            mirrors over the GPUs of this host when there are several and takes
+            a single device otherwise; `multiworker` reads the environment
+            variable `TF_CONFIG`.
 
     Raises:
         errors.InputError: if the devices that `name` needs are not there.
@@ -61,7 +59,7 @@ def set_precision(name):
     """Sets the Keras dtype policy for the networks built from now on.
 
     Args:
-        name: one of `PRECISIONS`. `auto` takes `mixed_bfloat16` on TPUs, on
+        name: a Keras dtype policy, or `auto`: `mixed_bfloat16` on TPUs, on
             GPUs of compute capability 8.0 or later and on processors with
             bfloat16 instructions, `float32` elsewhere.
 

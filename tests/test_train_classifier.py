@@ -20,6 +20,7 @@ class FakeSource:
     class_names = ["red", "green"]
     factor_names = []
     num_examples = 32
+    num_skipped = 2
 
     def _examples(self):
         random = np.random.default_rng(0)
@@ -98,7 +99,9 @@ def test_writes_the_whole_run_directory(tmp_path, capsys, more):
     assert metrics["clean_accuracy"] >= metrics["pgd20_accuracy"]
     low, high = metrics["clean_interval"]
     assert low <= metrics["clean_accuracy"] <= high + 1e-9
-    assert str(run / "classifier.keras") in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert str(run / "classifier.keras") in output
+    assert "left out 4 unreadable images" in output
     # Saved in float32 whatever it was trained in, loads as any other.
     classifier = classifiers.load_classifier(run / "classifier.keras")
     assert {layer.compute_dtype for layer in classifier.layers} == {"float32"}

@@ -317,6 +317,8 @@ def main(argv=None):
 
     source = open_split(options.train_split)
     validation = open_split(options.validation_split)
+    if skipped := source.num_skipped + validation.num_skipped:
+        print(f"left out {skipped:,} unreadable images")
     feed_size = options.batch_size * (options.discriminator_steps + 1)
     if feed_size > source.num_examples:
         raise errors.InputError(

@@ -180,6 +180,8 @@ def main(argv=None):
         f"{options.dataset}: {train.num_examples:,} images of {num_classes} "
         f"classes, {held_out.num_examples:,} held out"
     )
+    if skipped := train.num_skipped + held_out.num_skipped:
+        print(f"left out {skipped:,} unreadable images")
 
     with strategy.scope():
         classifier = classifiers.build_classifier(
