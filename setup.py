@@ -18,6 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["kinv", "kinv.*"]),
+    package_data={"kinv": ["report.html", "analysis/scene_factors.keras"]},
     python_requires=">=3.10",
     # Lower bounds are what was tested, upper bounds the next release that may
     # break. constraints.txt has the exact versions.
@@ -35,13 +36,15 @@ setup(
         "h5py>=3.11,<4",
         "pillow>=11,<14",
         "matplotlib>=3.9,<4",
+        "scipy>=1.13,<2",
+        "jinja2>=3.1,<4",
+        "tqdm>=4.66,<5",
     ],
     extras_require={
         "test": [
             "pytest>=8,<10",
             "ruff>=0.14,<1",
             "scikit-learn>=1.6,<2",
-            "scipy>=1.13,<2",
         ],
     },
 )

@@ -25,4 +25,4 @@ for classifier, directory in MODELS.items():
         rows.append(list(reconstructions[:, sample]))
         names.append(f"{classifier}, noise {sample + 1}")
 grid = images.captioned_grid(rows, row_captions=names, cell_size=72)
-images.write_image("docs/reconstructions.png", grid)
+images.write_image("docs/reconstructions.png", images.render(grid))

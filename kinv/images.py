@@ -180,6 +180,90 @@ def resize_square(image, size):
     )
 
 
+def resize(images, size):
+    """Antialiased resize of a batch of square images.
+
+    Args:
+        images: `(batch, height, width, 3)` in [0, 255].
+        size: new height and width.
+
+    Returns:
+        float32 `(batch, size, size, 3)`; the same values where it fits.
+    """
+    if images.shape[1:3] == (size, size):
+        return np.asarray(images, "float32")
+    # Here, since reading files and drawing need no TensorFlow.
+    import tensorflow as tf
+
+    return tf.image.resize(images, (size, size), antialias=True).numpy()
+
+
+def adjust_brightness(images, factor):
+    """Multiplies pixel values, as `PIL.ImageEnhance.Brightness`.
+
+    Args:
+        images: `(..., height, width, 3)` in [0, 255].
+        factor: 0 gives black, 1 the image. What exceeds 255 is clipped.
+
+    Returns:
+        float32 of the same shape.
+    """
+    return np.clip(np.asarray(images, "float32") * factor, 0, 255)
+
+
+def adjust_sharpness(images, factor):
+    """Moves images away from their smoothed form, or towards it.
+
+    As `PIL.ImageEnhance.Sharpness`, whose smoothing is a weighted mean of 3x3
+    pixels that leaves the border as it is.
+
+    Args:
+        images: `(..., height, width, 3)` in [0, 255].
+        factor: 0 gives the smoothed image, 1 the image, 2 a sharpened one.
+
+    Returns:
+        float32 of the same shape, in [0, 255].
+    """
+    images = np.asarray(images, "float32")
+    height, width = images.shape[-3:-1]
+    total = 4 * images[..., 1:-1, 1:-1, :]
+    for top, left in itertools.product(range(3), range(3)):
+        total = (
+            total
+            + images[
+                ..., top : height - 2 + top, left : width - 2 + left, :
+            ]
+        )
+    smooth = images.copy()
+    smooth[..., 1:-1, 1:-1, :] = total / 13
+    return np.clip(smooth + factor * (images - smooth), 0, 255)
+
+
+def mosaic(images, columns, gap=2):
+    """Lays out equal images in rows without captions, white between them.
+
+    Args:
+        images: `(images, height, width, 3)` in [0, 255].
+        columns: images per row.
+        gap: pixels between images.
+
+    Returns:
+        float32 `(height, width, 3)`.
+    """
+    count, height, width = images.shape[:3]
+    rows = -(-count // columns)
+    canvas = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3),
+        255,
+        "float32",
+    )
+    for index, image in enumerate(images):
+        top, left = index // columns, index % columns
+        top, left = top * (height + gap), left * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
 def captioned_grid(
     images,
     captions=None,
@@ -204,7 +288,7 @@ def captioned_grid(
         cell_size: height and width of a cell in pixels.
 
     Returns:
-        uint8 `(height, width, 3)`.
+        `matplotlib.figure.Figure`, at `DPI`; `render` makes an image of it.
     """
     blank = [[]] * len(images)
     # Captions first: their lines decide the space between the rows.
@@ -248,7 +332,14 @@ def captioned_grid(
             color = MARKED_COLOR if flag else CAPTION_COLOR
             y = top + cell_size + GAP / 2
             drawing.add(text, left + middle, y, "center", color)
-    return drawing.render()
+    return drawing.figure
+
+
+def render(figure):
+    """Draws a figure: uint8 `(height, width, 3)`."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
 
 
 class _Caption:
@@ -311,8 +402,10 @@ class _Drawing:
     def __init__(self, canvas):
         self.height, self.width = canvas.shape[:2]
         self.figure = Figure((self.width / DPI, self.height / DPI), dpi=DPI)
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.figure.figimage(canvas)
+        # An axes over all of it: sharp pixels at any resolution, and in a PDF.
+        axes = self.figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        axes.imshow(canvas, interpolation="nearest", aspect="auto")
 
     def add(self, caption, x, y, alignment, color=CAPTION_COLOR):
         for index, line in enumerate(caption.lines):
@@ -329,7 +422,3 @@ class _Drawing:
                 # A dollar sign in a file name is one.
                 parse_math=False,
             )
-
-    def render(self):
-        self.canvas.draw()
-        return np.array(self.canvas.buffer_rgba())[..., :3]

@@ -1,6 +1,7 @@
 """Training the inversion model: one `train_step`, section 7 of the paper."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -30,6 +31,10 @@ class InversionGAN(keras.Model):
         ema_start_step: the average is a copy of the generator until then. The
             paper's code: 40,000.
         seed: seed of the noise.
+        logit_consistency: weight of the squared distance between the logits
+            that a reconstruction was made of and those that the classifier
+            reads from it, both normalised as the generator's, mean over
+            logits. 0 is the paper's objective.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
@@ -48,6 +53,7 @@ class InversionGAN(keras.Model):
         ema_decay,
         ema_start_step,
         seed,
+        logit_consistency=0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -74,6 +80,7 @@ class InversionGAN(keras.Model):
         self.ema_decay = ema_decay
         self.ema_start_step = ema_start_step
         self.seed = seed
+        self.logit_consistency = logit_consistency
         self.trackers = [
             keras.metrics.Mean(name=name)
             for name in ("discriminator_loss", "generator_loss")
@@ -116,6 +123,19 @@ class InversionGAN(keras.Model):
         Args:
             logits: float array `(examples, num_classes)` of training images.
         """
+        logits = np.asarray(logits, "float64")
+        classes = logits.argmax(-1)
+        means = np.zeros((logits.shape[1],) * 2)
+        for k in np.unique(classes):
+            means[k] = logits[classes == k].mean(0)
+        variances, components = np.linalg.eigh(
+            np.cov((logits - means[classes]).T, bias=True)
+        )
+        floor = 1e-5 * variances.max()
+        self.consistency_transform = (
+            components / np.sqrt(np.maximum(variances, floor))
+        ).astype("float32")
+        print("within-class eigenvalues", variances[::-8] / variances[-1])
         for network in (
             self.generator,
             self.discriminator,
@@ -223,12 +243,20 @@ class InversionGAN(keras.Model):
                 {"images": reconstructions, "logits": logits}, training=True
             )
             loss = ops.mean(losses.hinge_generator_loss(fake_scores))
+            if self.logit_consistency:
+                again = self._classify(reconstructions)
+                loss += self.logit_consistency * self._distance(logits, again)
             scaled_loss = self._scale(loss, self.generator_optimizer)
         gradients = tape.gradient(
             scaled_loss, [variable.value for variable in variables]
         )
         self.generator_optimizer.apply(gradients, variables)
         return loss
+
+    def _distance(self, logits, again):
+        error = ops.matmul(again - logits, self.consistency_transform)
+        squares = ops.mean(ops.square(error), axis=-1)
+        return ops.mean(ops.sqrt(squares + 1e-4))
 
     def _scale(self, loss, optimizer):
         # Optimizers sum the gradients of replicas; the loss is a mean.

@@ -463,7 +463,7 @@ class LogitNormalization(keras.layers.Layer):
             transform = np.diag(1 / np.maximum(logits.std(axis=0), 1e-6))
         else:
             variances, components = np.linalg.eigh(np.cov(logits.T, bias=True))
-            floor = max(1e-4 * variances.max(), 1e-12)
+            floor = max(1e-6 * variances.max(), 1e-12)
             transform = components / np.sqrt(np.maximum(variances, floor))
         self.mean.assign(mean)
         self.transform.assign(transform)

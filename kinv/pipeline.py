@@ -26,6 +26,8 @@ class Pipeline:
         predict: function of a dict of the signature's inputs, float32 arrays,
             to a dict of its outputs.
         metadata: dict, the pipeline's `kinv.json`.
+        signature: the same as a function of tensors, through which gradients
+            flow; None of a model that runs elsewhere.
 
     Attributes:
         metadata: dict: class names, sizes, dataset, options, metrics, versions.
@@ -42,8 +44,9 @@ class Pipeline:
         reconstructions = pipeline.reconstruct(images, noise)
     """
 
-    def __init__(self, predict, metadata):
+    def __init__(self, predict, metadata, signature=None):
         self._predict = predict
+        self.signature = signature
         self.metadata = metadata
         self.num_classes = metadata["num_classes"]
         self.noise_dim = metadata["noise_dim"]
@@ -89,14 +92,17 @@ class Pipeline:
         function = model.signatures.get(SIGNATURE)
         _check_signature(function, path)
 
-        def predict(inputs):
+        def signature(**tensors):
             # Through the model, which keeps its variables alive.
-            outputs = model.signatures[SIGNATURE](
+            return model.signatures[SIGNATURE](**tensors)
+
+        def predict(inputs):
+            outputs = signature(
                 **{name: tf.constant(value) for name, value in inputs.items()}
             )
             return {name: value.numpy() for name, value in outputs.items()}
 
-        return cls(predict, metadata)
+        return cls(predict, metadata, signature)
 
     def logits(self, images):
         """Classifies images.

@@ -246,15 +246,3 @@ def _hits(labels, logits):
 def _unit_length(vectors):
     norms = tf.norm(tf.reshape(vectors, (tf.shape(vectors)[0], -1)), axis=-1)
     return vectors / tf.maximum(norms, 1e-12)[:, None, None, None]
-
-
-def wilson_interval(num_correct, num_examples):
-    """Wilson's 95 % interval of a share, `(low, high)` in [0, 1]."""
-    share = num_correct / num_examples
-    z = 1.959964
-    scale = 1 + z**2 / num_examples
-    center = (share + z**2 / (2 * num_examples)) / scale
-    variance = share * (1 - share) + z**2 / (4 * num_examples)
-    margin = z * (variance / num_examples) ** 0.5 / scale
-    # Rounded, so that no hits give exactly 0 and no misses exactly 1.
-    return round(center - margin, 12), round(center + margin, 12)

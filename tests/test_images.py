@@ -111,7 +111,9 @@ def test_enlarged_pixels_are_sharp():
 
 def test_grid_shows_every_pixel_and_blank_cells():
     black = np.zeros((8, 8, 3))
-    grid = images.captioned_grid([[black, None, black], [black]], cell_size=32)
+    grid = images.render(
+        images.captioned_grid([[black, None, black], [black]], cell_size=32)
+    )
     assert grid.dtype == np.uint8
     assert (grid == 0).all(axis=-1).sum() == 3 * 32 * 32
     # The rest is white, and so is the margin on every side.
@@ -134,6 +136,7 @@ def test_captions_stay_inside_their_places(text):
         column_captions=[text, text],
         cell_size=64,
     )
+    grid = images.render(grid)
     for side in (grid[:8], grid[-4:], grid[:, :8], grid[:, -8:]):
         assert (side == 255).all()
     red = (grid[..., 0] > 150) & (grid[..., 1] < 100)
@@ -147,8 +150,10 @@ def test_captions_stay_inside_their_places(text):
 def test_captions_take_room_only_where_they_are():
     image = gradient(8)
     bare = images.captioned_grid([[image]] * 3, cell_size=32)
+    bare = images.render(bare)
     one = images.captioned_grid(
         [[image]] * 3, captions=[[None], ["x"], [None]], cell_size=32
     )
+    one = images.render(one)
     assert bare.shape[1] == one.shape[1]
     assert 10 < one.shape[0] - bare.shape[0] < 40

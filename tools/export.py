@@ -213,7 +213,7 @@ def measure(model, batches, bar, seed):
     import numpy as np
     import tensorflow as tf
 
-    from kinv import robust
+    from kinv import measures
 
     random = np.random.default_rng(seed)
     size = model.image_size
@@ -248,7 +248,7 @@ def measure(model, batches, bar, seed):
         "images": len(same),
         "accuracy": float(hits.mean()),
         "agreement": float(same.mean()),
-        "agreement_interval": robust.wilson_interval(
+        "agreement_interval": measures.wilson_interval(
             float(same.sum()), len(same)
         ),
         "logit_cosine": float(cosine.mean()),

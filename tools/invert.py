@@ -138,7 +138,7 @@ def main(argv=None):
             row_captions=[path.name for path in paths[: options.rows]],
             column_captions=["image", *columns],
         )
-        images.write_image(options.out, grid)
+        images.write_image(options.out, images.render(grid))
         if options.logits_out:
             write_logits(
                 options.logits_out, paths, np.array(logits), model.class_names

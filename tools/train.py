@@ -25,6 +25,8 @@ PRESETS = {
         "discriminator_learning_rate": 4e-4,
         "gain_offset": 1.0,
         "logit_normalization": "standardize",
+        "logit_consistency": 0.0,
+        "embedding_layers": 0,
         "ema_decay": 0.999,
         "ema_start_step": 200,
     },
@@ -38,6 +40,8 @@ PRESETS = {
         "discriminator_learning_rate": 5e-4,
         "gain_offset": 0.0,
         "logit_normalization": "none",
+        "logit_consistency": 0.0,
+        "embedding_layers": 0,
         "ema_decay": 0.9999,
         "ema_start_step": 40000,
     },
@@ -135,6 +139,14 @@ def parse_arguments(argv):
         help="Adam's, constant",
     )
     add(
+        "--logit-consistency",
+        type=errors.non_negative_float,
+        metavar="WEIGHT",
+        help="weight of the squared distance between the logits that a "
+        "reconstruction was made of and those that the classifier reads from "
+        "it; 0 as the paper",
+    )
+    add(
         "--ema-decay",
         type=errors.non_negative_float,
         metavar="DECAY",
@@ -181,6 +193,12 @@ def parse_arguments(argv):
         default=128,
         metavar="NUMBERS",
         help="length of the embedded logits (default: 128)",
+    )
+    add(
+        "--embedding-layers",
+        type=errors.non_negative_int,
+        metavar="LAYERS",
+        help="hidden layers before the embedding of the logits: 0 as the paper",
     )
     add(
         "--gain-offset",
@@ -356,6 +374,7 @@ def main(argv=None):
             **sizes,
             noise_dim=options.noise_dim,
             embedding_dim=options.embedding_dim,
+            embedding_layers=options.embedding_layers,
             gain_offset=options.gain_offset,
             norms_per_block=options.norms_per_block,
         )
@@ -368,6 +387,7 @@ def main(argv=None):
             ema_decay=options.ema_decay,
             ema_start_step=options.ema_start_step,
             seed=options.seed,
+            logit_consistency=options.logit_consistency,
         )
 
         def adam(learning_rate):
@@ -411,7 +431,7 @@ def main(argv=None):
     if checkpoint.exists():
         first_epoch = callbacks.restore(model, checkpoint)
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
-    elif options.logit_normalization != "none":
+    if options.logit_normalization != "none":
         statistics = source.evaluation_batches(classifier_size, 500, 10_000)
         model.set_logit_statistics(
             classifier.predict(

@@ -319,7 +319,7 @@ def make_attack(options, steps, step_size=None):
 
 def measure(options, classifier, held_out):
     """Accuracy as it is and under PGD-20, with 95 % Wilson intervals."""
-    from kinv import robust
+    from kinv import measures, robust
 
     attack = make_attack(options, steps=20)
     size, batch_size = options.image_size, options.batch_size
@@ -343,7 +343,7 @@ def measure(options, classifier, held_out):
         correct, total = robust.accuracy(
             classifier, batches, attack=by, seed=options.seed
         )
-        low, high = robust.wilson_interval(correct, total)
+        low, high = measures.wilson_interval(correct, total)
         metrics[f"{name}_accuracy"] = correct / total
         metrics[f"{name}_interval"] = [low, high]
         metrics[f"{name}_examples"] = total

@@ -1,0 +1,1 @@
+"""Analyses of exported models: one module per question."""

@@ -1,0 +1,369 @@
+"""Which factors of a scene survive in the pictures: information efficiency."""
+
+import pathlib
+
+import keras
+import numpy as np
+
+from kinv import images as images_lib
+from kinv import measures, plots, scenes
+from kinv.analysis import study
+
+TITLE = "Which factors survive"
+IMAGES = 1000
+SAMPLES = 16
+PROBE_IMAGES = 20_000
+# Of a factor's variance, below which efficiency says nothing.
+KNOWN = 0.1
+NETWORK_IMAGE_SIZE = 32
+# Of the linear probes, whose inputs have variance 1.
+RIDGE = 1.0
+
+
+def _circle(values, period):
+    angles = 2 * np.pi * np.asarray(values, "float64") / period
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def _scaled(values, limits):
+    low, high = limits
+    values = np.asarray(values, "float64")
+    return ((2 * values - low - high) / (high - low))[:, None]
+
+
+# A factor's code: a vector whose squared distances mean something, also for
+# kinds and for hues, which have no order.
+ENCODINGS = {
+    "shape": lambda values: np.eye(len(scenes.SHAPES))[values],
+    "object_hue": lambda values: _circle(values, len(scenes.OBJECT_HUES)),
+    "wall_hue": lambda values: _circle(values, 1),
+    "floor_hue": lambda values: _circle(values, 1),
+    "size": lambda values: _scaled(values, scenes.SIZE_RANGE),
+    "azimuth": lambda values: _scaled(values, scenes.AZIMUTH_RANGE),
+    "brightness": lambda values: _scaled(values, scenes.BRIGHTNESS_RANGE),
+}
+WIDTHS = (len(scenes.SHAPES), 2, 2, 2, 1, 1, 1)
+STARTS = np.cumsum((0, *WIDTHS))
+HUES = ("object_hue", "wall_hue", "floor_hue")
+# Columns of each factor in a row of codes.
+PARTS = {
+    name: slice(start, start + width)
+    for name, start, width in zip(ENCODINGS, STARTS, WIDTHS, strict=False)
+}
+
+
+def encode(factors):
+    """Codes the factors of scenes as one row of numbers per image.
+
+    Args:
+        factors: dict as of `scenes.scene_factors`, arrays `(images,)`.
+
+    Returns:
+        float32 `(images, 19)`; `PARTS` has the columns of each factor. Kinds
+        are one-hot, hues points of the unit circle, ranges scaled to [-1, 1].
+    """
+    columns = [encode(factors[name]) for name, encode in ENCODINGS.items()]
+    return np.concatenate(columns, axis=1, dtype="float32")
+
+
+def r_squared(targets, readings):
+    """Share of the targets' variance that readings explain, of vectors."""
+    targets = np.asarray(targets, "float64")
+    residual = np.sum((targets - readings) ** 2)
+    return 1 - residual / np.sum((targets - targets.mean(axis=0)) ** 2)
+
+
+def run(data):
+    """Measures the information efficiency of each factor.
+
+    What the logits know of a factor is the R² of the best of three probes: a
+    linear one, one for each predicted class, and a small network. What the pictures show is the R² of a
+    factor network's readings, averaged over 16 noises and calibrated by a
+    linear fit on the other half of the images. Their ratio is the efficiency:
+    1 when the pictures show all that the logits know, 0 when the generator
+    leaves the factor to the noise. The control makes pictures of the mean
+    logits of the image's predicted class.
+
+    Args:
+        data: `study.Study`, of a data set whose factors are known.
+
+    Returns:
+        `study.Result`. By model and factor: `knows`, `shows`, `efficiency`,
+        `control` (its efficiency), with bootstrap intervals over images;
+        `noise_share`, the share of the readings' variance that noise explains;
+        and `noise_spread`, the readings' standard deviation over noises, over
+        what the logits leave open (1: pictures vary as much as the data do).
+        Efficiencies of factors of which the logits know less than
+        `KNOWN` are left out: a ratio of two small numbers says nothing.
+    """
+    network = _load_network()
+    metrics, rows = {}, []
+    for name, model, batches in data.by_model(data.count(IMAGES), "factors"):
+        predict, class_means = _train_probes(data, name, model)
+        parts = []
+        for index, (images, _, values) in enumerate(batches):
+            logits = model.logits(images)
+            codes = encode(values)
+            noise = data.noise(model, len(images), SAMPLES, str(index))
+            pictures = model.reconstruct(images, noise)
+            means = class_means[logits.argmax(-1)]
+            control = model.reconstruct(images, noise, 0.0, means[:, None])
+            parts.append(
+                {
+                    "codes": codes,
+                    "probed": predict(logits),
+                    "readings": read(network, pictures),
+                    "control": read(network, control),
+                }
+            )
+        found = study.concatenate(parts)
+        metrics[name] = {
+            factor: _efficiency(data, found, factor, part)
+            for factor, part in PARTS.items()
+        }
+        rows += [
+            {
+                "model": name,
+                "factor": factor,
+                "measure": measure,
+                **value,
+            }
+            for factor, values in metrics[name].items()
+            for measure, value in values.items()
+            if value
+        ]
+    figure = study.Figure(
+        "efficiency",
+        "What the logits know of each factor (R² of the best probe, outlined) "
+        "and what the pictures show of it (R² of a factor network's readings "
+        "of 16 reconstructions, filled), with 95 % intervals. Where the bar is "
+        "filled, the pictures show all that the logits know.",
+        plots.filled_bars(
+            {
+                name: {
+                    factor: (values["knows"], values["shows"])
+                    for factor, values in found.items()
+                }
+                for name, found in metrics.items()
+            },
+            "R²",
+        ),
+    )
+    return study.Result(metrics, {"factors": rows}, [figure])
+
+
+def _load_network():
+    path = pathlib.Path(__file__).with_name("scene_factors.keras")
+    return keras.models.load_model(path, compile=False)
+
+
+def read(network, pictures):
+    """Reads the factors' codes from pictures.
+
+    Args:
+        network: images `(batch, 32, 32, 3)` to codes.
+        pictures: `(images, samples, height, width, 3)` in [0, 255].
+
+    Returns:
+        float32 `(images, samples, 19)`; hues are points of the unit circle.
+    """
+    images, samples = pictures.shape[:2]
+    flat = pictures.reshape(images * samples, *pictures.shape[2:])
+    flat = images_lib.resize(flat, NETWORK_IMAGE_SIZE)
+    codes = np.array(network(flat, training=False))
+    for name in HUES:
+        codes[:, PARTS[name]] /= np.maximum(
+            np.linalg.norm(codes[:, PARTS[name]], axis=-1, keepdims=True), 1e-6
+        )
+    return codes.reshape(images, samples, -1)
+
+
+def _train_probes(data, name, model):
+    """The best of three probes for each factor, and the classes' mean logits.
+
+    A linear probe, one for each predicted class, and a small network; the best
+    on held-out training images.
+
+    Returns:
+        Function of logits to codes, and float32 `(num_classes, num_classes)`.
+    """
+    source = data.training_source()
+    limit = min(data.count(PROBE_IMAGES), source.num_examples)
+    batches = data.progress(
+        data.batches(limit, source, batch_size=500),
+        f"probes, {name}",
+        -(-limit // 500),
+    )
+    found = study.concatenate(
+        [
+            {"logits": model.logits(images), "codes": encode(values)}
+            for images, _, values in batches
+        ]
+    )
+    logits, codes = found["logits"], found["codes"]
+    classes = logits.argmax(-1)
+    held_out = slice(0, len(logits) // 5)
+    fit = slice(held_out.stop, None)
+    whiten = _whitener(logits[fit])
+    inputs = whiten(logits)
+    probes = (
+        _linear_probe(inputs[fit], codes[fit]),
+        _class_probe(inputs[fit], codes[fit], classes[fit]),
+        _network_probe(inputs, codes, fit, held_out, data.seed),
+    )
+
+    def predict_each(inputs, classes):
+        return [probe(inputs, classes) for probe in probes]
+
+    guesses = predict_each(inputs[held_out], classes[held_out])
+    best = [
+        np.argmax(
+            [r_squared(codes[held_out, part], guess[:, part]) for guess in guesses]
+        )
+        for part in PARTS.values()
+    ]
+
+    def predict(logits):
+        guesses = predict_each(whiten(logits), logits.argmax(-1))
+        return np.concatenate(
+            [
+                guesses[index][:, part]
+                for index, part in zip(best, PARTS.values(), strict=True)
+            ],
+            axis=-1,
+        )
+
+    means = np.tile(logits.mean(axis=0), (model.num_classes, 1))
+    for index in np.unique(classes):
+        means[index] = logits[classes == index].mean(axis=0)
+    return predict, means
+
+
+def _ridge(inputs, codes):
+    penalty = RIDGE * np.eye(inputs.shape[1])
+    return np.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ codes)
+
+
+def _linear_probe(inputs, codes):
+    weights = _ridge(inputs, codes)
+    return lambda inputs, classes: inputs @ weights
+
+
+def _class_probe(inputs, codes, classes):
+    # A class that was not seen has the weights of all.
+    weights = {None: _ridge(inputs, codes)}
+    for index in np.unique(classes):
+        rows = classes == index
+        weights[index] = _ridge(inputs[rows], codes[rows])
+
+    def predict(inputs, classes):
+        result = inputs @ weights[None]
+        for index in np.unique(classes):
+            if index in weights:
+                rows = classes == index
+                result[rows] = inputs[rows] @ weights[index]
+        return result
+
+    return predict
+
+
+def _network_probe(inputs, codes, fit, held_out, seed):
+    keras.utils.set_random_seed(seed)
+    network = keras.Sequential(
+        [
+            keras.Input(inputs.shape[1:]),
+            keras.layers.Dense(256, "relu"),
+            keras.layers.Dense(256, "relu"),
+            keras.layers.Dense(codes.shape[1]),
+        ]
+    )
+    network.compile(keras.optimizers.Adam(1e-3), "mse")
+    network.fit(
+        inputs[fit],
+        codes[fit],
+        256,
+        epochs=40,
+        verbose=0,
+        validation_data=(inputs[held_out], codes[held_out]),
+        callbacks=[
+            keras.callbacks.EarlyStopping(
+                patience=4, restore_best_weights=True
+            )
+        ],
+    )
+    return lambda inputs, classes: np.array(network(inputs, training=False))
+
+
+def _whitener(logits):
+    """Function to uncorrelated inputs of variance 1, and a constant 1."""
+    mean = logits.mean(axis=0, dtype="float64")
+    variances, components = np.linalg.eigh(np.cov(logits.T, dtype="float64"))
+    kept = variances > 1e-8 * variances.max()
+    scale = components[:, kept] / np.sqrt(variances[kept])
+
+    def whiten(logits):
+        inputs = (logits - mean) @ scale
+        return np.insert(inputs, 0, 1.0, axis=-1).astype("float32")
+
+    return whiten
+
+
+def _efficiency(data, found, factor, part):
+    codes = np.asarray(found["codes"][:, part], "float64")
+    total = np.sum((codes - codes.mean(axis=0)) ** 2, axis=-1)
+    unknown = np.sum((codes - found["probed"][:, part]) ** 2, axis=-1)
+    readings = found["readings"][:, :, part]
+    unshown, uncontrolled = (
+        np.sum((codes - calibrate(samples.mean(axis=1), codes)) ** 2, axis=-1)
+        for samples in (readings, found["control"][:, :, part])
+    )
+
+    def explained(total, residual):
+        return 1 - residual.sum() / total.sum()
+
+    def efficiency(total, unknown, residual):
+        return explained(total, residual) / explained(total, unknown)
+
+    def interval(statistic, *arrays):
+        random = data.random("efficiency", factor)
+        return study.summary(
+            measures.bootstrap_interval(statistic, arrays, random)
+        )
+
+    # Within an image only noise varies; the total over all readings.
+    within = readings.var(axis=1, ddof=1).sum(axis=-1)
+    across = readings.reshape(-1, readings.shape[-1]).var(axis=0).sum()
+    knows = interval(explained, total, unknown)
+    result = {
+        "knows": knows,
+        "shows": interval(explained, total, unshown),
+        "efficiency": None,
+        "control": None,
+        "noise_share": study.summary(measures.mean_interval(within / across)),
+        "noise_spread": study.summary(
+            np.sqrt(measures.mean_interval(within / unknown.mean()))
+        ),
+    }
+    if knows["value"] >= KNOWN:
+        result["efficiency"] = interval(efficiency, total, unknown, unshown)
+        result["control"] = interval(efficiency, total, unknown, uncontrolled)
+    return result
+
+
+def calibrate(readings, codes):
+    """Maps readings to codes by a linear fit on the other half of the images.
+
+    Args:
+        readings: `(images, width)`.
+        codes: `(images, width)`.
+
+    Returns:
+        float64 `(images, width)`.
+    """
+    inputs = np.insert(np.asarray(readings, "float64"), 0, 1.0, axis=-1)
+    result = np.empty_like(codes)
+    halves = slice(0, None, 2), slice(1, None, 2)
+    for half, other in (halves, halves[::-1]):
+        fit, *_ = np.linalg.lstsq(inputs[other], codes[other], rcond=None)
+        result[half] = inputs[half] @ fit
+    return result

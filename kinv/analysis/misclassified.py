@@ -1,0 +1,205 @@
+"""Images that the classifier gets wrong: section 4."""
+
+import numpy as np
+import scipy.stats
+
+from kinv import images as images_lib
+from kinv import measures
+from kinv.analysis import reconstructions, study
+
+TITLE = "Misclassified images"
+SHOWN = 8
+IMAGES = 500
+# Fewer wrong images than this tell nothing; then all are degraded alike.
+ENOUGH = 20
+# Standard deviations of Gaussian pixel noise, in grey levels.
+STRENGTHS = (0, 10, 20, 40, 60, 80, 120)
+# "As well as": the part of quality that may be lost.
+MARGIN = 0.1
+
+
+def run(data):
+    """Compares reconstructions of images classified right and wrong.
+
+    Where the classifier is wrong about too few images, Gaussian noise is added
+    to all of them, the weakest of a few strengths that makes enough wrong;
+    right and wrong are then compared at that strength.
+
+    Args:
+        data: `study.Study`.
+
+    Returns:
+        `study.Result`. Metrics by model: the strength, and each measure for
+        right and for wrong images with the p-value of a two-sided
+        Mann-Whitney test. `quality` is 1 - MSE / MSE of a shuffled pairing.
+    """
+    metrics, rows, figures, claims = {}, [], [], []
+    for name, model in data.models.items():
+        strength, found, shown = _collect(data, name, model)
+        right = found.pop("right")
+        metrics[name] = {
+            "noise_strength": strength,
+            "right_images": int(right.sum()),
+            "wrong_images": int((~right).sum()),
+        }
+        for measure_name, values in found.items():
+            metrics[name][measure_name] = compare(values, right)
+            rows.append(
+                {
+                    "model": name,
+                    "measure": measure_name,
+                    **{
+                        f"{group}_{key}": value
+                        for group in ("right", "wrong")
+                        for key, value in metrics[name][measure_name][
+                            group
+                        ].items()
+                    },
+                    "p_value": metrics[name][measure_name]["p_value"],
+                }
+            )
+        if shown:
+            figures.append(_figure(name, strength, shown))
+        claims += _claims(data, name, strength, found, right)
+    return study.Result(metrics, {"measures": rows}, figures, claims)
+
+
+def _collect(data, name, model):
+    """The measures of every image, at the first strength with enough wrong."""
+    limit = data.count(IMAGES)
+    for strength in STRENGTHS:
+        wrong = 0
+        for index, (images, labels, _) in enumerate(data.batches(limit)):
+            images = degrade(data, images, strength, index)
+            wrong += np.sum(model.logits(images).argmax(-1) != labels)
+        if wrong >= ENOUGH:
+            break
+    parts, shown = [], []
+    progress = data.progress(
+        data.batches(limit), f"misclassified, {name}", None
+    )
+    for index, (images, labels, _) in enumerate(progress):
+        images = degrade(data, images, strength, index)
+        logits = model.logits(images)
+        noise = data.noise(model, len(images), 1, str(index))
+        pictures = model.reconstruct(images, noise)[:, 0]
+        part = reconstructions.compare(model, images, logits, pictures)
+        part["quality"] = 1 - part["pixel_mse"] / part.pop("shuffled_pixel_mse")
+        del part["shuffled_ssim"]
+        predicted = logits.argmax(-1)
+        parts.append({**part, "right": predicted == labels})
+        again = model.logits(pictures).argmax(-1)
+        for row in np.flatnonzero(predicted != labels)[: SHOWN - len(shown)]:
+            names = [
+                model.class_names[index]
+                for index in (labels[row], predicted[row], again[row])
+            ]
+            shown.append((images[row], pictures[row], names))
+    return strength, study.concatenate(parts), shown
+
+
+def degrade(data, images, strength, index):
+    """Adds Gaussian noise to pixels, the same on every call.
+
+    Args:
+        data: `study.Study`.
+        images: `(batch, height, width, 3)` in [0, 255].
+        strength: standard deviation in grey levels.
+        index: number of the batch.
+    """
+    noise = data.random("degrade", str(index)).standard_normal(images.shape)
+    return np.clip(images + strength * noise, 0, 255).astype("float32")
+
+
+def compare(values, right):
+    """A measure of right and of wrong images, and a test of the difference."""
+    groups = {"right": values[right], "wrong": values[~right]}
+    result = {
+        group: study.summary(measures.mean_interval(part))
+        for group, part in groups.items()
+    }
+    result["p_value"] = None
+    if all(map(len, groups.values())):
+        test = scipy.stats.mannwhitneyu(*groups.values())
+        result["p_value"] = float(test.pvalue)
+    return result
+
+
+def _figure(name, strength, shown):
+    images, pictures, names = zip(*shown, strict=True)
+    true, predicted, again = zip(*names, strict=True)
+    degraded = (
+        f" All images carry Gaussian noise of {strength} grey levels, since "
+        "too few are misclassified without."
+        if strength
+        else ""
+    )
+    return study.Figure(
+        name,
+        f"{name}: images that the classifier gets wrong, over their "
+        "reconstructions. Below the image: its true class, then the predicted "
+        "one; below the reconstruction: the class that the classifier gives "
+        f"it, red where it is another than the predicted one.{degraded}",
+        images_lib.captioned_grid(
+            [images, pictures],
+            [
+                [f"{a} → {b}" for a, b in zip(true, predicted, strict=True)],
+                again,
+            ],
+            [
+                [False] * len(images),
+                [a != b for a, b in zip(predicted, again, strict=True)],
+            ],
+            row_captions=["image", "reconstruction"],
+            cell_size=104,
+        ),
+    )
+
+
+def _claims(data, name, strength, found, right):
+    note = f"{right.sum()} right, {(~right).sum()} wrong images"
+    if strength:
+        note += f", all degraded by noise of {strength} grey levels"
+    difference = _difference(data, name, found["quality"], right)
+    as_well = study.Claim(
+        "4",
+        f"Wrong images are reconstructed as well as right ones ({name}).",
+        "quality (1 - MSE / MSE of a shuffled pairing), wrong minus right; "
+        f"holds above {-MARGIN}",
+        *difference,
+        study.decide(*difference[1:], threshold=-MARGIN),
+        note,
+    )
+    if not strength:
+        return [as_well]
+    same = found["agreement"]
+    difference = measures.newcombe_interval(
+        *((int(same[rows].sum()), int(rows.sum())) for rows in (right, ~right))
+    )
+    return [
+        as_well,
+        study.Claim(
+            "5",
+            "Images that are classified right are more stable than others "
+            f"({name}, degraded images).",
+            "agreement, right minus wrong",
+            *difference,
+            study.decide(*difference[1:]),
+            note,
+        ),
+    ]
+
+
+def _difference(data, name, values, right):
+    if right.all() or not right.any():
+        return (np.nan,) * 3
+
+    def difference(values, right):
+        # A resampling may lack one of the groups.
+        if right.all() or not right.any():
+            return np.nan
+        return values[~right].mean() - values[right].mean()
+
+    return measures.bootstrap_interval(
+        difference, (values, right), data.random("misclassified", name)
+    )

@@ -1,0 +1,168 @@
+"""Does the classifier see in the pictures what it saw: section 5."""
+
+import numpy as np
+
+from kinv import measures, plots
+from kinv.analysis import study
+
+TITLE = "Iterative stability"
+CLASSES = 50
+IMAGES_PER_CLASS = 10
+PASSES = (1, 2, 4, 8, 16)
+# Of the paper, by role and by whether the classifier got the image right.
+PAPER = {
+    "robust": {"right": 0.54, "wrong": 0.35},
+    "standard": {"right": 0.493, "wrong": 0.299},
+}
+GROUPS = ("all", "right", "wrong")
+
+
+def run(data):
+    """Counts reconstructions that get their image's class.
+
+    500 images of 50 classes, as in the paper; then the reconstruction of the
+    reconstruction, and so on, with fresh noise each time.
+
+    Args:
+        data: `study.Study`.
+
+    Returns:
+        `study.Result`. Agreement by model and by whether the classifier is
+        right about the image, with Wilson intervals; `chance` is the
+        agreement with another image's reconstruction.
+    """
+    images, labels = choose(data)
+    metrics, rows, passes, counts = {}, [], [], {}
+    curves = {}
+    for name, model in data.models.items():
+        logits = model.logits(images)
+        before = logits.argmax(-1)
+        right = before == labels
+        groups = {"all": right | True, "right": right, "wrong": ~right}
+        pictures = images
+        progress = data.progress(
+            range(1, max(PASSES) + 1), f"stability, {name}", max(PASSES)
+        )
+        curve = []
+        for number in progress:
+            noise = data.noise(model, len(images), 1, str(number))
+            pictures = model.reconstruct(pictures, noise)[:, 0]
+            if number not in PASSES:
+                continue
+            same = model.logits(pictures).argmax(-1) == before
+            curve.append((same.mean(), *_wilson(same)))
+            passes.append(
+                {
+                    "model": name,
+                    "passes": number,
+                    **study.summary(curve[-1]),
+                }
+            )
+            if number == 1:
+                first = same
+                after = model.logits(pictures).argmax(-1)
+        counts[name] = {
+            group: (int(first[rows].sum()), int(rows.sum()))
+            for group, rows in groups.items()
+        }
+        chance = float(np.mean(np.roll(after, 1) == before))
+        role = next((role for role in PAPER if role in name), None)
+        metrics[name] = {
+            "images": len(images),
+            "classes": len(np.unique(labels)),
+            "chance": chance,
+        }
+        for group, (hits, trials) in counts[name].items():
+            share = hits / trials if trials else np.nan
+            value = study.summary(
+                (share, *measures.wilson_interval(hits, trials))
+            )
+            paper = PAPER.get(role, {}).get(group)
+            metrics[name][group] = {"images": trials, "paper": paper, **value}
+            rows.append(
+                {"model": name, "group": group, **metrics[name][group]}
+            )
+        curves[name] = np.array(curve)
+    figure = study.Figure(
+        "passes",
+        "Share of images whose class is still that of the original after so "
+        "many reconstructions of reconstructions, with 95 % intervals.",
+        plots.curves(
+            PASSES,
+            curves,
+            "reconstructions of reconstructions",
+            "share with the class of the image",
+            identity=None,
+            percent=True,
+            log2=True,
+        ),
+    )
+    return study.Result(
+        metrics,
+        {"agreement": rows, "passes": passes},
+        [figure],
+        _claims(data.pair, counts) if data.pair else [],
+    )
+
+
+def choose(data):
+    """Images of so many classes, equally many of each while they last.
+
+    Returns:
+        float32 images and their labels.
+    """
+    num_classes = len(data.source.class_names)
+    classes = data.random("classes").permutation(num_classes)
+    classes = classes[: data.count(CLASSES)]
+    missing = dict.fromkeys(classes.tolist(), IMAGES_PER_CLASS)
+    chosen = []
+    for images, labels, _ in data.batches(None):
+        for image, label in zip(images, labels.tolist(), strict=True):
+            if missing.get(label):
+                missing[label] -= 1
+                chosen.append((image, label))
+        if not any(missing.values()):
+            break
+    images, labels = zip(*chosen, strict=True)
+    return np.stack(images), np.array(labels)
+
+
+def _wilson(same):
+    return measures.wilson_interval(same.sum(), len(same))
+
+
+def _claims(pair, counts):
+    robust, standard = pair
+    comparisons = [
+        (
+            "The robust model is more stable than the standard one.",
+            "agreement, robust minus standard, images that are classified "
+            "right",
+            counts[robust]["right"],
+            counts[standard]["right"],
+        ),
+        *(
+            (
+                f"Images that are classified right are more stable than others "
+                f"({name}).",
+                "agreement, right minus wrong",
+                counts[name]["right"],
+                counts[name]["wrong"],
+            )
+            for name in pair
+        ),
+    ]
+    claims = []
+    for text, statistic, first, second in comparisons:
+        interval = measures.newcombe_interval(first, second)
+        claims.append(
+            study.Claim(
+                "5",
+                text,
+                statistic,
+                *interval,
+                study.decide(*interval[1:]),
+                f"{first[1]} against {second[1]} images",
+            )
+        )
+    return claims

@@ -1,0 +1,190 @@
+"""What every experiment is given, and what it returns."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable
+
+import matplotlib.figure
+import numpy as np
+import tqdm
+
+from kinv import images as images_lib
+
+BATCH_SIZE = 50
+# `--quick` takes this share of the images.
+QUICK_SHARE = 0.2
+
+
+@dataclasses.dataclass
+class Figure:
+    """A picture or a plot, with a caption that stands alone."""
+
+    name: str
+    caption: str
+    drawing: matplotlib.figure.Figure
+
+
+@dataclasses.dataclass
+class Claim:
+    """A claim of the paper, the statistic that tests it, and the verdict.
+
+    Attributes:
+        section: of the supplementary.
+        text: the claim.
+        statistic: what `value` is, with its unit.
+        value: our figure.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        verdict: `holds`, `does not hold` or `undecided`.
+        note: what to bear in mind when reading it.
+    """
+
+    section: str
+    text: str
+    statistic: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Result:
+    """What an experiment found.
+
+    Attributes:
+        metrics: dict that JSON can express, by model where it is of one.
+        tables: rows (dicts with the same keys) by name; each becomes a CSV.
+        figures: list of `Figure`.
+        claims: list of `Claim`.
+    """
+
+    metrics: dict
+    tables: dict[str, list[dict]]
+    figures: list[Figure]
+    claims: list[Claim] = dataclasses.field(default_factory=list)
+
+
+class Study:
+    """Models beside each other, on the same images.
+
+    Args:
+        models: dict of `pipeline.Pipeline` by label. The paper's claims
+            compare the one whose label contains "robust" with the one whose
+            label contains "standard".
+        source: `datasets.Source` of held-out images.
+        training_source: function without arguments that opens the images that
+            the classifiers were trained on, for the controls and probes.
+        image_size: height and width, in pixels, at which images are read.
+        seed: of noise, pairs and resampling.
+        quick: whether to take fewer images.
+    """
+
+    def __init__(
+        self,
+        models,
+        source,
+        training_source: Callable,
+        image_size,
+        seed=0,
+        quick=False,
+    ):
+        self.models = models
+        self.source = source
+        self.training_source = training_source
+        self.image_size = image_size
+        self.seed = seed
+        self.quick = quick
+
+    def count(self, full):
+        """Number of images to take where `full` is the default."""
+        return math.ceil(full * QUICK_SHARE) if self.quick else full
+
+    def random(self, *key):
+        """`np.random.Generator` of the seed and a key of strings."""
+        return np.random.default_rng(
+            (self.seed, zlib.crc32("/".join(key).encode()))
+        )
+
+    def noise(self, model, num_images, num_samples, *key):
+        """N(0, 1), float32 `(num_images, num_samples, noise_dim)`."""
+        shape = (num_images, num_samples, model.noise_dim)
+        return self.random("noise", *key).standard_normal(shape, "float32")
+
+    def batches(self, limit, source=None, batch_size=BATCH_SIZE):
+        """Reads the first images, a batch at a time.
+
+        Yields:
+            float32 images `(batch, image_size, image_size, 3)` in [0, 255],
+            int64 labels `(batch,)` and a dict of factors, each `(batch,)`.
+        """
+        source = source or self.source
+        yield from source.evaluation_batches(
+            self.image_size, batch_size, limit, with_factors=True
+        ).as_numpy_iterator()
+
+    def first(self, count):
+        """The first images, as one batch of `batches`."""
+        return next(self.batches(count, batch_size=count))
+
+    def progress(self, iterable, label, total):
+        """Passes an iterable on with a progress bar, on a terminal."""
+        yield from tqdm.tqdm(
+            iterable, label, total, leave=False, disable=None, unit="batch"
+        )
+
+    def by_model(self, limit, label):
+        """Every model, and the images for it with progress.
+
+        Yields:
+            label of the model, the model, and an iterator of `batches`.
+        """
+        limit = min(limit, self.source.num_examples)
+        for name, model in self.models.items():
+            total = -(-limit // BATCH_SIZE)
+            batches = self.batches(limit)
+            yield (
+                name,
+                model,
+                self.progress(batches, f"{label}, {name}", total),
+            )
+
+    @property
+    def pair(self):
+        """Labels of the robust and of the standard model, or None."""
+        found = [
+            next((name for name in self.models if role in name), None)
+            for role in ("robust", "standard")
+        ]
+        return None if None in found else found
+
+
+def target(images, model):
+    """Images as the model would reconstruct them ideally: at its size."""
+    return images_lib.resize(images, model.image_size)
+
+
+def concatenate(rows):
+    """Joins dicts of arrays, a batch each, into one dict of arrays."""
+    return {
+        name: np.concatenate([row[name] for row in rows]) for name in rows[0]
+    }
+
+
+def summary(interval):
+    """`(value, low, high)` as JSON, None for what is not a number."""
+    return {
+        name: None if math.isnan(value) else float(value)
+        for name, value in zip(("value", "low", "high"), interval, strict=True)
+    }
+
+
+def decide(low, high, threshold=0.0):
+    """Verdict on "the statistic exceeds the threshold" from its interval."""
+    if low > threshold:
+        return "holds"
+    if high < threshold:
+        return "does not hold"
+    return "undecided"

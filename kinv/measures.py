@@ -1,0 +1,193 @@
+"""How near two images, two pairs of logits or two groups are, and how surely."""
+
+import math
+
+import numpy as np
+import scipy.stats
+import tensorflow as tf
+
+CONFIDENCE = 0.95
+
+
+def wilson_interval(num_hits, num_trials):
+    """Wilson's 95 % interval of a share, `(low, high)` in [0, 1].
+
+    Without trials nothing is known: (0, 1).
+    """
+    if not num_trials:
+        return 0.0, 1.0
+    test = scipy.stats.binomtest(int(num_hits), int(num_trials))
+    interval = test.proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def newcombe_interval(first, second):
+    """95 % interval of the difference of two shares.
+
+    Args:
+        first: `(hits, trials)`.
+        second: `(hits, trials)` of other trials.
+
+    Returns:
+        `(difference, low, high)` of first minus second; NaN without trials.
+
+    Reference:
+        Newcombe, Interval estimation for the difference between independent
+        proportions (1998), method 10.
+    """
+    if not (first[1] and second[1]):
+        return math.nan, math.nan, math.nan
+    (one, two) = (hits / trials for hits, trials in (first, second))
+    (low_1, high_1), (low_2, high_2) = (
+        wilson_interval(*group) for group in (first, second)
+    )
+    difference = one - two
+    return (
+        difference,
+        difference - math.hypot(one - low_1, high_2 - two),
+        difference + math.hypot(high_1 - one, two - low_2),
+    )
+
+
+def mean_interval(values):
+    """Mean and its 95 % interval by Student's t.
+
+    Args:
+        values: `(examples,)` or `(examples, ...)`; the mean is over examples.
+
+    Returns:
+        `(mean, low, high)`, floats or arrays. Without two examples the
+        interval is NaN.
+    """
+    values = np.asarray(values, "float64")
+    count = len(values)
+    mean = values.mean(axis=0) if count else math.nan
+    if count < 2:
+        return mean, mean * math.nan, mean * math.nan
+    error = values.std(axis=0, ddof=1) / math.sqrt(count)
+    margin = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
+    return mean, mean - margin, mean + margin
+
+
+def bootstrap_interval(statistic, arrays, random, repetitions=500):
+    """Value of a statistic and its 95 % percentile interval over examples.
+
+    Args:
+        statistic: function of the arrays.
+        arrays: arrays `(examples, ...)`, resampled together.
+        random: `np.random.Generator`.
+        repetitions: number of resamplings.
+
+    Returns:
+        `(value, low, high)`.
+    """
+    count = len(arrays[0])
+    draws = []
+    for _ in range(repetitions):
+        rows = random.integers(count, size=count)
+        draws.append(statistic(*(array[rows] for array in arrays)))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(statistic(*arrays)), float(low), float(high)
+
+
+def logit_cosine(logits, others):
+    """Cosine between logits `(..., num_classes)`; shape `(...)`."""
+    lengths = np.linalg.norm(logits, axis=-1) * np.linalg.norm(others, axis=-1)
+    return np.sum(logits * others, axis=-1) / np.maximum(lengths, 1e-12)
+
+
+def logit_distance(logits, others):
+    """l2 distance over the length of `logits`; shape `(...)`."""
+    lengths = np.linalg.norm(logits, axis=-1)
+    return np.linalg.norm(logits - others, axis=-1) / np.maximum(lengths, 1e-12)
+
+
+def pixel_mse(images, others):
+    """Mean squared error of pixel values in [0, 255]; one per image."""
+    return np.mean(np.square(images - others, dtype="float64"), axis=(-3, -2, -1))
+
+
+def ssim(images, others):
+    """Structural similarity, at most 1, of images in [0, 255]; one per image.
+
+    Reference:
+        Wang et al., Image quality assessment (2004), as `tf.image.ssim`.
+    """
+    return tf.image.ssim(
+        tf.constant(images, "float32"), tf.constant(others, "float32"), 255
+    ).numpy()
+
+
+def noise_spread(samples):
+    """How much pictures of one image differ, one value per image.
+
+    Args:
+        samples: `(images, samples, height, width, 3)` in [0, 255], at least
+            two samples.
+
+    Returns:
+        `(images,)`: standard deviation over the samples, mean over pixels, in
+        grey levels.
+    """
+    return samples.std(axis=1, ddof=1, dtype="float64").mean(axis=(1, 2, 3))
+
+
+def luminance(images):
+    """Grey images `(..., height, width)` in [0, 255] (ITU-R 601)."""
+    return np.asarray(images, "float64") @ (0.299, 0.587, 0.114)
+
+
+def brightness(images):
+    """Mean luminance, in grey levels; one per image."""
+    return luminance(images).mean(axis=(-2, -1))
+
+
+def contrast(images):
+    """Standard deviation of luminance, in grey levels; one per image."""
+    return luminance(images).std(axis=(-2, -1))
+
+
+def sharpness(images):
+    """Mean absolute Laplacian of luminance, in grey levels; one per image."""
+    grey = luminance(images)
+    center = grey[..., 1:-1, 1:-1]
+    neighbours = (
+        grey[..., :-2, 1:-1]
+        + grey[..., 2:, 1:-1]
+        + grey[..., 1:-1, :-2]
+        + grey[..., 1:-1, 2:]
+    )
+    return np.abs(neighbours - 4 * center).mean(axis=(-2, -1))
+
+
+def gradients(images):
+    """Horizontal and vertical differences of luminance `(..., 2, h-1, w-1)`."""
+    grey = luminance(images)
+    corner = grey[..., :-1, :-1]
+    return np.stack(
+        [grey[..., :-1, 1:] - corner, grey[..., 1:, :-1] - corner], axis=-3
+    )
+
+
+def path_smoothness(points):
+    """How straight and how even a sequence of pictures or vectors is.
+
+    Args:
+        points: `(paths, steps, ...)`, at least two steps.
+
+    Returns:
+        Dict of arrays `(paths,)`: `length`, that of the path over the distance
+        of its ends, 1 for a straight one; and `largest_step`, the longest
+        single step over that distance, `1 / (steps - 1)` for an even, straight
+        one.
+    """
+    points = np.asarray(points, "float64")
+    points = points.reshape(*points.shape[:2], -1)
+    steps = np.linalg.norm(np.diff(points, axis=1), axis=-1)
+    ends = np.linalg.norm(points[:, -1] - points[:, 0], axis=-1)
+    ends = np.maximum(ends, 1e-12)
+    return {
+        "length": steps.sum(axis=1) / ends,
+        "largest_step": steps.max(axis=1) / ends,
+    }

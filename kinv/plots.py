@@ -1,0 +1,170 @@
+"""Plots with intervals, in one style."""
+
+import contextlib
+
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+from matplotlib.figure import Figure
+
+# Colours of Okabe and Ito, told apart by colour-blind readers.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = "osD^vP"
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    # Text stays text, and fonts can be edited, in a PDF.
+    "pdf.fonttype": 42,
+}
+
+
+def curves(
+    x,
+    series,
+    x_label,
+    y_label,
+    identity=None,
+    percent=False,
+    log2=False,
+):
+    """Plots curves with their intervals as bands.
+
+    Args:
+        x: numbers `(points,)`.
+        series: dict of arrays `(points, 3)` by label: value, low and high.
+        x_label: what `x` is, with its unit.
+        y_label: what the values are, with their unit.
+        identity: `(x, y)` to mark by dotted lines.
+        percent: whether values are shares, of 0 to 100 %.
+        log2: whether `x` doubles from tick to tick.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+    """
+    with _styled((4.8, 3.2)) as figure:
+        axes = figure.subplots()
+        _draw(axes, x, series, identity)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if percent:
+            axes.set_ylim(0, 1.02)
+            axes.yaxis.set_major_formatter(
+                matplotlib.ticker.PercentFormatter(1)
+            )
+        if log2:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(x, [f"{value:g}" for value in x])
+        axes.legend()
+    return figure
+
+
+def panels(plots, y_label):
+    """Plots several groups of curves beside each other, on one scale.
+
+    Args:
+        plots: dict by x label of `(x, series, x of the identity)`, as for
+            `curves`.
+        y_label: what the values are, with their unit.
+    """
+    with _styled((2.3 * len(plots) + 0.6, 2.7)) as figure:
+        row = figure.subplots(1, len(plots), sharey=True)
+        for axes, (x_label, (x, series, identity)) in zip(
+            row, plots.items(), strict=True
+        ):
+            _draw(axes, x, series, (identity, 0))
+            axes.set_xlabel(x_label)
+        row[0].set_ylabel(y_label)
+        row[0].legend()
+    return figure
+
+
+def filled_bars(groups, y_label):
+    """Plots how much of an outlined bar is filled, a panel for each group.
+
+    Args:
+        groups: dict by panel of dicts by bar of two summaries, the outline's
+            and the filling's: dicts of `value`, `low` and `high`.
+        y_label: what the values are.
+    """
+    with _styled((3.4 * len(groups) + 0.5, 3.1)) as figure:
+        row = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axes, color, (title, bars) in zip(
+            row, _repeat(COLORS), groups.items(), strict=False
+        ):
+            places = np.arange(len(bars))
+            outline, filling = (
+                [bar[part] for bar in bars.values()] for part in (0, 1)
+            )
+            axes.bar(
+                places,
+                [bar["value"] for bar in outline],
+                facecolor="none",
+                edgecolor="#333333",
+                linewidth=1.2,
+                label="logits know",
+                zorder=3,
+            )
+            axes.bar(
+                places,
+                [max(bar["value"], 0) for bar in filling],
+                color=color,
+                label="pictures show",
+                zorder=2,
+            )
+            for bars_of, shift in ((outline, -0.12), (filling, 0.12)):
+                low, value, high = (
+                    np.array([bar[key] for bar in bars_of])
+                    for key in ("low", "value", "high")
+                )
+                axes.errorbar(
+                    places + shift,
+                    value,
+                    [value - low, high - value],
+                    fmt="none",
+                    ecolor="#333333",
+                    elinewidth=0.9,
+                    zorder=4,
+                )
+            axes.set_xticks(
+                places,
+                [name.replace("_", " ") for name in bars],
+                rotation=40,
+                ha="right",
+                rotation_mode="anchor",
+            )
+            axes.set_ylim(min(0, axes.get_ylim()[0]), 1.18)
+            axes.set_yticks(np.linspace(0, 1, 6))
+            axes.set_title(title, fontsize=10)
+            axes.grid(False, axis="x")
+            axes.legend(ncols=2, loc="upper center", fontsize=8)
+        row[0].set_ylabel(y_label)
+    return figure
+
+
+@contextlib.contextmanager
+def _styled(size):
+    with matplotlib.rc_context(STYLE):
+        yield Figure(size, layout="constrained")
+
+
+def _draw(axes, x, series, identity):
+    if identity is not None:
+        line = {"color": "#777777", "linestyle": ":", "linewidth": 1}
+        axes.axvline(identity[0], **line)
+        axes.axhline(identity[1], **line)
+    for color, marker, (label, values) in zip(
+        _repeat(COLORS), _repeat(MARKERS), series.items(), strict=False
+    ):
+        value, low, high = np.transpose(values)
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.plot(
+            x, value, color=color, marker=marker, markersize=3.5, label=label
+        )
+
+
+def _repeat(values):
+    while True:
+        yield from values

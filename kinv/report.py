@@ -1,0 +1,214 @@
+"""What experiments found, on disk and as one page."""
+
+import base64
+import csv
+import dataclasses
+import io
+import math
+import pathlib
+
+import jinja2
+import tensorflow as tf
+
+from kinv import files, images
+
+TEMPLATE = pathlib.Path(__file__).with_name("report.html")
+# Of PNGs, and of the page, on which an inch has fewer pixels: screens have more.
+DPI = 200
+PAGE_DPI = 100
+VERDICTS = ("holds", "does not hold", "undecided")
+
+
+def write_result(directory, title, result, with_pdf=False):
+    """Writes what an experiment found, all of it or nothing.
+
+    Args:
+        directory: of this experiment; created, replaced if it is there.
+        title: of the experiment.
+        result: `analysis.study.Result`.
+        with_pdf: whether figures are also written as vector PDF.
+    """
+    directory = pathlib.Path(directory)
+    with files.atomic_path(directory) as temporary:
+        temporary.mkdir()
+        for name, rows in result.tables.items():
+            _write_table(temporary / f"{name}.csv", rows)
+        for figure in result.figures:
+            figure.drawing.savefig(temporary / f"{figure.name}.png", dpi=DPI)
+            if with_pdf:
+                # Without the date, so that equal figures are equal files.
+                figure.drawing.savefig(
+                    temporary / f"{figure.name}.pdf",
+                    metadata={"CreationDate": None},
+                )
+        files.write_json(
+            temporary / "metrics.json",
+            {
+                "title": title,
+                "metrics": result.metrics,
+                "claims": [
+                    {
+                        key: None if _is_nan(value) else value
+                        for key, value in dataclasses.asdict(claim).items()
+                    }
+                    for claim in result.claims
+                ],
+                "figures": [
+                    {
+                        "name": figure.name,
+                        "caption": figure.caption,
+                        "width": round(
+                            figure.drawing.get_figwidth() * PAGE_DPI
+                        ),
+                    }
+                    for figure in result.figures
+                ],
+                "tables": list(result.tables),
+            },
+        )
+
+
+def _is_nan(value):
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _write_table(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {
+                    key: f"{value:.6g}" if isinstance(value, float) else value
+                    for key, value in row.items()
+                }
+            )
+
+
+def write_summaries(directory, experiment, result):
+    """Writes figures and scalars of an experiment for TensorBoard."""
+    writer = tf.summary.create_file_writer(str(pathlib.Path(directory)))
+    with writer.as_default(step=0):
+        for figure in result.figures:
+            tf.summary.image(
+                f"{experiment}/{figure.name}",
+                images.render(figure.drawing)[None],
+                description=figure.caption,
+            )
+        for name, value in _scalars(result.metrics):
+            tf.summary.scalar(f"{experiment}/{name}", value)
+    writer.close()
+
+
+def _scalars(value, name=""):
+    """Numbers of nested dicts, by path; a summary counts as its value."""
+    if isinstance(value, dict):
+        if "value" in value:
+            yield from _scalars(value["value"], name)
+            return
+        for key, part in value.items():
+            yield from _scalars(part, f"{name}/{key}" if name else key)
+    elif isinstance(value, int | float):
+        yield name, value
+
+
+def write_report(directory, experiments, about):
+    """Gathers the experiments' directories in one page and one JSON file.
+
+    Args:
+        directory: of the results; `report.html` and `metrics.json` are written
+            there, `report.html` with every picture inside.
+        experiments: names of sub-directories, in the order of the page.
+        about: dict of what the results were computed from and how, by name.
+    """
+    directory = pathlib.Path(directory)
+    found = {
+        name: files.read_json(directory / name / "metrics.json")
+        for name in experiments
+    }
+    sections = [
+        {
+            "name": name,
+            "title": result["title"],
+            "figures": [
+                {
+                    **figure,
+                    "data": _embed(directory / name / f"{figure['name']}.png"),
+                }
+                for figure in result["figures"]
+            ],
+            "tables": [
+                {
+                    "name": f"{name}/{table}.csv",
+                    "rows": _read_table(directory / name / f"{table}.csv"),
+                }
+                for table in result["tables"]
+            ],
+        }
+        for name, result in found.items()
+    ]
+    claims = [claim for result in found.values() for claim in result["claims"]]
+    claims.sort(key=lambda claim: [int(n) for n in claim["section"].split(".")])
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(number=number, is_number=is_number)
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        sections=sections,
+        claims=claims,
+        counts={
+            verdict: sum(claim["verdict"] == verdict for claim in claims)
+            for verdict in VERDICTS
+        },
+        about=about,
+    )
+    with files.atomic_path(directory / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    files.write_json(
+        directory / "metrics.json",
+        {
+            "about": about,
+            "experiments": {
+                name: result["metrics"] for name, result in found.items()
+            },
+            "claims": claims,
+        },
+    )
+
+
+def number(value):
+    """Writes a number for a table: three digits, a dash for none."""
+    if value in (None, ""):
+        return "–"
+    if not is_number(value):
+        return value
+    value = float(value)
+    if value == 0 or 0.001 <= abs(value) < 1e5:
+        digits = 0 if value == 0 else 2 - math.floor(math.log10(abs(value)))
+        text = f"{value:.{min(max(digits, 0), 4)}f}"
+        if "." in text and value == int(value):
+            text = text.rstrip("0").rstrip(".")
+    else:
+        text = f"{value:.2e}"
+    return text.replace("-", "−")
+
+
+def is_number(value):
+    """Whether a table's cell holds a number, or the place of one."""
+    try:
+        float(value or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _embed(path):
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _read_table(path):
+    """Header and rows of a CSV."""
+    return list(csv.reader(io.StringIO(path.read_text())))

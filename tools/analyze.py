@@ -1,0 +1,278 @@
+"""Runs the paper's experiments on exported models and writes a report.
+
+Example:
+    tools/analyze.py --model exported/scenes32-robust \
+        --model exported/scenes32-standard --out results
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import shlex
+import sys
+import time
+
+from kinv import errors, files
+
+# In the order of the report. One more experiment: a module in kinv/analysis
+# with a TITLE and `run(data)`, and its name here.
+EXPERIMENTS = (
+    "reconstructions",
+    "noise_resampling",
+    "logit_interpolation",
+    "noise_interpolation",
+    "misclassified",
+    "stability",
+    "manipulation",
+    "best_fit",
+    "rotation",
+    "factors",
+    "controls",
+)
+
+
+def parse_arguments(argv):
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(
+        description="Run the experiments of the paper on exported models side "
+        "by side: figures, CSV tables, metrics.json and report.html. "
+        "Experiments that --out already holds are not repeated.",
+        epilog=f"experiments: {', '.join(EXPERIMENTS)}",
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[LABEL=]DIR",
+        help="exported/NAME (its highest version) or exported/NAME/VERSION; "
+        "may be repeated. The label defaults to NAME; the paper's claims "
+        'compare the label with "robust" in it with that with "standard"',
+    )
+    add("--out", required=True, metavar="DIR", help="directory of the results")
+    add(
+        "--experiments",
+        nargs="+",
+        metavar="NAME",
+        default=list(EXPERIMENTS),
+        help="which ones to run (default: all)",
+    )
+    add(
+        "--dataset",
+        help="TFDS name, or a folder of images with one sub-folder per class "
+        "(default: what the first model was trained on)",
+    )
+    add(
+        "--split",
+        help="split to analyse (default: test where there is one, else "
+        "validation)",
+    )
+    add(
+        "--training-split",
+        default="train",
+        help="split that probes and controls learn from (default: train)",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="a fifth of the images: wider intervals, under 2 minutes",
+    )
+    add(
+        "--pdf",
+        action="store_true",
+        help="write every figure as vector PDF, too",
+    )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="also write figures and scalars for TensorBoard, to "
+        "OUT/tensorboard",
+    )
+    add(
+        "--seed",
+        type=errors.non_negative_int,
+        default=0,
+        help="of noise, pairs and resampling (default: 0)",
+    )
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where TFDS keeps data sets (default: TFDS's own)",
+    )
+    options = parser.parse_args(argv)
+    for name in options.experiments:
+        if name not in EXPERIMENTS:
+            parser.error(
+                f"argument --experiments: expected some of "
+                f"{', '.join(EXPERIMENTS)}, received {name!r}"
+            )
+    return options
+
+
+def main(argv=None):
+    """Runs the experiments that are missing, and writes the report."""
+    options = parse_arguments(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kinv import datasets, pipeline, report
+    from kinv.analysis import study
+
+    paths = labelled(options.model)
+    models = {
+        label: pipeline.Pipeline.load(path) for label, path in paths.items()
+    }
+    first = next(iter(models.values()))
+    dataset = options.dataset or first.metadata["dataset"]
+
+    def open_split(split):
+        return datasets.open_dataset(dataset, split, options.data_dir)
+
+    source, split = open_held_out(open_split, options.split)
+    for label, model in models.items():
+        if model.num_classes != len(source.class_names):
+            raise errors.InputError(
+                f"Expected models of the {len(source.class_names)} classes of "
+                f"{dataset}. Received: {label}, which has {model.num_classes} "
+                "logits. Name the data set it was trained on with --dataset."
+            )
+    settings = {
+        "models": {
+            label: {"path": path, "digest": digest(models[label].metadata)}
+            for label, path in paths.items()
+        },
+        "dataset": dataset,
+        "split": split,
+        "training_split": options.training_split,
+        "quick": options.quick,
+        "seed": options.seed,
+    }
+    out = open_results(options.out, settings)
+    data = study.Study(
+        models,
+        source,
+        lambda: open_split(options.training_split),
+        max(model.metadata["classifier_size"] for model in models.values()),
+        options.seed,
+        options.quick,
+    )
+
+    skipped = []
+    times_path = out / "seconds.json"
+    seconds = files.read_json(times_path) if times_path.exists() else {}
+    for name in options.experiments:
+        if name == "factors" and not dataset.startswith("kinv_scenes"):
+            skipped.append(
+                f"factors: needs known factors, those of kinv_scenes; "
+                f"{dataset} has none"
+            )
+            print(f"left out: {skipped[-1]}")
+            continue
+        module = importlib.import_module(f"kinv.analysis.{name}")
+        if (out / name).exists():
+            print(f"{module.TITLE}: done before")
+            continue
+        start = time.perf_counter()
+        result = module.run(data)
+        report.write_result(out / name, module.TITLE, result, options.pdf)
+        if options.tensorboard:
+            report.write_summaries(out / "tensorboard", name, result)
+        seconds[name] = time.perf_counter() - start
+        files.write_json(times_path, seconds)
+        print(f"{module.TITLE}: {seconds[name]:.0f} s")
+
+    done = [name for name in EXPERIMENTS if (out / name).exists()]
+    about = {
+        **settings,
+        "models": {
+            label: {
+                "path": path,
+                "metadata": describe(models[label].metadata),
+            }
+            for label, path in paths.items()
+        },
+        "command": shlex.join(
+            [pathlib.Path(sys.argv[0]).name, *(argv or sys.argv[1:])]
+        ),
+        "versions": files.versions(),
+        "git_commit": files.git_commit(),
+        "seconds": {name: seconds[name] for name in done if name in seconds},
+        "skipped": skipped,
+    }
+    report.write_report(out, done, about)
+    print(f"written: {out / 'report.html'}")
+
+
+def labelled(arguments):
+    """Paths by label, of arguments `[LABEL=]DIR`."""
+    paths = {}
+    for argument in arguments:
+        label, separator, path = argument.rpartition("=")
+        path = path.rstrip("/")
+        if not separator:
+            names = pathlib.PurePath(path).parts
+            is_version = len(names) > 1 and names[-1].isdecimal()
+            label = names[-2] if is_version else names[-1]
+        if not label or label in paths:
+            raise errors.InputError(
+                "Expected models of different labels. Received: "
+                f"--model {argument}, of label {label!r} again. Name it: "
+                f"--model OTHER={path}."
+            )
+        if "/" in label:
+            raise errors.InputError(
+                f"Expected a label without '/'. Received: --model {argument}."
+            )
+        paths[label] = path
+    return paths
+
+
+def open_held_out(open_split, split):
+    """Opens the split to analyse: the one named, else test or validation."""
+    if split:
+        return open_split(split), split
+    try:
+        return open_split("test"), "test"
+    except errors.InputError:
+        return open_split("validation"), "validation"
+
+
+def digest(metadata):
+    """Tells one export from another."""
+    text = json.dumps(metadata, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_results(path, settings):
+    """Opens a directory of results of the same settings, or a new one."""
+    path = pathlib.Path(path)
+    recorded_path = path / "settings.json"
+    if not recorded_path.exists():
+        path = files.new_directory(path)
+        files.write_json(recorded_path, settings)
+        return path
+    recorded = files.read_json(recorded_path)
+    for name, value in settings.items():
+        if recorded.get(name) != value:
+            raise errors.InputError(
+                f"Expected the settings of the results that {path} holds, "
+                f"{name} {recorded.get(name)}. Received: {value}. Repeat them, "
+                "or choose another --out."
+            )
+    return path
+
+
+def describe(metadata):
+    """A line about an export."""
+    parts = [f"{metadata['num_classes']} classes"]
+    parts.append(f"{metadata['image_size']} px")
+    if agreement := metadata.get("metrics", {}).get("agreement"):
+        parts.append(f"agreement as exported {agreement:.1%}")
+    if commit := metadata.get("git_commit", {}).get("training"):
+        parts.append(f"trained at commit {commit[:10]}")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    errors.run(main)
