@@ -230,9 +230,7 @@ def adjust_sharpness(images, factor):
     for top, left in itertools.product(range(3), range(3)):
         total = (
             total
-            + images[
-                ..., top : height - 2 + top, left : width - 2 + left, :
-            ]
+            + images[..., top : height - 2 + top, left : width - 2 + left, :]
         )
     smooth = images.copy()
     smooth[..., 1:-1, 1:-1, :] = total / 13

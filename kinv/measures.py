@@ -1,4 +1,4 @@
-"""How near two images, two pairs of logits or two groups are, and how surely."""
+"""How near images, logits and groups are to each other, and how surely."""
 
 import math
 
@@ -105,7 +105,9 @@ def logit_distance(logits, others):
 
 def pixel_mse(images, others):
     """Mean squared error of pixel values in [0, 255]; one per image."""
-    return np.mean(np.square(images - others, dtype="float64"), axis=(-3, -2, -1))
+    return np.mean(
+        np.square(images - others, dtype="float64"), axis=(-3, -2, -1)
+    )
 
 
 def ssim(images, others):
@@ -162,12 +164,18 @@ def sharpness(images):
 
 
 def gradients(images):
-    """Horizontal and vertical differences of luminance `(..., 2, h-1, w-1)`."""
+    """Horizontal and vertical slope of luminance, in grey levels per pixel.
+
+    Central differences, so that a rotation of the image by 90 degrees rotates
+    them and leaves their lengths.
+
+    Returns:
+        `(..., 2, height - 2, width - 2)`.
+    """
     grey = luminance(images)
-    corner = grey[..., :-1, :-1]
-    return np.stack(
-        [grey[..., :-1, 1:] - corner, grey[..., 1:, :-1] - corner], axis=-3
-    )
+    across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
+    down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
+    return np.stack([across, down], axis=-3) / 2
 
 
 def path_smoothness(points):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from kinv import files, images
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
-# Of PNGs, and of the page, on which an inch has fewer pixels: screens have more.
+# Of PNGs; and of the page, whose pixels a sharp screen divides.
 DPI = 200
 PAGE_DPI = 100
 VERDICTS = ("holds", "does not hold", "undecided")
@@ -186,13 +186,12 @@ def number(value):
     if not is_number(value):
         return value
     value = float(value)
-    if value == 0 or 0.001 <= abs(value) < 1e5:
-        digits = 0 if value == 0 else 2 - math.floor(math.log10(abs(value)))
-        text = f"{value:.{min(max(digits, 0), 4)}f}"
-        if "." in text and value == int(value):
-            text = text.rstrip("0").rstrip(".")
+    if value == int(value) and abs(value) < 1e5:
+        text = f"{value:.0f}"
+    elif 1000 <= abs(value) < 1e5:
+        text = f"{value:.0f}"
     else:
-        text = f"{value:.2e}"
+        text = f"{value:#.3g}".removesuffix(".")
     return text.replace("-", "−")
 
 

@@ -1,5 +1,6 @@
 """Two logical devices, so that tests can train on two replicas."""
 
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -9,7 +10,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from kinv import classifiers, images  # noqa: E402
+from kinv import classifiers, datasets, images, scenes  # noqa: E402
 
 # Before anything else: devices are fixed once TensorFlow has used one.
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -45,3 +46,27 @@ def classifier_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("classifier") / "classifier.keras"
     classifiers.build_classifier(32, 2, 4).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def rendered():
+    """The first scenes of a split, as `datasets.open_dataset` opens them."""
+
+    @functools.cache
+    def open_split(split, count):
+        factors = scenes.scene_factors(split, range(count))
+        labels = factors["shape"] * len(scenes.OBJECT_HUES)
+        examples = {
+            "image": scenes.render(factors, 32),
+            "label": labels + factors["object_hue"],
+            **factors,
+        }
+        return datasets.Source(
+            tf.data.Dataset.from_tensor_slices(examples),
+            lambda image: image,
+            scenes.CLASS_NAMES,
+            count,
+            list(factors),
+        )
+
+    return open_split

@@ -1,5 +1,8 @@
+import pathlib
+
 import numpy as np
 import PIL.Image
+import PIL.ImageEnhance
 import pytest
 
 from kinv import errors, images
@@ -157,3 +160,48 @@ def test_captions_take_room_only_where_they_are():
     one = images.render(one)
     assert bare.shape[1] == one.shape[1]
     assert 10 < one.shape[0] - bare.shape[0] < 40
+
+
+def recorded():
+    path = pathlib.Path(__file__).parent / "recorded" / "addons.npz"
+    return np.load(path)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_adjustments_are_pillows(factor):
+    pixels = recorded()["images"]
+    for enhance, adjust in (
+        (PIL.ImageEnhance.Brightness, images.adjust_brightness),
+        (PIL.ImageEnhance.Sharpness, images.adjust_sharpness),
+    ):
+        expected = [
+            np.asarray(enhance(PIL.Image.fromarray(image)).enhance(factor))
+            for image in pixels
+        ]
+        np.testing.assert_allclose(adjust(pixels, factor), expected, atol=1)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_sharpness_is_that_of_tensorflow_addons(factor):
+    values = recorded()
+    np.testing.assert_allclose(
+        images.adjust_sharpness(values["images"], factor),
+        values[f"sharpness_{factor}"],
+        atol=1,
+    )
+
+
+def test_rotation_is_that_of_tensorflow_addons():
+    values = recorded()
+    square = values["images"][:, :9]
+    np.testing.assert_array_equal(
+        np.rot90(square, axes=(1, 2)), values["rotation"]
+    )
+
+
+def test_mosaic():
+    cells = np.arange(5)[:, None, None, None] * np.ones((5, 2, 3, 3))
+    picture = images.mosaic(cells, columns=2, gap=1)
+    assert picture.shape == (8, 7, 3)
+    np.testing.assert_array_equal(picture[3:5, 4:], cells[3])
+    assert (picture[2] == 255).all() and (picture[6:, 4:] == 255).all()

@@ -107,7 +107,7 @@ class Constant:
     Two classes, dark and bright; every reconstruction is grey of 100.
     """
 
-    image_size = 4
+    image_size = 16
     noise_dim = 2
 
     def logits(self, batch):
@@ -115,12 +115,12 @@ class Constant:
         return np.stack([~bright, bright], axis=-1).astype("float32")
 
     def reconstruct(self, batch, noise):
-        return np.full((*noise.shape[:2], 4, 4, 3), 100.0, "float32")
+        return np.full((*noise.shape[:2], 16, 16, 3), 100.0, "float32")
 
 
 def test_measures_on_a_model_told_by_hand():
     levels = np.array([90.0, 110.0, 120.0], "float32")
-    batch = np.broadcast_to(levels[:, None, None, None], (3, 4, 4, 3))
+    batch = np.broadcast_to(levels[:, None, None, None], (3, 16, 16, 3))
     batches = [(batch, np.array([0, 1, 0])), (batch[:1], np.array([0]))]
     bar = keras.utils.Progbar(4, verbose=0)
     metrics = export_tool.measure(Constant(), batches, bar, seed=0)

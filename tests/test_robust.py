@@ -2,7 +2,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import stats
 
 from kinv import classifiers, devices, errors, robust
 
@@ -176,10 +175,3 @@ def test_accuracy_counts():
     # A ball of radius 20 reaches across the boundary from 10, not from 30.
     attack = robust.ProjectedGradientDescent("l2", 20.0, 10)
     assert robust.accuracy(classifier, batches, attack) == (3, 5)
-
-
-@pytest.mark.parametrize("correct, total", [(0, 10), (7, 10), (500, 500)])
-def test_wilson_interval(correct, total):
-    expected = stats.binomtest(correct, total).proportion_ci(method="wilson")
-    interval = robust.wilson_interval(correct, total)
-    np.testing.assert_allclose(interval, expected, atol=1e-6)

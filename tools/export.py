@@ -207,53 +207,36 @@ def measure(model, batches, bar, seed):
     Returns:
         dict of `images` (their number), `accuracy` of the classifier,
         `agreement` (share of reconstructions that get their image's class)
-        with its Wilson 95 % interval, `logit_cosine`, `pixel_mse` and
-        `shuffled_pixel_mse` (against the next image's reconstruction).
+        with its Wilson 95 % interval, and the means of the measures of
+        `analysis.reconstructions.compare`.
     """
     import numpy as np
-    import tensorflow as tf
 
     from kinv import measures
+    from kinv.analysis import reconstructions, study
 
     random = np.random.default_rng(seed)
-    size = model.image_size
-    rows = []
+    found = []
     for images, labels in batches:
+        images, labels = np.asarray(images), np.asarray(labels)
         noise = random.standard_normal(
             (len(images), 1, model.noise_dim), "float32"
         )
         logits = model.logits(images)
-        reconstructions = model.reconstruct(images, noise)[:, 0]
-        again = model.logits(reconstructions)
-        if images.shape[1] != size:
-            images = tf.image.resize(images, (size, size), antialias=True)
-        shuffled = np.roll(reconstructions, 1, axis=0)
-        lengths = np.linalg.norm(logits, axis=-1) * np.linalg.norm(
-            again, axis=-1
-        )
-        rows.append(
-            [
-                logits.argmax(-1) == labels,
-                logits.argmax(-1) == again.argmax(-1),
-                (logits * again).sum(-1) / np.maximum(lengths, 1e-12),
-                np.mean((images - reconstructions) ** 2, axis=(1, 2, 3)),
-                np.mean((images - shuffled) ** 2, axis=(1, 2, 3)),
-            ]
+        pictures = model.reconstruct(images, noise)[:, 0]
+        found.append(
+            {
+                "accuracy": logits.argmax(-1) == labels,
+                **reconstructions.compare(model, images, logits, pictures),
+            }
         )
         bar.add(len(images))
-    hits, same, cosine, error, shuffled_error = np.concatenate(
-        rows, axis=1, dtype="float64"
-    )
+    found = study.concatenate(found)
+    same = found["agreement"]
     return {
         "images": len(same),
-        "accuracy": float(hits.mean()),
-        "agreement": float(same.mean()),
-        "agreement_interval": measures.wilson_interval(
-            float(same.sum()), len(same)
-        ),
-        "logit_cosine": float(cosine.mean()),
-        "pixel_mse": float(error.mean()),
-        "shuffled_pixel_mse": float(shuffled_error.mean()),
+        **{name: float(values.mean()) for name, values in found.items()},
+        "agreement_interval": measures.wilson_interval(same.sum(), len(same)),
     }
 
 

@@ -74,9 +74,9 @@ def main(argv=None):
     def read_all(split):
         rows = [
             (np.uint8(images), factors.encode(values))
-            for images, _, values in open_split(split).evaluation_batches(
-                size, 1000, with_factors=True
-            ).as_numpy_iterator()
+            for images, _, values in open_split(split)
+            .evaluation_batches(size, 1000, with_factors=True)
+            .as_numpy_iterator()
         ]
         return [np.concatenate(column) for column in zip(*rows, strict=True)]
 

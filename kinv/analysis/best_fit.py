@@ -1,4 +1,4 @@
-"""Which shift or scale undoes a change of the image: section 6, Figures 9-16."""
+"""Which shift or scale undoes a change of the image: section 6."""
 
 import functools
 
@@ -11,7 +11,21 @@ from kinv.analysis import study
 TITLE = "Best-fit shift and scale"
 IMAGES = 300
 # Includes the identity, and its neighbours on both sides for the slope there.
-BRIGHTNESS_FACTORS = (0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.35, 1.5, 1.75, 2)
+BRIGHTNESS_FACTORS = (
+    0.25,
+    0.4,
+    0.55,
+    0.7,
+    0.8,
+    0.9,
+    1,
+    1.1,
+    1.2,
+    1.35,
+    1.5,
+    1.75,
+    2,
+)
 SHARPNESS_FACTORS = (0, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2)
 CHANGES = {
     "brightness": (images_lib.adjust_brightness, BRIGHTNESS_FACTORS),
@@ -144,16 +158,12 @@ def _claims(data, fits):
         return _slope(fits[name][change, fit], CHANGES[change][1])
 
     def claim(text, statistic, interval, verdict):
-        return study.Claim(
-            "6", text, statistic, *map(float, interval), verdict
-        )
+        return study.Claim("6", text, statistic, *map(float, interval), verdict)
 
     def rises(text, name, change, fit):
         interval = measures.mean_interval(slope(name, change, fit))
         statistic = f"slope of the best-fit {fit} at the identity, {name}"
-        return claim(
-            text, statistic, interval, study.decide(*interval[1:])
-        )
+        return claim(text, statistic, interval, study.decide(*interval[1:]))
 
     def peak(name, change, fit):
         values = fits[name][change, fit]
@@ -182,11 +192,7 @@ def _claims(data, fits):
             f"brightness factor of the peak, {standard}; holds inside "
             f"{ends[0]} to {ends[1]}",
             shift_peak,
-            "holds"
-            if inside
-            else "does not hold"
-            if outside
-            else "undecided",
+            "holds" if inside else "does not hold" if outside else "undecided",
         ),
         rises(
             "The robust model's best-fit scale rises with brightness around "

@@ -77,12 +77,12 @@ def run(data):
     """Measures the information efficiency of each factor.
 
     What the logits know of a factor is the R² of the best of three probes: a
-    linear one, one for each predicted class, and a small network. What the pictures show is the R² of a
-    factor network's readings, averaged over 16 noises and calibrated by a
-    linear fit on the other half of the images. Their ratio is the efficiency:
-    1 when the pictures show all that the logits know, 0 when the generator
-    leaves the factor to the noise. The control makes pictures of the mean
-    logits of the image's predicted class.
+    linear one, one for each predicted class, and a small network. What the
+    pictures show is the R² of a factor network's readings, averaged over 16
+    noises and calibrated by a linear fit on the other half of the images.
+    Their ratio is the efficiency: 1 when the pictures show all that the logits
+    know, 0 when the generator leaves the factor to the noise. The control makes
+    pictures of the mean logits of the image's predicted class.
 
     Args:
         data: `study.Study`, of a data set whose factors are known.
@@ -218,7 +218,10 @@ def _train_probes(data, name, model):
     guesses = predict_each(inputs[held_out], classes[held_out])
     best = [
         np.argmax(
-            [r_squared(codes[held_out, part], guess[:, part]) for guess in guesses]
+            [
+                r_squared(codes[held_out, part], guess[:, part])
+                for guess in guesses
+            ]
         )
         for part in PARTS.values()
     ]
@@ -286,9 +289,7 @@ def _network_probe(inputs, codes, fit, held_out, seed):
         verbose=0,
         validation_data=(inputs[held_out], codes[held_out]),
         callbacks=[
-            keras.callbacks.EarlyStopping(
-                patience=4, restore_best_weights=True
-            )
+            keras.callbacks.EarlyStopping(patience=4, restore_best_weights=True)
         ],
     )
     return lambda inputs, classes: np.array(network(inputs, training=False))

@@ -59,7 +59,11 @@ def run(data):
             },
         }
         rows += [
-            {"model": name, "pair": pair, **dict(zip(found, values, strict=True))}
+            {
+                "model": name,
+                "pair": pair,
+                **dict(zip(found, values, strict=True)),
+            }
             for pair, values in enumerate(zip(*found.values(), strict=True))
         ]
         figures.append(
@@ -100,7 +104,9 @@ def _pairs(data):
     """Pairs of images at random, those of one class left out."""
     count = data.count(PAIRS)
     images, labels, _ = data.first(2 * count)
-    first, second = np.split(data.random("pairs").permutation(len(images) // 2 * 2), 2)
+    first, second = np.split(
+        data.random("pairs").permutation(len(images) // 2 * 2), 2
+    )
     different = labels[first] != labels[second]
     if different.any():
         first, second = first[different], second[different]

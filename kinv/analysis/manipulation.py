@@ -179,10 +179,10 @@ def _grid(data, name, model, images, units):
             )
     return study.Figure(
         name,
-        f"{name}: pictures of manipulated logits, one noise per row. Shift adds "
-        "a constant to every logit, in standard deviations σ of the images' "
-        "mean logits; scale multiplies; perturb adds Gaussian noise, in "
-        "standard deviations σ of all logits.",
+        f"{name}: pictures of manipulated logits, one noise per row. Shift "
+        "adds a constant to every logit, in standard deviations σ of the "
+        "images' mean logits; scale multiplies; perturb adds Gaussian noise, "
+        "in standard deviations σ of all logits.",
         images_lib.captioned_grid(
             rows, captions, row_captions=names, cell_size=96
         ),
@@ -190,7 +190,9 @@ def _grid(data, name, model, images, units):
 
 
 def _sign(kind):
-    return (lambda v: f"× {v:g}") if kind == "scale" else (lambda v: f"{v:+g} σ")
+    return (
+        (lambda v: f"× {v:g}") if kind == "scale" else (lambda v: f"{v:+g} σ")
+    )
 
 
 def _plot(effect, metrics):

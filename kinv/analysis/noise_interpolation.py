@@ -71,7 +71,11 @@ def run(data):
         }
         found["class_changes"] = changes.astype(int)
         rows += [
-            {"model": name, "image": image, **dict(zip(found, row, strict=True))}
+            {
+                "model": name,
+                "image": image,
+                **dict(zip(found, row, strict=True)),
+            }
             for image, row in enumerate(zip(*found.values(), strict=True))
         ]
         figures.append(
@@ -100,8 +104,8 @@ def run(data):
                 "3",
                 "The ends of the robust model's noise sequences are "
                 "semantically closer.",
-                "distance of the ends' logits over that of two images, standard "
-                "minus robust",
+                "distance of the ends' logits over that of two images, "
+                "standard minus robust",
                 *map(float, interval),
                 study.decide(*interval[1:]),
             )

@@ -45,9 +45,7 @@ def run(data):
                     part[f"{kind}_{key}"] = values
             parts.append(part)
             if shown is None:
-                shown = [
-                    group[:SHOWN] for group in (wanted, upright, rotated)
-                ]
+                shown = [group[:SHOWN] for group in (wanted, upright, rotated)]
         found = study.concatenate(parts)
         metrics[name] = {"images": len(found["agreement_upright"])}
         losses = {}

@@ -79,9 +79,7 @@ def run(data):
             )
             paper = PAPER.get(role, {}).get(group)
             metrics[name][group] = {"images": trials, "paper": paper, **value}
-            rows.append(
-                {"model": name, "group": group, **metrics[name][group]}
-            )
+            rows.append({"model": name, "group": group, **metrics[name][group]})
         curves[name] = np.array(curve)
     figure = study.Figure(
         "passes",

@@ -1,0 +1,535 @@
+"""Every experiment on models whose answer is known."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from kinv import measures, pipeline
+from kinv.analysis import (
+    best_fit,
+    controls,
+    factors,
+    logit_interpolation,
+    manipulation,
+    misclassified,
+    noise_interpolation,
+    noise_resampling,
+    reconstructions,
+    rotation,
+    stability,
+    study,
+)
+
+IMAGES = 120
+SMALL = (
+    (reconstructions, "IMAGES"),
+    (noise_resampling, "IMAGES"),
+    (noise_interpolation, "IMAGES"),
+    (misclassified, "IMAGES"),
+    (manipulation, "IMAGES"),
+    (best_fit, "IMAGES"),
+    (rotation, "IMAGES"),
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for module, name in SMALL:
+        monkeypatch.setattr(module, name, IMAGES)
+    monkeypatch.setattr(logit_interpolation, "PAIRS", 10)
+    monkeypatch.setattr(stability, "CLASSES", 20)
+    monkeypatch.setattr(stability, "IMAGES_PER_CLASS", 2)
+
+
+@pytest.fixture
+def source(rendered):
+    return rendered("test", 400)
+
+
+def fake(logits_of, image_of, num_classes, image_size=32):
+    """A pipeline of two functions.
+
+    Args:
+        logits_of: images to logits.
+        image_of: logits `(n, num_classes)` and noise `(n, 8)` to images.
+    """
+
+    def predict(inputs):
+        images = inputs["images"]
+        # `generate` sends one black pixel, and its logits count for nothing.
+        logits = np.zeros((1, num_classes))
+        if images.shape[1] > 1:
+            logits = logits_of(images)
+        noise = inputs["noise"]
+        scale = inputs["logit_scale"][..., None]
+        conditions = logits[:, None] * scale + inputs["logit_shift"]
+        conditions = np.broadcast_to(
+            conditions, (*noise.shape[:2], num_classes)
+        )
+        pictures = image_of(
+            conditions.reshape(-1, num_classes), noise.reshape(-1, 8)
+        )
+        shape = (*noise.shape[:2], image_size, image_size, 3)
+        return {
+            "logits": logits.astype("float32"),
+            "reconstructions": pictures.reshape(shape).astype("float32"),
+        }
+
+    metadata = {
+        "class_names": [f"class {index}" for index in range(num_classes)],
+        "num_classes": num_classes,
+        "noise_dim": 8,
+        "image_size": image_size,
+    }
+    return pipeline.Pipeline(predict, metadata)
+
+
+def perfect():
+    """Logits are the pixels, and pictures the logits."""
+    return fake(
+        lambda images: images.reshape(len(images), -1) / 64,
+        lambda logits, noise: np.clip(64 * logits, 0, 255),
+        32 * 32 * 3,
+    )
+
+
+def noise_only():
+    """Logits are the pixels, and pictures any noise."""
+
+    def image_of(logits, noise):
+        seeds = np.abs(noise[:, 0] * 1e6).astype(int)
+        pictures = np.empty((len(noise), 32, 32, 3))
+        for picture, seed in zip(pictures, seeds, strict=True):
+            picture[:] = np.random.default_rng(seed).uniform(
+                0, 255, (32, 32, 3)
+            )
+        return pictures
+
+    return fake(
+        lambda images: images.reshape(len(images), -1) / 64,
+        image_of,
+        32 * 32 * 3,
+    )
+
+
+def run(module, source, **models):
+    return module.run(study.Study(models, source, lambda: source, 32))
+
+
+def test_reconstructions(source):
+    found = run(
+        reconstructions, source, perfect=perfect(), noise=noise_only()
+    ).metrics
+    values = {
+        key: value["value"]
+        for key, value in found["perfect"].items()
+        if key != "images"
+    }
+    assert found["perfect"]["images"] == IMAGES
+    assert values["agreement"] == values["ssim"] == 1
+    assert values["pixel_mse"] == values["logit_distance"] == 0
+    assert values["shuffled_pixel_mse"] > 1000
+    assert found["noise"]["agreement"]["value"] < 0.1
+    assert abs(found["noise"]["ssim"]["value"]) < 0.1
+
+
+def test_noise_resampling(source):
+    result = run(
+        noise_resampling,
+        source,
+        robust=perfect(),
+        standard=noise_only(),
+    )
+    assert result.metrics["robust"]["spread"]["value"] == 0
+    # A uniform value of 256 levels.
+    spread = result.metrics["standard"]["spread"]["value"]
+    assert spread == pytest.approx(255 / 12**0.5, rel=0.02)
+    [claim] = result.claims
+    assert claim.verdict == "holds" and claim.value == pytest.approx(spread)
+    rows = [
+        row
+        for row in result.tables["spread_by_factor"]
+        if row["model"] == "standard" and row["factor"] == "size"
+    ]
+    assert [row["images"] for row in rows] == [40, 40, 40]
+
+
+def test_spread_by_group():
+    spread = np.array([1.0, 1, 2, 2, 6, 6])
+    kinds = noise_resampling.by_group(spread, np.array([0, 1, 0, 1, 3, 3]))
+    assert [row["group"] for row in kinds] == ["0", "1", "3"]
+    assert [row["value"] for row in kinds] == [1.5, 1.5, 6]
+    ranges = noise_resampling.by_group(spread, np.linspace(0, 1, 6))
+    assert [row["value"] for row in ranges] == [1, 2, 6]
+
+
+def test_logit_interpolation_of_a_linear_model_is_straight(source):
+    result = run(logit_interpolation, source, model=perfect())
+    metrics = result.metrics["model"]
+    assert metrics["pixel_length"]["value"] == pytest.approx(1, abs=1e-4)
+    assert metrics["pixel_largest_step"]["value"] == pytest.approx(1 / 8, 1e-3)
+    noisy = run(logit_interpolation, source, model=noise_only()).metrics
+    # Of one noise the picture is the same all along.
+    assert noisy["model"]["pixel_length"]["value"] == 0
+
+
+def test_interpolation_starts_and_ends_at_the_images(source):
+    images = np.concatenate(
+        [batch for batch, _, _ in study.Study({}, source, None, 32).batches(2)]
+    )
+    noise = np.zeros((1, 1, 8), "float32")
+    path = logit_interpolation.interpolate(perfect(), *images, noise, steps=3)
+    np.testing.assert_allclose(path[[0, 2]], images, atol=1e-3)
+    np.testing.assert_allclose(path[1], images.mean(axis=0), atol=1e-3)
+
+
+def test_noise_interpolation(source):
+    found = run(
+        noise_interpolation, source, robust=perfect(), standard=noise_only()
+    )
+    assert found.metrics["robust"]["end_distance"]["value"] == 0
+    assert found.metrics["robust"]["class_changes"]["value"] == 0
+    assert found.metrics["standard"]["end_distance"]["value"] > 0.5
+    assert found.metrics["standard"]["class_changes"]["value"] > 0.9
+    assert found.claims[0].verdict == "holds"
+
+
+def test_noise_between():
+    ends = np.array([[[0.0, 4.0], [2.0, 0.0]]])
+    np.testing.assert_allclose(
+        noise_interpolation.between(ends, 3)[0], [[0, 4], [1, 2], [2, 0]]
+    )
+
+
+def test_misclassified_degrades_until_enough_are_wrong(source, monkeypatch):
+    # The perfect inverter's classes are pixels: nearly all labels are wrong.
+    result = run(misclassified, source, model=perfect())
+    metrics = result.metrics["model"]
+    assert metrics["noise_strength"] == 0
+    assert metrics["wrong_images"] > 100
+    # A classifier that knows the images by heart, unless they are noisy.
+    known = {}
+    for images, labels, _ in study.Study({}, source, None, 32).batches(None):
+        known.update(zip(map(np.ndarray.tobytes, images), labels, strict=True))
+
+    def logits_of(images):
+        flat = images.reshape(len(images), -1)[:, :80] / 255
+        labels = [known.get(image.tobytes(), 0) for image in images]
+        return flat + 9 * np.eye(80)[labels]
+
+    by_heart = fake(
+        logits_of,
+        lambda logits, noise: np.full((len(noise), 32, 32, 3), 90),
+        80,
+    )
+    result = run(misclassified, source, model=by_heart)
+    metrics = result.metrics["model"]
+    assert metrics["noise_strength"] == 10
+    assert metrics["wrong_images"] + metrics["right_images"] == IMAGES
+    assert "noise of 10 grey levels" in result.claims[0].note
+    assert "10 grey levels" in result.figures[0].caption
+
+
+def test_right_against_wrong():
+    right = np.arange(40) < 20
+    values = np.where(right, 1.0, 3.0) + np.linspace(0, 0.1, 40)
+    found = misclassified.compare(values, right)
+    assert found["right"]["value"] == pytest.approx(1.024, abs=1e-3)
+    assert found["wrong"]["value"] == pytest.approx(3.076, abs=1e-3)
+    # Twice the chance of the most extreme order of 20 and 20.
+    assert found["p_value"] < 1e-6
+    assert misclassified.compare(values, right | True)["p_value"] is None
+
+
+def test_stability(source):
+    result = run(stability, source, robust=perfect(), noise=noise_only())
+    found = result.metrics["robust"]
+    assert found["images"] == 40 and found["classes"] == 20
+    assert found["all"]["value"] == 1
+    assert (found["all"]["low"], found["all"]["high"]) == pytest.approx(
+        measures.wilson_interval(40, 40)
+    )
+    assert found["right"]["paper"] == 0.54 and found["wrong"]["paper"] == 0.35
+    assert found["right"]["images"] + found["wrong"]["images"] == 40
+    assert found["chance"] < 0.5
+    passes = [row["value"] for row in result.tables["passes"][:5]]
+    assert passes == [1] * 5
+    assert result.metrics["noise"]["all"]["value"] < 0.1
+
+
+def test_stability_takes_as_many_of_each_class(source):
+    images, labels = stability.choose(study.Study({}, source, None, 32))
+    assert len(images) == 40
+    assert (np.unique(labels, return_counts=True)[1] == 2).all()
+
+
+def test_stability_claims():
+    counts = {
+        "a": {"right": (90, 100), "wrong": (40, 100)},
+        "b": {"right": (50, 100), "wrong": (49, 100)},
+    }
+    verdicts = [
+        claim.verdict for claim in stability._claims(("a", "b"), counts)
+    ]
+    assert verdicts == ["holds", "holds", "undecided"]
+    verdicts = [
+        claim.verdict for claim in stability._claims(("b", "a"), counts)
+    ]
+    assert verdicts == ["does not hold", "undecided", "holds"]
+
+
+def test_manipulation_of_a_linear_model(source):
+    result = run(manipulation, source, model=perfect())
+    found = result.metrics["model"]
+    for row in found["shift"]:
+        if abs(row["value"]) == 2:
+            # The whole shift comes back, but for pixels beyond [0, 255].
+            assert 0.5 < row["read_back"]["value"] <= 1.001
+            assert row["brightness"]["value"] * row["value"] > 0
+    [same] = [row for row in found["scale"] if row["value"] == 1]
+    assert same["pixel_change"]["value"] == 0
+    [half] = [row for row in found["scale"] if row["value"] == 0.5]
+    assert half["read_back"]["value"] == pytest.approx(1, abs=1e-3)
+    brightness = np.mean(
+        [
+            measures.brightness(images).mean()
+            for images, _, _ in study.Study({}, source, None, 32).batches(100)
+        ]
+    )
+    assert half["brightness"]["value"] == pytest.approx(
+        -brightness / 2, rel=0.05
+    )
+
+
+def test_control_is_as_long_as_the_shift():
+    logits = np.zeros((5, 7), "float32")
+    units = {"shift": 0.5, "control": 0.5, "perturb": 2.0}
+    random = np.random.default_rng(0)
+    _, shift = manipulation.manipulation(logits, "shift", 2.0, units, random)
+    _, control = manipulation.manipulation(
+        logits, "control", 2.0, units, random
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(control, axis=-1), shift * np.sqrt(7), rtol=1e-5
+    )
+
+
+def test_best_fits_are_those_applied(source):
+    random = np.random.default_rng(0)
+    adjusted = random.normal(size=(6, 9))
+    shifts, scales = random.normal(size=(2, 6))
+    np.testing.assert_allclose(
+        best_fit.best_fit_shift(adjusted + shifts[:, None], adjusted), shifts
+    )
+    np.testing.assert_allclose(
+        best_fit.best_fit_scale(adjusted * scales[:, None], adjusted), scales
+    )
+
+
+def test_best_fit_of_pixels_as_logits(source):
+    result = run(best_fit, source, robust=perfect(), standard=perfect())
+    rows = [
+        row
+        for row in result.tables["curves"]
+        if row["model"] == "robust" and row["change"] == "brightness"
+    ]
+    for row in rows:
+        if row["fit"] == "scale" and row["factor"] <= 1:
+            # The darker image's pixels, times the inverse, are the image's.
+            assert row["value"] == pytest.approx(1 / row["factor"], rel=1e-5)
+        if row["factor"] == 1:
+            identity = {"shift": 0, "scale": 1}[row["fit"]]
+            assert row["value"] == pytest.approx(identity, abs=1e-6)
+    metrics = result.metrics["robust"]["scale_brightness"]
+    # 1 / 0.9 and 1 / 1.1, but for pixels that are clipped.
+    slope = (1 / 1.1 - 1 / 0.9) / 0.2
+    assert metrics["slope"]["value"] == pytest.approx(slope, rel=0.05)
+    assert metrics["peak"]["value"] == best_fit.BRIGHTNESS_FACTORS[0]
+    assert metrics["peak"]["low"] == metrics["peak"]["high"]
+    verdicts = {claim.text: claim.verdict for claim in result.claims}
+    assert len(verdicts) == 10
+    text = "The robust model's best-fit shift rises with brightness."
+    assert verdicts[text] == "does not hold"
+    text = "The robust model's best-fit scales over sharpness are much larger."
+    assert verdicts[text] == "undecided"
+
+
+def test_rotation_of_a_perfect_inverter(source):
+    result = run(rotation, source, model=perfect())
+    for measure in ("agreement", "texture", "shape"):
+        found = result.metrics["model"][measure]
+        assert found["upright"]["value"] == pytest.approx(1)
+        assert found["loss"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_rotation_of_a_model_that_cannot_turn(source):
+    """One whose pictures stand upright whatever the image does."""
+    inverter = perfect()
+    known = {
+        image.tobytes()
+        for images, _, _ in study.Study({}, source, None, 32).batches(None)
+        for image in images
+    }
+
+    def upright(inputs):
+        outputs = inverter._predict(inputs)
+        pictures = outputs["reconstructions"]
+        for picture, image in zip(pictures, inputs["images"], strict=True):
+            if image.tobytes() not in known:
+                picture[:] = np.rot90(picture, -1, axes=(1, 2))
+        return outputs
+
+    found = run(
+        rotation, source, model=pipeline.Pipeline(upright, inverter.metadata)
+    ).metrics["model"]
+    assert found["texture"]["loss"]["value"] == pytest.approx(0, abs=1e-6)
+    assert found["shape"]["loss"]["value"] > 0.3
+
+
+def test_codes_of_factors():
+    values = {
+        "shape": np.array([0, 9]),
+        "object_hue": np.array([0, 2]),
+        "wall_hue": np.array([0.0, 0.5]),
+        "floor_hue": np.array([0.25, 0.75]),
+        "size": np.array([0.55, 1.0]),
+        "azimuth": np.array([0.0, -40.0]),
+        "brightness": np.array([0.775, 0.55]),
+    }
+    codes = factors.encode(values)
+    assert codes.shape == (2, 19) and codes.dtype == np.float32
+    expected = {
+        "object_hue": [[1, 0], [0, 1]],
+        "wall_hue": [[1, 0], [-1, 0]],
+        "floor_hue": [[0, 1], [0, -1]],
+        "size": [[-1], [1]],
+        "azimuth": [[0], [-1]],
+        "brightness": [[0], [-1]],
+    }
+    for name, rows in expected.items():
+        np.testing.assert_allclose(
+            codes[:, factors.PARTS[name]], rows, atol=1e-6
+        )
+    assert codes[:, factors.PARTS["shape"]].argmax(-1).tolist() == [0, 9]
+
+
+def test_r_squared_is_that_of_regression():
+    random = np.random.default_rng(0)
+    x = random.normal(size=400)
+    y = 2 * x + random.normal(size=400)
+    found = factors.calibrate(x[:, None], y[:, None])
+    expected = np.corrcoef(x, y)[0, 1] ** 2
+    assert factors.r_squared(y[:, None], found) == pytest.approx(
+        expected, abs=0.02
+    )
+    nothing = factors.calibrate(random.normal(size=(400, 1)), y[:, None])
+    assert factors.r_squared(y[:, None], nothing) < 0.02
+
+
+def test_information_efficiency(source, rendered, monkeypatch):
+    monkeypatch.setattr(factors, "IMAGES", 200)
+    monkeypatch.setattr(factors, "SAMPLES", 4)
+    training = rendered("train", 2000)
+    network = factors._load_network()
+    gallery, keys = [], []
+    for images, _, _ in study.Study({}, training, None, 32).batches(None):
+        gallery.append(images)
+        keys.append(np.array(network(images)))
+    for images, _, _ in study.Study({}, source, None, 32).batches(200):
+        gallery.append(images)
+        keys.append(np.array(network(images)))
+    gallery, keys = np.concatenate(gallery), np.concatenate(keys)
+
+    def logits_of(images):
+        return np.array(network(images, training=False))
+
+    def nearest(logits, noise):
+        distances = np.sum(keys**2, axis=-1) - 2 * logits @ keys.T
+        return gallery[distances.argmin(axis=-1)]
+
+    def drawn(logits, noise):
+        seeds = np.abs(noise[:, 0] * 1e6).astype(int)
+        return gallery[seeds % len(gallery)]
+
+    models = {
+        "perfect": fake(logits_of, nearest, 19),
+        "noise": fake(logits_of, drawn, 19),
+    }
+    result = factors.run(study.Study(models, source, lambda: training, 32))
+    for name, values in result.metrics["perfect"].items():
+        assert values["knows"]["value"] > 0.9, name
+        assert values["efficiency"]["value"] == pytest.approx(1, abs=0.08), name
+        assert values["noise_share"]["value"] < 0.01
+    # The class of the codes' largest number says little about these.
+    for name in ("wall_hue", "floor_hue", "size"):
+        control = result.metrics["perfect"][name]["control"]
+        assert abs(control["value"]) < 0.35, name
+    for name, values in result.metrics["noise"].items():
+        assert abs(values["efficiency"]["value"]) < 0.15, name
+        assert values["noise_share"]["value"] == pytest.approx(1, abs=0.05)
+
+
+def test_controls(source, rendered, monkeypatch):
+    monkeypatch.setattr(controls, "IMAGES", 20)
+    model = perfect()
+    found = run(controls, source, model=model).metrics["model"]
+    # The held-out images are among the "training images" here.
+    for way in ("inversion", "nearest image"):
+        assert found[way]["agreement"]["value"] == 1
+        assert found[way]["pixel_mse"]["value"] == pytest.approx(0, abs=1e-6)
+        assert found[way]["seconds_per_image"] > 0
+    assert "optimisation" not in found
+    away = controls.run(
+        study.Study(
+            {"model": model}, source, lambda: rendered("train", 200), 32
+        )
+    ).metrics["model"]
+    assert away["nearest image"]["pixel_mse"]["value"] > 100
+
+
+def test_optimisation_finds_linear_logits(source, monkeypatch):
+    """Of a model in TensorFlow whose logits fix the pixels."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(controls, "STEPS", 400)
+
+    def signature(images, noise, logit_scale, logit_shift):
+        logits = tf.reshape(images, (len(images), -1)) / 64
+        return {"logits": logits}
+
+    inverter = perfect()
+    model = pipeline.Pipeline(inverter._predict, inverter.metadata, signature)
+    data = study.Study({"model": model}, source, lambda: source, 32)
+    images, _, _ = data.first(3)
+    pictures = controls.optimise(data, model, model.logits(images), "test")
+    assert measures.pixel_mse(images, pictures).max() < 30
+
+
+def test_the_same_seed_gives_the_same_numbers(source):
+    runs = [
+        run(noise_resampling, source, model=noise_only()).metrics
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_experiments_have_titles_and_files():
+    from tools import analyze
+
+    for name in analyze.EXPERIMENTS:
+        module = importlib.import_module(f"kinv.analysis.{name}")
+        assert module.TITLE and module.run.__doc__
+
+
+@pytest.mark.parametrize(
+    "low, high, verdict",
+    [
+        (0.1, 0.2, "holds"),
+        (-0.2, -0.1, "does not hold"),
+        (-0.1, 0.1, "undecided"),
+        (np.nan, np.nan, "undecided"),
+    ],
+)
+def test_verdicts(low, high, verdict):
+    assert study.decide(low, high) == verdict

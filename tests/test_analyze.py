@@ -1,0 +1,256 @@
+"""tools/analyze.py on the exported pipelines, and on what it must refuse."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from kinv import datasets, errors, images, report
+from kinv.analysis import controls, factors, study
+from tools import analyze
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODELS = [
+    argument
+    for name in ("robust", "standard")
+    for argument in ("--model", str(ROOT / f"exported/scenes32-{name}"))
+]
+
+
+@pytest.fixture(scope="module")
+def results(rendered, tmp_path_factory):
+    """All experiments on both pipelines, on few rendered scenes."""
+    out = tmp_path_factory.mktemp("results")
+    sizes = {"train": 1500, "test": 150}
+
+    def open_dataset(name, split, data_dir=None):
+        assert name == "kinv_scenes/32"
+        return rendered(split, sizes[split])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "open_dataset", open_dataset)
+        patch.setattr(controls, "STEPS", 20)
+        patch.setattr(factors, "SAMPLES", 4)
+        analyze.main(
+            [*MODELS, "--quick", "--pdf", "--tensorboard", "--out", str(out)]
+        )
+    return out
+
+
+def test_every_experiment_leaves_its_files(results):
+    for name in analyze.EXPERIMENTS:
+        found = json.loads((results / name / "metrics.json").read_text())
+        assert found["figures"] or found["tables"]
+        for figure in found["figures"]:
+            path = results / name / f"{figure['name']}.png"
+            with PIL.Image.open(path) as picture:
+                wanted = figure["width"] / report.PAGE_DPI * report.DPI
+                assert picture.width == pytest.approx(wanted, abs=2)
+            assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+        for table in found["tables"]:
+            header, *rows = (
+                (results / name / f"{table}.csv").read_text().splitlines()
+            )
+            assert rows
+            assert {row.count(",") for row in rows} == {header.count(",")}
+    assert not list(results.rglob(".writing*"))
+
+
+def test_the_page_holds_everything(results):
+    page = (results / "report.html").read_text()
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert set(metrics["experiments"]) == set(analyze.EXPERIMENTS)
+    # Each comparison of the supplementary's text, by section.
+    sections = [claim["section"] for claim in metrics["claims"]]
+    assert sections == sorted(sections)
+    assert {"1", "2", "3", "4", "5", "6", "6.1"} == set(sections)
+    for claim in metrics["claims"]:
+        assert claim["text"].split("'")[0] in page
+        assert claim["verdict"] in report.VERDICTS
+    # Nothing is fetched when it is opened.
+    assert 'src="http' not in page and 'href="http' not in page
+    count = sum(
+        len(
+            json.loads((results / name / "metrics.json").read_text())["figures"]
+        )
+        for name in analyze.EXPERIMENTS
+    )
+    assert page.count("data:image/png;base64,") == count
+
+
+def test_the_real_models_do_what_their_metadata_say(results):
+    metrics = json.loads((results / "metrics.json").read_text())
+    for name in ("scenes32-robust", "scenes32-standard"):
+        found = metrics["experiments"]["reconstructions"][name]
+        assert found["agreement"]["value"] > 0.85
+        controls = metrics["experiments"]["controls"][name]
+        assert set(controls) == {
+            "inversion",
+            "class only",
+            "nearest image",
+            "optimisation",
+        }
+        hue = metrics["experiments"]["factors"][name]["object_hue"]
+        assert hue["shows"]["value"] > 0.9
+
+
+def test_summaries_for_tensorboard(results):
+    events = list((results / "tensorboard").glob("events*"))
+    assert sum(file.stat().st_size for file in events) > 100_000
+
+
+def test_finished_experiments_are_not_repeated(
+    results, rendered, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        datasets, "open_dataset", lambda *args: rendered("test", 150)
+    )
+    before = (results / "rotation" / "metrics.json").stat().st_mtime_ns
+    analyze.main([*MODELS, "--quick", "--out", str(results)])
+    assert capsys.readouterr().out.count("done before") == len(
+        analyze.EXPERIMENTS
+    )
+    assert (results / "rotation" / "metrics.json").stat().st_mtime_ns == before
+    with pytest.raises(errors.InputError, match="seed 0. Received: 1"):
+        analyze.main([*MODELS, "--quick", "--seed", "1", "--out", str(results)])
+
+
+def test_an_interrupted_experiment_leaves_nothing(
+    rendered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        datasets, "open_dataset", lambda *args: rendered("test", 150)
+    )
+    out = tmp_path / "results"
+    command = [
+        *MODELS[:2],
+        "--quick",
+        "--experiments",
+        "rotation",
+        "--out",
+        str(out),
+    ]
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report.files, "write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            report.write_result(out, "x", study.Result({}, {}, []))
+    assert not out.exists()
+    analyze.main(command)
+    assert (out / "report.html").exists()
+    page = (out / "report.html").read_text()
+    # One model: the section's own claim is there, comparisons are not.
+    assert "scenes32-standard" not in page
+
+
+def test_a_data_set_without_factors(
+    image_folder, tmp_path, capsys, monkeypatch
+):
+    """A folder of two classes, and a model of as many logits."""
+    from kinv import pipeline
+
+    random = np.random.default_rng(0)
+    weights = random.normal(size=(3, 2))
+
+    def predict(inputs):
+        logits = inputs["images"].mean(axis=(1, 2)) @ weights / 255
+        shape = (*inputs["noise"].shape[:2], 32, 32, 3)
+        return {
+            "logits": logits.astype("float32"),
+            "reconstructions": np.full(shape, 99, "float32"),
+        }
+
+    metadata = {
+        "class_names": ["green", "red"],
+        "num_classes": 2,
+        "noise_dim": 4,
+        "image_size": 32,
+        "classifier_size": 32,
+        "dataset": str(image_folder),
+    }
+    model = pipeline.Pipeline(predict, metadata)
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda path: model)
+    out = tmp_path / "results"
+    analyze.main(
+        ["--model", "any", "--quick", "--out", str(out)]
+        + ["--experiments", "factors", "noise_resampling", "stability"]
+    )
+    printed = capsys.readouterr().out
+    assert "left out: factors: needs known factors" in printed
+    assert not (out / "factors").exists()
+    assert "needs known factors" in (out / "report.html").read_text()
+    assert not list((out / "noise_resampling").glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "nowhere"], "nowhere, which does not exist"),
+        (["--experiments", "rotations"], "received 'rotations'"),
+        (["--dataset", "no_such_data"], "Received: no_such_data"),
+        (MODELS[:2], "of label 'scenes32-robust' again"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, message, tmp_path):
+    command = [
+        sys.executable,
+        "tools/analyze.py",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    if arguments[:2] != ["--model", "nowhere"]:
+        command += MODELS[:2]
+    result = subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_labels():
+    assert analyze.labelled(["exported/a", "exported/b/2", "c=x/1"]) == {
+        "a": "exported/a",
+        "b": "exported/b/2",
+        "c": "x/1",
+    }
+    with pytest.raises(errors.InputError, match="different labels"):
+        analyze.labelled(["a", "x/a"])
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (None, "–"),
+        ("", "–"),
+        (0.0, "0"),
+        (1, "1"),
+        ("0.99999", "1.00"),
+        (-0.0546, "−0.0546"),
+        (123.4, "123"),
+        (4395.2, "4395"),
+        (0.00001234, "1.23e−05"),
+        ("red", "red"),
+    ],
+)
+def test_numbers_of_the_page(value, text):
+    assert report.number(value) == text
+
+
+def test_grids_keep_their_pixels_at_the_report_s_resolution():
+    picture = np.random.default_rng(0).uniform(0, 255, (8, 8, 3))
+    figure = images.captioned_grid([[picture]], cell_size=64)
+    figure.set_dpi(report.DPI)
+    drawn = images.render(figure)
+    margin = images.MARGIN * report.DPI // images.DPI
+    cell = drawn[margin:-margin, margin:-margin]
+    assert cell.shape == (128, 128, 3)
+    np.testing.assert_array_equal(cell[8::16, 8::16], images.to_uint8(picture))

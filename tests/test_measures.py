@@ -1,0 +1,134 @@
+"""Measures against closed forms, textbooks, SciPy and Pillow."""
+
+import math
+
+import numpy as np
+import PIL.Image
+import pytest
+from scipy import stats
+
+from kinv import measures
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+# Newcombe (1998), Table I; textbook values to four digits.
+@pytest.mark.parametrize(
+    "hits, trials, expected",
+    [
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+        (0, 0, (0.0, 1.0)),
+    ],
+)
+def test_wilson_interval(hits, trials, expected):
+    interval = measures.wilson_interval(hits, trials)
+    np.testing.assert_allclose(interval, expected, atol=5e-5)
+
+
+# Newcombe (1998), Table II, method 10.
+@pytest.mark.parametrize(
+    "first, second, expected",
+    [
+        ((56, 70), (48, 80), (0.2, 0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.6, 0.1705, 0.8090)),
+        ((10, 10), (0, 20), (1.0, 0.6791, 1.0)),
+    ],
+)
+def test_newcombe_interval(first, second, expected):
+    interval = measures.newcombe_interval(first, second)
+    np.testing.assert_allclose(interval, expected, atol=5e-5)
+
+
+def test_no_trials_no_difference():
+    assert all(map(math.isnan, measures.newcombe_interval((0, 0), (1, 2))))
+
+
+def test_mean_interval_is_students(random):
+    values = random.normal(3, 2, 40)
+    mean, low, high = measures.mean_interval(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean == pytest.approx(values.mean())
+    np.testing.assert_allclose((low, high), expected)
+    assert math.isnan(measures.mean_interval(values[:1])[1])
+
+
+def test_bootstrap_interval_covers(random):
+    # Of 200 intervals of a mean, some 190 cover it.
+    covered = 0
+    for _ in range(200):
+        values = random.normal(0, 1, 50)
+        _, low, high = measures.bootstrap_interval(
+            np.mean, (values,), random, 200
+        )
+        covered += low < 0 < high
+    assert 178 <= covered <= 199
+
+
+def test_logit_measures():
+    logits, others = (
+        np.array([[3.0, 4.0], [1.0, 0.0]]),
+        np.array([[4.0, -3.0]] * 2),
+    )
+    np.testing.assert_allclose(measures.logit_cosine(logits, others), [0, 0.8])
+    np.testing.assert_allclose(
+        measures.logit_distance(logits, others),
+        [math.sqrt(50) / 5, math.sqrt(18)],
+    )
+
+
+def test_pixel_measures(random):
+    images = random.uniform(0, 255, (3, 16, 16, 3)).astype("float32")
+    assert measures.pixel_mse(images, images + 2) == pytest.approx(4, rel=1e-4)
+    np.testing.assert_allclose(measures.ssim(images, images), 1, atol=1e-5)
+    assert (measures.ssim(images, 255 - images) < 0).all()
+
+
+def test_noise_spread(random):
+    samples = random.normal(0, 5, (4, 500, 6, 6, 3))
+    np.testing.assert_allclose(measures.noise_spread(samples), 5, rtol=0.02)
+    assert measures.noise_spread(samples[:, :1].repeat(3, 1)).max() < 1e-9
+
+
+def test_brightness_and_contrast_are_pillows(random):
+    pixels = random.integers(0, 256, (9, 8, 3), dtype="uint8")
+    grey = np.asarray(PIL.Image.fromarray(pixels).convert("L"), "float64")
+    assert measures.brightness(pixels[None])[0] == pytest.approx(
+        grey.mean(), abs=0.6
+    )
+    assert measures.contrast(pixels[None])[0] == pytest.approx(
+        grey.std(), abs=0.6
+    )
+
+
+def test_sharpness():
+    flat = np.full((1, 8, 8, 3), 90.0)
+    ramp = flat + 10 * np.arange(8)[:, None]
+    assert measures.sharpness(flat) == pytest.approx(0)
+    assert measures.sharpness(ramp) == pytest.approx(0)
+    dot = flat.copy()
+    dot[0, 4, 4] += 9
+    # The dot counts four times, each of its four neighbours once.
+    assert measures.sharpness(dot) == pytest.approx(9 * 8 / 36)
+
+
+def test_gradients():
+    x, y = np.meshgrid(np.arange(5), np.arange(4))
+    images = np.repeat((3.0 * x + 7 * y)[None, ..., None], 3, axis=-1)
+    found = measures.gradients(images)
+    assert found.shape == (1, 2, 2, 3)
+    np.testing.assert_allclose(found[0, 0], 3)
+    np.testing.assert_allclose(found[0, 1], 7)
+
+
+def test_path_smoothness():
+    line = np.linspace([0, 0], [3, 4], 6)
+    there_and_back = np.array([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0], [0, 2]])
+    found = measures.path_smoothness(np.stack([line, there_and_back]))
+    np.testing.assert_allclose(found["length"], [1, 2])
+    np.testing.assert_allclose(found["largest_step"], [0.2, 1])
