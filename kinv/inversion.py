@@ -1,11 +1,10 @@
 """Training the inversion model: one `train_step`, section 7 of the paper."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kinv import errors, losses, networks
+from kinv import errors, layers, losses, networks
 
 
 class InversionGAN(keras.Model):
@@ -16,6 +15,13 @@ class InversionGAN(keras.Model):
     generator, then one of its running average. Reconstructions are always
     conditioned on the logits of the real images that they are compared with.
 
+    The generator's loss is the paper's, adversarial alone, plus two optional
+    terms. With `logit_consistency` the frozen classifier reads the
+    reconstruction and must find the logits that it was made of. An adversary
+    learns last, if ever, what logits know beyond the class; this term asks for
+    it directly. With `pixel_consistency` reconstructions must equal the images;
+    both terms without the adversary are a decoder as of Dosovitskiy and Brox.
+
     Noise is a function of the seed, the step and the example's place in the
     batch. So a resumed run repeats an uninterrupted one, and several replicas
     draw what one would.
@@ -25,23 +31,28 @@ class InversionGAN(keras.Model):
             in [0, 255] to logits `(batch, num_classes)`.
         generator: `networks.Generator`.
         discriminator: `networks.Discriminator` of the same sizes.
-        discriminator_steps: discriminator updates per step. The paper: 2.
+        discriminator_steps: discriminator updates per step. The paper: 2. With
+            0 there is no adversary.
         ema_decay: decay of the averaged generator, in [0, 1). The paper's
             code: 0.9999.
         ema_start_step: the average is a copy of the generator until then. The
             paper's code: 40,000.
         seed: seed of the noise.
-        logit_consistency: weight of the squared distance between the logits
-            that a reconstruction was made of and those that the classifier
-            reads from it, both normalised as the generator's, mean over
-            logits. 0 is the paper's objective.
+        logit_consistency: weight of `log(1 + d^2)`, mean over logits, where d
+            is the difference between the logits that a reconstruction was made
+            of and those that the classifier reads from it, in units of what
+            they vary within a class (`layers.ClassDeviation`). 0 as the paper.
+        pixel_consistency: weight of the mean squared difference between
+            reconstruction and image in [-1, 1]. 0 as the paper.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
             reconstructs and is exported. It keeps spectral vectors of its own.
 
     Reference:
-        Supplementary, sections 7.1 and 7.2.
+        Supplementary, sections 7.1 and 7.2; Dosovitskiy and Brox, Generating
+        Images with Perceptual Similarity Metrics based on Deep Networks,
+        NeurIPS 2016.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class InversionGAN(keras.Model):
         ema_start_step,
         seed,
         logit_consistency=0.0,
+        pixel_consistency=0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -68,6 +80,12 @@ class InversionGAN(keras.Model):
                 f"Received: a generator for {generator.num_classes} and a "
                 f"discriminator for {discriminator.num_classes}."
             )
+        if not (discriminator_steps or logit_consistency or pixel_consistency):
+            raise errors.InputError(
+                "Expected something for the generator to learn: discriminator "
+                "steps, logit consistency or pixel consistency. Received: 0 of "
+                "each."
+            )
         classifier.trainable = False
         self.classifier = classifier
         self.generator = generator
@@ -81,6 +99,9 @@ class InversionGAN(keras.Model):
         self.ema_start_step = ema_start_step
         self.seed = seed
         self.logit_consistency = logit_consistency
+        self.pixel_consistency = pixel_consistency
+        self.class_deviation = layers.ClassDeviation()
+        self.class_deviation.build((None, num_classes))
         self.trackers = [
             keras.metrics.Mean(name=name)
             for name in ("discriminator_loss", "generator_loss")
@@ -92,6 +113,8 @@ class InversionGAN(keras.Model):
                 "logit_cosine",
                 "pixel_mse",
                 "shuffled_pixel_mse",
+                "logit_error",
+                "shuffled_logit_error",
             )
         ]
         self.built = True
@@ -118,33 +141,19 @@ class InversionGAN(keras.Model):
         return self.trackers + self.validation_trackers
 
     def set_logit_statistics(self, logits):
-        """Fits the networks' logit normalisation, if they have any.
+        """Fits the networks' logit normalisation and the consistency's units.
 
         Args:
             logits: float array `(examples, num_classes)` of training images.
         """
-        logits = np.asarray(logits, "float64")
-        classes = logits.argmax(-1)
-        means = np.zeros((logits.shape[1],) * 2)
-        for k in np.unique(classes):
-            means[k] = logits[classes == k].mean(0)
-        variances, components = np.linalg.eigh(
-            np.cov((logits - means[classes]).T, bias=True)
-        )
-        floor = 1e-5 * variances.max()
-        self.consistency_transform = (
-            components / np.sqrt(np.maximum(variances, floor))
-        ).astype("float32")
-        print("within-class eigenvalues", variances[::-8] / variances[-1])
+        self.class_deviation.set_statistics(logits)
         for network in (
             self.generator,
             self.discriminator,
             self.averaged_generator,
         ):
             if network.normalize_logits:
-                network.normalize_logits.set_statistics(
-                    logits, network.logit_normalization
-                )
+                network.normalize_logits.set_statistics(logits)
 
     def call(self, images, training=False):
         """Reconstructs images, with noise drawn afresh.
@@ -194,12 +203,14 @@ class InversionGAN(keras.Model):
         images = _resize(images, self.generator.image_size)
         batches = self.discriminator_steps + 1
 
+        discriminator_loss = 0.0
         for batch in range(self.discriminator_steps):
             discriminator_loss = self._update_discriminator(
                 images[batch::batches], logits[batch::batches], batch
             )
+        last = self.discriminator_steps
         generator_loss = self._update_generator(
-            logits[self.discriminator_steps :: batches]
+            images[last::batches], logits[last::batches]
         )
         self._update_average()
 
@@ -231,7 +242,7 @@ class InversionGAN(keras.Model):
         self.discriminator_optimizer.apply(gradients, variables)
         return loss
 
-    def _update_generator(self, logits):
+    def _update_generator(self, images, logits):
         noise = self._noise(logits, self.discriminator_steps)
         variables = self.generator.trainable_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -239,24 +250,27 @@ class InversionGAN(keras.Model):
             reconstructions = self.generator(
                 {"logits": logits, "noise": noise}, training=True
             )
-            fake_scores = self.discriminator(
-                {"images": reconstructions, "logits": logits}, training=True
-            )
-            loss = ops.mean(losses.hinge_generator_loss(fake_scores))
+            loss = 0.0
+            if self.discriminator_steps:
+                fake_scores = self.discriminator(
+                    {"images": reconstructions, "logits": logits}, training=True
+                )
+                loss += ops.mean(losses.hinge_generator_loss(fake_scores))
             if self.logit_consistency:
                 again = self._classify(reconstructions)
-                loss += self.logit_consistency * self._distance(logits, again)
+                differences = self.class_deviation.whiten(again - logits)
+                loss += self.logit_consistency * ops.mean(
+                    losses.logit_consistency_loss(differences)
+                )
+            if self.pixel_consistency:
+                differences = (reconstructions - images) / 127.5
+                loss += self.pixel_consistency * ops.mean(differences**2)
             scaled_loss = self._scale(loss, self.generator_optimizer)
         gradients = tape.gradient(
             scaled_loss, [variable.value for variable in variables]
         )
         self.generator_optimizer.apply(gradients, variables)
         return loss
-
-    def _distance(self, logits, again):
-        error = ops.matmul(again - logits, self.consistency_transform)
-        squares = ops.mean(ops.square(error), axis=-1)
-        return ops.mean(ops.sqrt(squares + 1e-4))
 
     def _scale(self, loss, optimizer):
         # Optimizers sum the gradients of replicas; the loss is a mean.
@@ -293,6 +307,11 @@ class InversionGAN(keras.Model):
         that the image itself gets; `logit_cosine` the cosine between their
         logits; `pixel_mse` the squared error of pixel values in [0, 255], and
         `shuffled_pixel_mse` the same against the neighbour's reconstruction.
+        `logit_fidelity` tells how much of what logits know beyond the class the
+        reconstructions show, for the batch's images that share their class with
+        another: 1 - `logit_error` / `shuffled_logit_error`, the squared
+        distances from an image's logits to those of its own reconstruction and
+        to those of the other's. 1 is all of it; 0 is the class alone.
         """
         images, _ = data
         logits = self._classify(images)
@@ -302,26 +321,50 @@ class InversionGAN(keras.Model):
         again = self._classify(reconstructions)
         images = _resize(images, self.generator.image_size)
 
-        same = ops.argmax(logits, axis=-1) == ops.argmax(again, axis=-1)
+        classes = ops.argmax(logits, axis=-1)
+        same = classes == ops.argmax(again, axis=-1)
         cosine = ops.sum(
             ops.normalize(logits, axis=-1) * ops.normalize(again, axis=-1),
             axis=-1,
         )
         shuffled = ops.roll(reconstructions, 1, axis=0)
+        # Neighbours in the order of classes share their class.
+        order = ops.argsort(classes)
+        logits, again = (ops.take(x, order, axis=0) for x in (logits, again))
+        classes = ops.take(classes, order)
+        paired = ops.cast(classes == ops.roll(classes, 1), "float32")
+        others = ops.roll(again, 1, axis=0)
         results = (
-            ops.cast(same, "float32"),
-            cosine,
-            ops.mean(ops.square(images - reconstructions), axis=(1, 2, 3)),
-            ops.mean(ops.square(images - shuffled), axis=(1, 2, 3)),
+            (ops.cast(same, "float32"), None),
+            (cosine, None),
+            (_squared_error(images, reconstructions), None),
+            (_squared_error(images, shuffled), None),
+            (_squared_error(logits, again), paired),
+            (_squared_error(logits, others), paired),
         )
-        for tracker, result in zip(
+        for tracker, (result, weights) in zip(
             self.validation_trackers, results, strict=True
         ):
-            tracker.update_state(result)
-        return {
+            tracker.update_state(result, weights)
+        logs = {
             tracker.name: tracker.result()
             for tracker in self.validation_trackers
         }
+        error, shuffled_error = (
+            logs["logit_error"],
+            logs["shuffled_logit_error"],
+        )
+        # Of no pairs nothing is known: 0.
+        logs["logit_fidelity"] = ops.divide_no_nan(
+            shuffled_error - error, shuffled_error
+        )
+        return logs
+
+
+def _squared_error(first, second):
+    """Mean over all but the first axis, `(batch,)`."""
+    squares = ops.square(first - second)
+    return ops.mean(ops.reshape(squares, (ops.shape(squares)[0], -1)), axis=-1)
 
 
 def _resize(images, size):

@@ -1,4 +1,4 @@
-"""The adversarial losses, one value per example.
+"""The losses: the adversarial ones, and that of logits read back.
 
 Reference:
     Supplementary, section 7.2 (`loss.fn = @hinge`, `penalty.fn =
@@ -34,3 +34,19 @@ def hinge_generator_loss(fake_scores):
         Float tensor `(batch, 1)`.
     """
     return -fake_scores
+
+
+def logit_consistency_loss(differences):
+    """`log(1 + difference^2)`, mean over logits.
+
+    Grows slowly where a difference is large: what a small network cannot
+    reproduce anyway does not drown what it can.
+
+    Args:
+        differences: float tensor `(batch, num_classes)`, of the logits that
+            reconstructions were made of and those read from them, scaled.
+
+    Returns:
+        Float tensor `(batch,)`, at least 0.
+    """
+    return ops.mean(ops.log1p(ops.square(differences)), axis=-1)

@@ -26,7 +26,13 @@ DISCRIMINATOR_CHANNELS = {
 # Height of the map that the self-attention sees: the paper's at 64 px.
 GENERATOR_ATTENTION = {32: 16, 64: 64, 128: 64}
 DISCRIMINATOR_ATTENTION = {32: 16, 64: 32, 128: 64}
-LOGIT_NORMALIZATIONS = ("none", "standardize", "whiten")
+LOGIT_NORMALIZATIONS = (
+    "none",
+    "standardize",
+    "whiten",
+    "within-classes",
+    "one-hot",
+)
 
 
 def _validate(image_size, base_channels, logit_normalization):
@@ -46,6 +52,10 @@ def _validate(image_size, base_channels, logit_normalization):
             f"Expected one of {', '.join(LOGIT_NORMALIZATIONS)}. "
             f"Received: logit_normalization={logit_normalization!r}."
         )
+
+
+def _logit_normalization(kind):
+    return None if kind == "none" else layers.LogitNormalization(kind)
 
 
 class GeneratorBlock(keras.layers.Layer):
@@ -99,14 +109,15 @@ class Generator(keras.Model):
         embedding_dim: size of the embedded logits.
         embedding_layers: hidden layers, each 4 times as wide, before the linear
             embedding. 0 as in the paper. What logits know of an image beyond
-            its class is in their deviation from the class's mean, which a
-            linear map of all classes alike cannot read.
+            its class is in their deviation from the class's mean, in other
+            directions for each class, which no linear map of all classes
+            alike can read.
         gain_offset: 0 as in the paper, 1 as in BigGAN. With 1 the maps keep
             their variance at first, and small networks train faster.
         norms_per_block: 2 as in the paper's code, 3 as in its text.
         attention: whether the self-attention block is there.
-        logit_normalization: `none` as in the paper, `standardize` or `whiten`
-            (`layers.LogitNormalization`).
+        logit_normalization: `none` as in the paper, or a kind of
+            `layers.LogitNormalization`.
 
     Call arguments:
         inputs: dict of `logits`, float32 `(batch, num_classes)`, and `noise`,
@@ -156,9 +167,7 @@ class Generator(keras.Model):
         self.attention = attention
         self.logit_normalization = logit_normalization
 
-        self.normalize_logits = None
-        if logit_normalization != "none":
-            self.normalize_logits = layers.LogitNormalization()
+        self.normalize_logits = _logit_normalization(logit_normalization)
         # Never spectrally normalised, and float32 in every precision.
         self.embed_layers = [
             keras.layers.Dense(
@@ -359,9 +368,7 @@ class Discriminator(keras.Model):
         )
         self.attend = layers.SelfAttention() if attention else None
         self.score = layers.SpectralDense(1, dtype="float32")
-        self.normalize_logits = None
-        if logit_normalization != "none":
-            self.normalize_logits = layers.LogitNormalization()
+        self.normalize_logits = _logit_normalization(logit_normalization)
         self.project_logits = layers.SpectralDense(
             channels[-1] * base_channels,
             use_bias=False,

@@ -10,7 +10,15 @@ from kinv import devices, errors, inversion, networks
 BATCH = 8
 
 
-def make_model(ema_decay=0.9, ema_start_step=0, num_classes=5, size=32):
+def make_model(
+    ema_decay=0.9,
+    ema_start_step=0,
+    num_classes=5,
+    size=32,
+    normalization="standardize",
+    discriminator_steps=2,
+    **options,
+):
     keras.utils.set_random_seed(3)
     classifier = keras.Sequential(
         [
@@ -21,20 +29,21 @@ def make_model(ema_decay=0.9, ema_start_step=0, num_classes=5, size=32):
             keras.layers.Dense(num_classes),
         ]
     )
-    options = {
+    sizes = {
         "image_size": 32,
         "num_classes": 5,
         "base_channels": 4,
-        "logit_normalization": "standardize",
+        "logit_normalization": normalization,
     }
     model = inversion.InversionGAN(
         classifier,
-        networks.Generator(**options, gain_offset=1.0),
-        networks.Discriminator(**options),
-        discriminator_steps=2,
+        networks.Generator(**sizes, gain_offset=1.0),
+        networks.Discriminator(**sizes),
+        discriminator_steps=discriminator_steps,
         ema_decay=ema_decay,
         ema_start_step=ema_start_step,
         seed=1,
+        **options,
     )
     model.compile(adam(), adam(), jit_compile=False)
     return model
@@ -63,12 +72,24 @@ def weights(model):
     return [variable.numpy() for variable in model.variables]
 
 
-def test_one_step_on_two_replicas_equals_one():
-    alone = make_model()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "normalization": "within-classes",
+            "logit_consistency": 1.0,
+            "pixel_consistency": 1.0,
+        },
+    ],
+    ids=["paper", "with consistency"],
+)
+def test_one_step_on_two_replicas_equals_one(options):
+    alone = make_model(**options)
     fit(alone)
     strategy = devices.make_strategy("mirrored")
     with strategy.scope():
-        together = make_model()
+        together = make_model(**options)
     fit(together)
     # Everything: both networks, averages, spectral vectors, Adam's moments.
     for one, two in zip(alone.variables, together.variables, strict=True):
@@ -120,6 +141,41 @@ def test_first_discriminator_step_is_adam_on_the_hinge_loss():
     model.fit(dataset, verbose=0, shuffle=False)
     expected = before - 1e-3 * np.sign(gradient)
     np.testing.assert_allclose(score.bias.numpy(), expected, atol=1e-6)
+
+
+def test_a_decoder_learns_its_terms_without_an_adversary():
+    model = make_model(
+        discriminator_steps=0, logit_consistency=2.0, pixel_consistency=3.0
+    )
+    images, labels = make_data(1)
+    logits = np.array(model.classifier(images))
+    model.set_logit_statistics(logits)
+    noise = model._noise(tf.constant(logits), 0)
+    pictures = np.array(
+        model.generator({"logits": logits, "noise": noise}, training=True)
+    )
+    again = np.array(model.classifier(pictures))
+    deviations = (again - logits) @ model.class_deviation.transform.numpy()
+    expected = 2 * np.log1p(deviations**2).mean() + 3 * np.mean(
+        ((images - pictures) / 127.5) ** 2
+    )
+    before = [v.numpy() for v in model.discriminator.variables]
+    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    options = {"steps_per_epoch": 1, "verbose": 0, "shuffle": False}
+    history = model.fit(dataset, **options).history
+    assert history["generator_loss"][0] == pytest.approx(expected, rel=1e-3)
+    assert history["discriminator_loss"] == [0]
+    for variable, value in zip(
+        model.discriminator.variables, before, strict=True
+    ):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    again = model.fit(dataset, **{**options, "steps_per_epoch": 20}).history
+    assert again["generator_loss"][0] < history["generator_loss"][0]
+
+
+def test_nothing_to_learn_is_refused():
+    with pytest.raises(errors.InputError, match="Received: 0 of each"):
+        make_model(discriminator_steps=0)
 
 
 def test_average_is_a_copy_until_its_start_step():
@@ -187,8 +243,18 @@ def test_validation_measures_against_numpy():
             (images - np.roll(reconstructions, 1, axis=0)) ** 2
         ),
     }
+    # Each image but the first of its class, and the picture of the one before.
+    own, others = [], []
+    for index in np.unique(logits.argmax(1)):
+        rows = np.flatnonzero(logits.argmax(1) == index)
+        own.append(np.square(logits[rows[1:]] - again[rows[1:]]))
+        others.append(np.square(logits[rows[1:]] - again[rows[:-1]]))
+    expected["logit_error"] = np.mean(np.concatenate(own))
+    expected["shuffled_logit_error"] = np.mean(np.concatenate(others))
     for name, value in expected.items():
         assert results[name] == pytest.approx(value, rel=2e-2), name
+    ratio = results["logit_error"] / results["shuffled_logit_error"]
+    assert results["logit_fidelity"] == pytest.approx(1 - ratio, abs=1e-6)
 
 
 def test_call_reconstructs_images_of_another_size():

@@ -173,9 +173,9 @@ def test_attention_starts_as_the_identity_and_matches_numpy():
 
 def test_standardised_logits_have_unit_variance():
     logits = random(500, 3) * [1, 5, 20] + [0, 3, -4]
-    layer = layers.LogitNormalization()
+    layer = layers.LogitNormalization("standardize")
     np.testing.assert_allclose(layer(logits), logits, rtol=1e-6)
-    layer.set_statistics(logits, "standardize")
+    layer.set_statistics(logits)
     outputs = np.array(layer(logits))
     np.testing.assert_allclose(outputs.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(outputs.std(0), 1, atol=1e-4)
@@ -183,9 +183,9 @@ def test_standardised_logits_have_unit_variance():
 
 def test_whitened_logits_are_uncorrelated():
     logits = random(500, 3) @ random(3, 3, seed=1) + 2
-    layer = layers.LogitNormalization()
+    layer = layers.LogitNormalization("whiten")
     layer(logits)
-    layer.set_statistics(logits, "whiten")
+    layer.set_statistics(logits)
     np.testing.assert_allclose(
         np.cov(np.array(layer(logits)).T, bias=True), np.eye(3), atol=1e-3
     )
@@ -193,11 +193,56 @@ def test_whitened_logits_are_uncorrelated():
 
 def test_whitening_does_not_blow_up_a_direction_without_variance():
     logits = np.repeat(random(500, 1), 2, axis=1)
-    layer = layers.LogitNormalization()
+    layer = layers.LogitNormalization("whiten")
     layer(logits)
-    layer.set_statistics(logits, "whiten")
+    layer.set_statistics(logits)
     assert np.isfinite(layer.transform.numpy()).all()
     assert np.abs(layer.transform.numpy()).max() < 200
+
+
+def class_logits():
+    """500 logits of 3 far classes, and what they are beyond the class."""
+    classes = np.arange(500) % 3
+    # Correlated, and a hundred times shorter along the second direction.
+    beyond = random(500, 2) * [1, 0.1] @ random(2, 3, seed=1)
+    for index in range(3):
+        beyond[classes == index] -= beyond[classes == index].mean(0)
+    return 50 * np.eye(3)[classes] + beyond, beyond
+
+
+def test_deviation_from_the_class_is_white_and_free_of_the_class():
+    logits, beyond = class_logits()
+    layer = layers.ClassDeviation()
+    layer(logits)
+    layer.set_statistics(logits)
+    deviation = np.array(layer(logits))
+    np.testing.assert_allclose(
+        deviation, layer.whiten(beyond.astype("float32")), atol=1e-2
+    )
+    variances = np.linalg.eigvalsh(np.cov(deviation.T, bias=True))
+    # One of the three directions does not vary.
+    np.testing.assert_allclose(variances, [0, 1, 1], atol=1e-2)
+
+
+def test_normalisation_within_classes():
+    logits, _ = class_logits()
+    layer = layers.LogitNormalization("within-classes")
+    layer(logits)
+    layer.set_statistics(logits)
+    outputs = np.array(layer(logits))
+    assert outputs.shape == (500, 6)
+    np.testing.assert_allclose(outputs[:, :3].std(0), 1, atol=1e-4)
+    expected = 3 * np.tanh(np.array(layer.deviation(logits)) / 3)
+    np.testing.assert_allclose(outputs[:, 3:], expected, atol=1e-5)
+    assert np.abs(np.array(layer(100 * logits))[:, 3:]).max() <= 3
+
+
+def test_one_hot_leaves_the_class_alone():
+    layer = layers.LogitNormalization("one-hot")
+    layer.build((None, 3))
+    layer.set_statistics(random(9, 3))
+    outputs = layer(np.array([[1.0, 7.0, 2.0], [-3.0, -9.0, -4.0]]))
+    np.testing.assert_array_equal(outputs, [[0, 1, 0], [1, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -208,7 +253,8 @@ def test_whitening_does_not_blow_up_a_direction_without_variance():
         layers.ConditionalBatchNormalization(1.0, epsilon=1e-3),
         layers.BatchNormalization(epsilon=1e-3),
         layers.SelfAttention(),
-        layers.LogitNormalization(),
+        layers.ClassDeviation(),
+        layers.LogitNormalization("within-classes"),
     ],
     ids=lambda layer: type(layer).__name__,
 )

@@ -18,3 +18,10 @@ def test_hinge_generator_loss_is_not_clipped():
     np.testing.assert_allclose(
         losses.hinge_generator_loss(fake), [[-3.0], [2.0]]
     )
+
+
+def test_logit_consistency_loss():
+    differences = np.array([[0.0, 0.0], [np.sqrt(np.e - 1), 0.0]], "float32")
+    np.testing.assert_allclose(
+        losses.logit_consistency_loss(differences), [0.0, 0.5], atol=1e-6
+    )

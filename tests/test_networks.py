@@ -170,7 +170,8 @@ def test_statistics_make_an_example_independent_of_its_batch():
             gain_offset=1.0,
             norms_per_block=3,
             attention=False,
-            logit_normalization="whiten",
+            logit_normalization="within-classes",
+            embedding_layers=1,
         ),
         lambda: networks.Discriminator(
             32, 5, 4, attention=False, logit_normalization="standardize"

@@ -26,6 +26,7 @@ PRESETS = {
         "gain_offset": 1.0,
         "logit_normalization": "standardize",
         "logit_consistency": 0.0,
+        "pixel_consistency": 0.0,
         "embedding_layers": 0,
         "ema_decay": 0.999,
         "ema_start_step": 200,
@@ -41,6 +42,7 @@ PRESETS = {
         "gain_offset": 0.0,
         "logit_normalization": "none",
         "logit_consistency": 0.0,
+        "pixel_consistency": 0.0,
         "embedding_layers": 0,
         "ema_decay": 0.9999,
         "ema_start_step": 40000,
@@ -121,10 +123,11 @@ def parse_arguments(argv):
     )
     add(
         "--discriminator-steps",
-        type=errors.positive_int,
+        type=errors.non_negative_int,
         default=2,
         metavar="STEPS",
-        help="discriminator updates per generator update (default: 2)",
+        help="discriminator updates per generator update; 0 for no adversary, "
+        "a decoder (default: 2)",
     )
     add(
         "--generator-learning-rate",
@@ -142,9 +145,16 @@ def parse_arguments(argv):
         "--logit-consistency",
         type=errors.non_negative_float,
         metavar="WEIGHT",
-        help="weight of the squared distance between the logits that a "
-        "reconstruction was made of and those that the classifier reads from "
-        "it; 0 as the paper",
+        help="weight of the distance between the logits that a reconstruction "
+        "was made of and those that the classifier reads from it; 0 as the "
+        "paper",
+    )
+    add(
+        "--pixel-consistency",
+        type=errors.non_negative_float,
+        metavar="WEIGHT",
+        help="weight of the squared distance between image and reconstruction, "
+        "pixels in [-1, 1]; 0 as the paper",
     )
     add(
         "--ema-decay",
@@ -222,8 +232,16 @@ def parse_arguments(argv):
     )
     add(
         "--logit-normalization",
-        choices=("none", "standardize", "whiten"),
-        help="fixed scaling of the logits before both networks",
+        choices=(
+            "none",
+            "standardize",
+            "whiten",
+            "within-classes",
+            "one-hot",
+        ),
+        help="fixed map of the logits before both networks: none as the paper; "
+        "standardize; whiten (principal components); within-classes, also what "
+        "they are beyond their class; one-hot, the class alone (a control)",
     )
 
     data = parser.add_argument_group("data")
@@ -388,6 +406,7 @@ def main(argv=None):
             ema_start_step=options.ema_start_step,
             seed=options.seed,
             logit_consistency=options.logit_consistency,
+            pixel_consistency=options.pixel_consistency,
         )
 
         def adam(learning_rate):
@@ -431,7 +450,7 @@ def main(argv=None):
     if checkpoint.exists():
         first_epoch = callbacks.restore(model, checkpoint)
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
-    if options.logit_normalization != "none":
+    elif options.logit_normalization != "none" or options.logit_consistency:
         statistics = source.evaluation_batches(classifier_size, 500, 10_000)
         model.set_logit_statistics(
             classifier.predict(
