@@ -42,8 +42,10 @@ class InversionGAN(keras.Model):
             is the difference between the logits that a reconstruction was made
             of and those that the classifier reads from it, in units of what
             they vary within a class (`layers.ClassDeviation`). 0 as the paper.
-        pixel_consistency: weight of the mean squared difference between
-            reconstruction and image in [-1, 1]. 0 as the paper.
+        pixel_consistency: weight of the squared error of pixels in [-1, 1].
+            With an adversary, that of the mean over noise: the product of the
+            errors of two reconstructions with different noise, which leaves to
+            the adversary how they vary. 0 as the paper.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
@@ -243,6 +245,13 @@ class InversionGAN(keras.Model):
         return loss
 
     def _update_generator(self, images, logits):
+        pairs = self.discriminator_steps and self.pixel_consistency
+        if pairs:
+            # Each image twice, with different noise.
+            half = images.shape[0] // 2
+            images, logits = (
+                ops.concatenate([x[:half]] * 2) for x in (images, logits)
+            )
         noise = self._noise(logits, self.discriminator_steps)
         variables = self.generator.trainable_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -263,8 +272,10 @@ class InversionGAN(keras.Model):
                     losses.logit_consistency_loss(differences)
                 )
             if self.pixel_consistency:
-                differences = (reconstructions - images) / 127.5
-                loss += self.pixel_consistency * ops.mean(differences**2)
+                first = second = (reconstructions - images) / 127.5
+                if pairs:
+                    first, second = ops.split(first, 2)
+                loss += self.pixel_consistency * ops.mean(first * second)
             scaled_loss = self._scale(loss, self.generator_optimizer)
         gradients = tape.gradient(
             scaled_loss, [variable.value for variable in variables]

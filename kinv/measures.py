@@ -79,9 +79,11 @@ def bootstrap_interval(statistic, arrays, random, repetitions=500):
         repetitions: number of resamplings.
 
     Returns:
-        `(value, low, high)`.
+        `(value, low, high)`; NaN without examples.
     """
     count = len(arrays[0])
+    if not count:
+        return (math.nan,) * 3
     draws = []
     for _ in range(repetitions):
         rows = random.integers(count, size=count)
@@ -101,6 +103,44 @@ def logit_distance(logits, others):
     """l2 distance over the length of `logits`; shape `(...)`."""
     lengths = np.linalg.norm(logits, axis=-1)
     return np.linalg.norm(logits - others, axis=-1) / np.maximum(lengths, 1e-12)
+
+
+def within_class_errors(logits, again):
+    """How far logits are read back, from own pictures and from others'.
+
+    Args:
+        logits: `(images, num_classes)` of images.
+        again: the same, read from the images' reconstructions.
+
+    Returns:
+        `(own, other)`, each `(pairs,)`: squared distances from an image's
+        logits to those of its own reconstruction, and to those of the
+        reconstruction of another image of the same predicted class. Images
+        whose class no other has are left out.
+    """
+    classes = logits.argmax(axis=-1)
+    order = np.argsort(classes, kind="stable")
+    partners = np.roll(order, 1)
+    paired = classes[order] == classes[partners]
+    rows, partners = order[paired], partners[paired]
+    return tuple(
+        np.sum((logits[rows] - again[of]) ** 2, axis=-1, dtype="float64")
+        for of in (rows, partners)
+    )
+
+
+def logit_fidelity(own, other):
+    """Share of what logits know beyond the class that pictures show.
+
+    Args:
+        own: as of `within_class_errors`.
+        other: as of `within_class_errors`.
+
+    Returns:
+        1 for pictures from which all is read back; 0 for pictures of the right
+        class in which the image's own logits made no difference.
+    """
+    return 1 - own.sum() / max(other.sum(), 1e-12)
 
 
 def pixel_mse(images, others):

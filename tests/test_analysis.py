@@ -128,6 +128,8 @@ def test_reconstructions(source):
     }
     assert found["perfect"]["images"] == IMAGES
     assert values["agreement"] == values["ssim"] == 1
+    # No two images have their brightest pixel in common: no pair to compare.
+    assert values["logit_fidelity"] in (None, 1)
     assert values["pixel_mse"] == values["logit_distance"] == 0
     assert values["shuffled_pixel_mse"] > 1000
     assert found["noise"]["agreement"]["value"] < 0.1
@@ -353,6 +355,19 @@ def test_best_fit_of_pixels_as_logits(source):
     assert verdicts[text] == "does not hold"
     text = "The robust model's best-fit scales over sharpness are much larger."
     assert verdicts[text] == "undecided"
+
+
+@pytest.mark.parametrize(
+    "low, high, verdict",
+    [
+        (0.9, 1.1, "holds"),
+        (0.7, 2.0, "undecided"),
+        (0.7, 0.8, "does not hold"),
+        (1.2, 2.0, "does not hold"),
+    ],
+)
+def test_a_peak_must_be_where_it_is_claimed(low, high, verdict):
+    assert best_fit._decide_between((1, low, high), 0.9, 1.1) == verdict
 
 
 def test_rotation_of_a_perfect_inverter(source):

@@ -130,6 +130,8 @@ def test_measures_on_a_model_told_by_hand():
     assert metrics["logit_cosine"] == 0.5
     assert metrics["pixel_mse"] == (100 + 100 + 400 + 100) / 4
     assert metrics["pixel_mse"] == metrics["shuffled_pixel_mse"]
+    # The same picture whatever the logits.
+    assert metrics["logit_fidelity"] == 0
 
 
 def test_failed_export_leaves_nothing(run, tmp_path, monkeypatch):

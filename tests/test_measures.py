@@ -45,6 +45,23 @@ def test_newcombe_interval(first, second, expected):
     np.testing.assert_allclose(interval, expected, atol=5e-5)
 
 
+def test_logit_fidelity_by_hand():
+    logits = np.array([[9.0, 1], [9, 3], [0, 5], [9, 2]])
+    again = np.array([[9.0, 0], [9, 3], [7, 7], [9, 4]])
+    own, other = measures.within_class_errors(logits, again)
+    # The second meets the first's picture, the fourth the second's; the third
+    # has no other of its class.
+    np.testing.assert_array_equal(own, [0, 4])
+    np.testing.assert_array_equal(other, [9, 1])
+    assert measures.logit_fidelity(own, other) == pytest.approx(0.6)
+    assert measures.logit_fidelity(0 * own, other) == 1
+    nothing = measures.within_class_errors(logits[1:3], again[1:3])
+    found = measures.bootstrap_interval(
+        measures.logit_fidelity, nothing, np.random.default_rng(0)
+    )
+    assert np.isnan(found).all()
+
+
 def test_no_trials_no_difference():
     assert all(map(math.isnan, measures.newcombe_interval((0, 0), (1, 2))))
 

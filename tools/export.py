@@ -158,6 +158,10 @@ def main(argv=None):
     )
     print(f"accuracy      {metrics['accuracy']:.1%} of the classifier")
     print(f"logit cosine  {metrics['logit_cosine']:.3f}")
+    if (fidelity := metrics["logit_fidelity"]) is not None:
+        print(
+            f"fidelity      {fidelity:.2f} of what logits know beyond the class"
+        )
     print(
         f"pixel MSE     {metrics['pixel_mse']:.0f} against "
         f"{metrics['shuffled_pixel_mse']:.0f} shuffled (values in [0, 255])"
@@ -207,7 +211,8 @@ def measure(model, batches, bar, seed):
     Returns:
         dict of `images` (their number), `accuracy` of the classifier,
         `agreement` (share of reconstructions that get their image's class)
-        with its Wilson 95 % interval, and the means of the measures of
+        with its Wilson 95 % interval, `logit_fidelity`
+        (`measures.logit_fidelity`), and the means of the measures of
         `analysis.reconstructions.compare`.
     """
     import numpy as np
@@ -216,7 +221,7 @@ def measure(model, batches, bar, seed):
     from kinv.analysis import reconstructions, study
 
     random = np.random.default_rng(seed)
-    found = []
+    found, pairs = [], []
     for images, labels in batches:
         images, labels = np.asarray(images), np.asarray(labels)
         noise = random.standard_normal(
@@ -224,19 +229,26 @@ def measure(model, batches, bar, seed):
         )
         logits = model.logits(images)
         pictures = model.reconstruct(images, noise)[:, 0]
+        again = model.logits(pictures)
         found.append(
             {
                 "accuracy": logits.argmax(-1) == labels,
-                **reconstructions.compare(model, images, logits, pictures),
+                **reconstructions.compare(images, pictures, logits, again),
             }
         )
+        pairs.append({"logits": logits, "again": again})
         bar.add(len(images))
-    found = study.concatenate(found)
+    found, pairs = study.concatenate(found), study.concatenate(pairs)
     same = found["agreement"]
+    own, other = measures.within_class_errors(**pairs)
     return {
         "images": len(same),
         **{name: float(values.mean()) for name, values in found.items()},
         "agreement_interval": measures.wilson_interval(same.sum(), len(same)),
+        # Of images of different classes nothing is known.
+        "logit_fidelity": (
+            measures.logit_fidelity(own, other) if len(own) else None
+        ),
     }
 
 

@@ -174,12 +174,16 @@ def _claims(data, fits):
             data.random("peak", name, change, fit),
         )
 
-    ends = BRIGHTNESS_FACTORS[0], BRIGHTNESS_FACTORS[-1]
-    shift_peak = peak(standard, "brightness", "shift")
-    scale_peak = peak(standard, "brightness", "scale")
-    inside = ends[0] < shift_peak[1] and shift_peak[2] < ends[1]
-    outside = shift_peak[1] == shift_peak[2] and not inside
-    at_identity = scale_peak[1] <= 1 <= scale_peak[2]
+    def peaks_between(text, fit, first, last):
+        interval = peak(standard, "brightness", fit)
+        return claim(
+            text,
+            f"brightness factor of the peak, {standard}; holds from {first} to "
+            f"{last}",
+            interval,
+            _decide_between(interval, first, last),
+        )
+
     return [
         rises(
             "The robust model's best-fit shift rises with brightness.",
@@ -187,12 +191,12 @@ def _claims(data, fits):
             "brightness",
             "shift",
         ),
-        claim(
+        # Anywhere but at the ends of what was tried.
+        peaks_between(
             "The standard model's best-fit shift peaks and then falls.",
-            f"brightness factor of the peak, {standard}; holds inside "
-            f"{ends[0]} to {ends[1]}",
-            shift_peak,
-            "holds" if inside else "does not hold" if outside else "undecided",
+            "shift",
+            BRIGHTNESS_FACTORS[1],
+            BRIGHTNESS_FACTORS[-2],
         ),
         rises(
             "The robust model's best-fit scale rises with brightness around "
@@ -201,11 +205,12 @@ def _claims(data, fits):
             "brightness",
             "scale",
         ),
-        claim(
+        # The identity, or a neighbour of it.
+        peaks_between(
             "The standard model's best-fit scale peaks at the identity.",
-            f"brightness factor of the peak, {standard}",
-            scale_peak,
-            "holds" if at_identity else "does not hold",
+            "scale",
+            BRIGHTNESS_FACTORS[BRIGHTNESS_FACTORS.index(1) - 1],
+            BRIGHTNESS_FACTORS[BRIGHTNESS_FACTORS.index(1) + 1],
         ),
         *(
             rises(
@@ -229,6 +234,13 @@ def _claims(data, fits):
             for fit in FITS
         ),
     ]
+
+
+def _decide_between(interval, first, last):
+    _, low, high = interval
+    if first <= low and high <= last:
+        return "holds"
+    return "does not hold" if high < first or low > last else "undecided"
 
 
 def _ratio(data, fits, fit):

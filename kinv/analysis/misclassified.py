@@ -83,12 +83,13 @@ def _collect(data, name, model):
         logits = model.logits(images)
         noise = data.noise(model, len(images), 1, str(index))
         pictures = model.reconstruct(images, noise)[:, 0]
-        part = reconstructions.compare(model, images, logits, pictures)
+        again = model.logits(pictures)
+        part = reconstructions.compare(images, pictures, logits, again)
         part["quality"] = 1 - part["pixel_mse"] / part.pop("shuffled_pixel_mse")
         del part["shuffled_ssim"]
         predicted = logits.argmax(-1)
         parts.append({**part, "right": predicted == labels})
-        again = model.logits(pictures).argmax(-1)
+        again = again.argmax(-1)
         for row in np.flatnonzero(predicted != labels)[: SHOWN - len(shown)]:
             names = [
                 model.class_names[index]

@@ -18,9 +18,10 @@ def run(data):
         data: `study.Study`.
 
     Returns:
-        `study.Result`. Metrics by model: agreement, cosine and relative l2
-        distance of logits, pixel MSE and SSIM against the image and against a
-        shuffled pairing, each with a 95 % interval.
+        `study.Result`. Metrics by model: agreement, the fidelity to what
+        logits know beyond the class (`measures.logit_fidelity`), cosine and
+        relative l2 distance of logits, pixel MSE and SSIM against the image and
+        against a shuffled pairing, each with a 95 % interval.
     """
     shown, _, _ = data.first(SHOWN)
     grid, names, captions, marked = [list(shown)], ["image"], [[""] * SHOWN], []
@@ -39,17 +40,26 @@ def run(data):
         captions.append([model.class_names[index] for index in after])
         marked.append(list(after != before))
 
-        found = study.concatenate(
-            [
-                measure(data, model, images, f"{index}")
-                for index, (images, _, _) in enumerate(batches)
-            ]
-        )
+        parts, pairs = [], []
+        for index, (images, _, _) in enumerate(batches):
+            noise = data.noise(model, len(images), 1, "measured", str(index))
+            pictures = model.reconstruct(images, noise)[:, 0]
+            logits, again = model.logits(images), model.logits(pictures)
+            parts.append(compare(images, pictures, logits, again))
+            pairs.append({"logits": logits, "again": again})
+        found, pairs = study.concatenate(parts), study.concatenate(pairs)
         hits = found.pop("agreement")
         metrics[name] = {
             "images": len(hits),
             "agreement": study.summary(
                 (hits.mean(), *measures.wilson_interval(hits.sum(), len(hits)))
+            ),
+            "logit_fidelity": study.summary(
+                measures.bootstrap_interval(
+                    measures.logit_fidelity,
+                    measures.within_class_errors(**pairs),
+                    data.random("fidelity", name),
+                )
             ),
         }
         for measure_name, values in found.items():
@@ -74,35 +84,27 @@ def run(data):
     return study.Result(metrics, {"measures": rows}, [figure])
 
 
-def measure(data, model, images, key):
-    """Compares images with one reconstruction each; one value per image."""
-    noise = data.noise(model, len(images), 1, "measured", key)
-    pictures = model.reconstruct(images, noise)[:, 0]
-    return compare(model, images, model.logits(images), pictures)
-
-
-def compare(model, images, logits, pictures):
+def compare(images, pictures, logits, again):
     """Compares images and their logits with pictures made of them.
 
     Args:
-        model: `pipeline.Pipeline`, which reads the pictures.
         images: `(batch, height, width, 3)` in [0, 255].
-        logits: `(batch, num_classes)` of the images.
         pictures: `(batch, image_size, image_size, 3)` in [0, 255].
+        logits: `(batch, num_classes)` of the images.
+        again: `(batch, num_classes)` of the pictures.
 
     Returns:
         dict of arrays `(batch,)`; "shuffled" compares each image with the
         next one's picture.
     """
-    again = model.logits(pictures)
-    wanted = study.target(images, model)
+    images = images_lib.resize(images, pictures.shape[1])
     shuffled = np.roll(pictures, 1, axis=0)
     return {
         "agreement": logits.argmax(-1) == again.argmax(-1),
         "logit_cosine": measures.logit_cosine(logits, again),
         "logit_distance": measures.logit_distance(logits, again),
-        "pixel_mse": measures.pixel_mse(wanted, pictures),
-        "shuffled_pixel_mse": measures.pixel_mse(wanted, shuffled),
-        "ssim": measures.ssim(wanted, pictures),
-        "shuffled_ssim": measures.ssim(wanted, shuffled),
+        "pixel_mse": measures.pixel_mse(images, pictures),
+        "shuffled_pixel_mse": measures.pixel_mse(images, shuffled),
+        "ssim": measures.ssim(images, pictures),
+        "shuffled_ssim": measures.ssim(images, shuffled),
     }
