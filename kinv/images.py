@@ -237,7 +237,7 @@ def adjust_sharpness(images, factor):
     return np.clip(smooth + factor * (images - smooth), 0, 255)
 
 
-def mosaic(images, columns, gap=2):
+def mosaic(images, columns, gap):
     """Lays out equal images in rows without captions, white between them.
 
     Args:

@@ -17,6 +17,9 @@ TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 DPI = 200
 PAGE_DPI = 100
 VERDICTS = ("holds", "does not hold", "undecided")
+# Fidelity below which the page warns: then most of what logits know beyond the
+# class is missing in the pictures.
+LOW_FIDELITY = 0.5
 
 
 def write_result(directory, title, result, with_pdf=False):
@@ -149,6 +152,7 @@ def write_report(directory, experiments, about):
     ]
     claims = [claim for result in found.values() for claim in result["claims"]]
     claims.sort(key=lambda claim: [int(n) for n in claim["section"].split(".")])
+    measured = found.get("reconstructions", {"metrics": {}})["metrics"]
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -159,6 +163,12 @@ def write_report(directory, experiments, about):
     page = environment.from_string(TEMPLATE.read_text()).render(
         sections=sections,
         claims=claims,
+        fidelity={
+            name: metrics["logit_fidelity"]
+            for name, metrics in measured.items()
+            if metrics["logit_fidelity"]["value"] is not None
+        },
+        low_fidelity=LOW_FIDELITY,
         counts={
             verdict: sum(claim["verdict"] == verdict for claim in claims)
             for verdict in VERDICTS

@@ -71,6 +71,14 @@ def test_the_page_holds_everything(results):
     for claim in metrics["claims"]:
         assert claim["text"].split("'")[0] in page
         assert claim["verdict"] in report.VERDICTS
+    # A warning for each model whose pictures use little of the logits.
+    fidelities = [
+        found["logit_fidelity"]["value"]
+        for found in metrics["experiments"]["reconstructions"].values()
+    ]
+    low = sum(fidelity < report.LOW_FIDELITY for fidelity in fidelities)
+    assert page.count("of what the logits know beyond the class") == 2
+    assert page.count("has not learned to read") == low
     # Nothing is fetched when it is opened.
     assert 'src="http' not in page and 'href="http' not in page
     count = sum(

@@ -82,6 +82,32 @@ def test_run_directory_and_resumption(image_folder, classifier_file, tmp_path):
         train.main(command)
 
 
+def test_a_run_starts_from_the_generator_of_a_decoder(
+    image_folder, classifier_file, tmp_path
+):
+    def command(out, *more):
+        out = tmp_path / out
+        return arguments(image_folder, classifier_file, out, *more)
+
+    decoder = ["--discriminator-steps=0", "--pixel-consistency=1"]
+    one_epoch = ["--steps=1", "--ema-decay=0"]
+    train.main(command("decoder", *decoder, *one_epoch))
+    saved = tmp_path / "decoder" / "generator.keras"
+    # So small a rate that the weights stay what they were.
+    slow = ["--generator-learning-rate=1e-12", f"--generator={saved}"]
+    train.main(command("run", *slow, *one_epoch, "--seed=9"))
+    before, after = (
+        keras.models.load_model(path)
+        for path in (saved, tmp_path / "run" / "generator.keras")
+    )
+    for one, two in zip(
+        before.trainable_variables, after.trainable_variables, strict=True
+    ):
+        np.testing.assert_allclose(one.numpy(), two.numpy(), atol=1e-9)
+    with pytest.raises(errors.InputError, match="base_channels is 8"):
+        train.main(command("other", *slow, "--base-channels=8"))
+
+
 def test_killed_and_resumed_equals_uninterrupted(
     image_folder, classifier_file, tmp_path
 ):

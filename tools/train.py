@@ -169,6 +169,12 @@ def parse_arguments(argv):
         help="generator update at which averaging starts",
     )
     add(
+        "--generator",
+        metavar="FILE",
+        help="generator.keras of another run with the same networks, to start "
+        "from; such as a decoder's, trained with --discriminator-steps 0",
+    )
+    add(
         "--seed",
         type=errors.non_negative_int,
         default=8,
@@ -335,6 +341,7 @@ def main(argv=None):
         classifiers,
         datasets,
         devices,
+        export,
         inversion,
         networks,
     )
@@ -344,6 +351,7 @@ def main(argv=None):
     chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
     resumed = chief and files.open_run(run, vars(options), RESUME_MAY_CHANGE)
+    checkpoint = run / "checkpoint.weights.h5"
 
     # Data.
     def open_split(split):
@@ -396,6 +404,8 @@ def main(argv=None):
             gain_offset=options.gain_offset,
             norms_per_block=options.norms_per_block,
         )
+        if options.generator and not checkpoint.exists():
+            start_from(generator, export.load_generator(options.generator))
         discriminator = networks.Discriminator(**sizes)
         model = inversion.InversionGAN(
             classifier,
@@ -446,7 +456,6 @@ def main(argv=None):
 
     # Where a previous process stopped.
     first_epoch = 0
-    checkpoint = run / "checkpoint.weights.h5"
     if checkpoint.exists():
         first_epoch = callbacks.restore(model, checkpoint)
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
@@ -501,6 +510,17 @@ def main(argv=None):
     )
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")
+
+
+def start_from(generator, other):
+    """Gives a generator the weights of another one of the same networks."""
+    for name, value in generator.get_config().items():
+        if name not in ("name", "dtype") and other.get_config()[name] != value:
+            raise errors.InputError(
+                f"Expected a generator whose {name} is {value}, as of this "
+                f"run. Received: --generator with {other.get_config()[name]}."
+            )
+    generator.set_weights(other.get_weights())
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def run(data):
         originals = study.target(shown, model)[:, None]
         grid.append(
             [
-                images_lib.mosaic(block, columns=3)
+                images_lib.mosaic(block, columns=3, gap=1)
                 for block in np.concatenate([originals, pictures], axis=1)
             ]
         )
