@@ -247,10 +247,11 @@ class InversionGAN(keras.Model):
     def _update_generator(self, images, logits):
         pairs = self.discriminator_steps and self.pixel_consistency
         if pairs:
-            # Each image twice, with different noise.
-            half = images.shape[0] // 2
+            # Each second image twice, with different noise: neighbours, so
+            # that replicas share out the pairs as one would have them.
             images, logits = (
-                ops.concatenate([x[:half]] * 2) for x in (images, logits)
+                ops.repeat(x[: len(x) // 2 * 2 : 2], 2, axis=0)
+                for x in (images, logits)
             )
         noise = self._noise(logits, self.discriminator_steps)
         variables = self.generator.trainable_variables
@@ -274,7 +275,7 @@ class InversionGAN(keras.Model):
             if self.pixel_consistency:
                 first = second = (reconstructions - images) / 127.5
                 if pairs:
-                    first, second = ops.split(first, 2)
+                    first, second = first[::2], first[1::2]
                 loss += self.pixel_consistency * ops.mean(first * second)
             scaled_loss = self._scale(loss, self.generator_optimizer)
         gradients = tape.gradient(
