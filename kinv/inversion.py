@@ -250,7 +250,7 @@ class InversionGAN(keras.Model):
             # Each second image twice, with different noise: neighbours, so
             # that replicas share out the pairs as one would have them.
             images, logits = (
-                ops.repeat(x[: len(x) // 2 * 2 : 2], 2, axis=0)
+                ops.repeat(x[: x.shape[0] // 2 * 2 : 2], 2, axis=0)
                 for x in (images, logits)
             )
         noise = self._noise(logits, self.discriminator_steps)
