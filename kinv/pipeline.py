@@ -17,6 +17,9 @@ METADATA = {"class_names", "num_classes", "noise_dim", "image_size"}
 # pixels (256 images of 32 pixels) and pixels of images.
 RECONSTRUCTED_PIXELS = 256 * 32 * 32
 IMAGE_PIXELS = 2**24
+# The same of a model behind a network, whose messages are bounded, too: 3 MB
+# of images, 8 as JSON. A larger image travels alone.
+REMOTE_IMAGE_PIXELS = 2**18
 
 
 class Pipeline:
@@ -28,6 +31,7 @@ class Pipeline:
         metadata: dict, the pipeline's `kinv.json`.
         signature: the same as a function of tensors, through which gradients
             flow; None of a model that runs elsewhere.
+        image_pixels: pixels of the images of one call at most.
 
     Attributes:
         metadata: dict: class names, sizes, dataset, options, metrics, versions.
@@ -44,7 +48,9 @@ class Pipeline:
         reconstructions = pipeline.reconstruct(images, noise)
     """
 
-    def __init__(self, predict, metadata, signature=None):
+    def __init__(
+        self, predict, metadata, signature=None, image_pixels=IMAGE_PIXELS
+    ):
         self._predict = predict
         self.signature = signature
         self.metadata = metadata
@@ -52,23 +58,32 @@ class Pipeline:
         self.noise_dim = metadata["noise_dim"]
         self.image_size = metadata["image_size"]
         self.class_names = metadata["class_names"]
+        self._image_pixels = image_pixels
         self._samples_per_call = max(
             1, RECONSTRUCTED_PIXELS // self.image_size**2
         )
 
     @classmethod
-    def load(cls, path):
-        """Loads a SavedModel written by `tools/export.py`.
+    def load(cls, target):
+        """Loads a model written by `tools/export.py`, or connects to one.
 
         Args:
-            path: directory of one version, or of all of them, of which the
-                highest is taken.
+            target: directory of one version, or of all of them, of which the
+                highest is taken; or the address of a served model,
+                `grpc://HOST:PORT/NAME` or `http://HOST:PORT/v1/models/NAME`.
 
         Raises:
-            errors.InputError: if there is no such directory, or it holds
-                something else.
+            errors.InputError: if there is no such directory or server, or it
+                holds something else. The same of later calls of a server that
+                fail.
         """
-        path = _version_directory(path)
+        if "://" in str(target):
+            # Local models need neither gRPC nor HTTP.
+            from kinv import remote
+
+            predict, metadata = remote.connect(str(target))
+            return cls(predict, metadata, image_pixels=REMOTE_IMAGE_PIXELS)
+        path = _version_directory(target)
         metadata_path = path / "assets.extra" / "kinv.json"
         if not metadata_path.is_file():
             raise errors.InputError(
@@ -183,7 +198,7 @@ class Pipeline:
             1,
             min(
                 self._samples_per_call // max(1, samples),
-                IMAGE_PIXELS // (height * width),
+                self._image_pixels // (height * width),
             ),
         )
 
@@ -212,18 +227,23 @@ def _version_directory(path):
         )
     if (path / "saved_model.pb").is_file():
         return path
-    numbers = [
-        int(version.name)
-        for version in path.iterdir()
-        if version.name.isdecimal() and (version / "saved_model.pb").is_file()
-    ]
+    numbers = versions(path)
     if not numbers:
         raise errors.InputError(
             "Expected a directory written by tools/export.py, exported/NAME or "
             f"exported/NAME/VERSION. Received: {path}, in which there is no "
             "SavedModel."
         )
-    return path / str(max(numbers))
+    return path / str(numbers[-1])
+
+
+def versions(directory):
+    """Numbers of the SavedModels `directory/NUMBER`, ascending."""
+    return sorted(
+        int(path.name)
+        for path in pathlib.Path(directory).iterdir()
+        if path.name.isdecimal() and (path / "saved_model.pb").is_file()
+    )
 
 
 def _check_signature(function, path):

@@ -1,0 +1,222 @@
+"""Models that run elsewhere, behind TensorFlow Serving's protocols."""
+
+import json
+import time
+import urllib.parse
+
+import grpc
+import numpy as np
+import orjson
+import requests
+import tensorflow as tf
+import urllib3
+from google.protobuf import wrappers_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from kinv import errors
+
+SIGNATURE = "serving_default"
+TIMEOUT_SECONDS = 60
+ATTEMPTS = 4
+# Before the second attempt; doubled before each one after.
+WAIT_SECONDS = 0.25
+MESSAGE_BYTES = 2**28
+# What a server says that may be able to answer in a moment.
+PASSING_CODES = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
+PASSING_STATUS = (429, 503)
+
+
+def connect(target):
+    """Connects to a served model.
+
+    Args:
+        target: `grpc://HOST:PORT/NAME` or `http(s)://HOST:PORT/v1/models/NAME`,
+            with `/versions/NUMBER` behind NAME for one version.
+
+    Returns:
+        `(predict, metadata)` as `pipeline.Pipeline` takes them. TensorFlow
+        Serving knows the sizes of a model but not its `kinv.json`; classes are
+        numbered then. kinv's own server hands it out.
+
+    Raises:
+        errors.InputError: if there is no such server, model or signature.
+    """
+    scheme, rest = target.split("://", 1)
+    address = urllib.parse.urlsplit(target)
+    path = [part for part in address.path.split("/") if part]
+    number = None
+    if path[-2:-1] == ["versions"] and path[-1].isdecimal():
+        number = int(path[-1])
+        path = path[:-2]
+    if scheme == "grpc" and address.port and len(path) == 1:
+        return _connect_grpc(target, address.netloc, path[0], number)
+    if scheme in ("http", "https") and path[-3:-1] == ["v1", "models"]:
+        return _connect_rest(target)
+    raise errors.InputError(
+        "Expected grpc://HOST:PORT/NAME or http://HOST:PORT/v1/models/NAME. "
+        f"Received: {target}."
+    )
+
+
+def _connect_grpc(target, address, name, number):
+    channel = grpc.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_receive_message_length", MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MESSAGE_BYTES),
+        ],
+    )
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+    def call(method, request):
+        request.model_spec.name = name
+        if number is not None:
+            request.model_spec.version.value = number
+        for attempt in range(ATTEMPTS):
+            try:
+                return method(request, timeout=TIMEOUT_SECONDS)
+            except grpc.RpcError as error:
+                last = attempt == ATTEMPTS - 1
+                if error.code() not in PASSING_CODES or last:
+                    raise _failed(
+                        target, f"{error.code().name}: {error.details()}"
+                    ) from None
+            time.sleep(WAIT_SECONDS * 2**attempt)
+
+    def metadata_field(field):
+        request = get_model_metadata_pb2.GetModelMetadataRequest()
+        request.metadata_field.append(field)
+        return call(stub.GetModelMetadata, request).metadata[field]
+
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    metadata_field("signature_def").Unpack(signatures)
+    shapes = {
+        key: [dimension.size for dimension in info.tensor_shape.dim]
+        for tensors in (
+            signatures.signature_def[SIGNATURE].inputs,
+            signatures.signature_def[SIGNATURE].outputs,
+        )
+        for key, info in tensors.items()
+    }
+    try:
+        text = wrappers_pb2.StringValue()
+        metadata_field("kinv").Unpack(text)
+        metadata = json.loads(text.value)
+    except errors.InputError:
+        metadata = _metadata(target, shapes)
+
+    def predict(inputs):
+        request = predict_pb2.PredictRequest()
+        request.model_spec.signature_name = SIGNATURE
+        for key, value in inputs.items():
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+        outputs = call(stub.Predict, request).outputs
+        return {key: tf.make_ndarray(value) for key, value in outputs.items()}
+
+    return predict, metadata
+
+
+def _connect_rest(target):
+    target = target.rstrip("/")
+    session = requests.Session()
+    retries = urllib3.Retry(
+        ATTEMPTS - 1,
+        read=False,
+        backoff_factor=WAIT_SECONDS,
+        status_forcelist=PASSING_STATUS,
+        allowed_methods=None,
+        raise_on_status=False,
+    )
+    adapter = requests.adapters.HTTPAdapter(max_retries=retries)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+
+    def call(method, url, body=None):
+        try:
+            response = session.request(
+                method, url, data=body, timeout=TIMEOUT_SECONDS
+            )
+            answer = orjson.loads(response.content)
+        except requests.RequestException as error:
+            raise _failed(target, errors.reason(error)) from None
+        except orjson.JSONDecodeError:
+            raise _failed(
+                target, f"status {response.status_code} without JSON"
+            ) from None
+        if response.status_code != 200:
+            message = answer.get("error") if isinstance(answer, dict) else None
+            raise _failed(
+                target, f"status {response.status_code}: {message or answer}"
+            )
+        return answer
+
+    answer = call("GET", f"{target}/metadata")
+    signatures = answer["metadata"]["signature_def"]["signature_def"]
+    signature = signatures.get(SIGNATURE, {"inputs": {}, "outputs": {}})
+    shapes = {
+        key: [
+            int(dimension["size"]) for dimension in info["tensor_shape"]["dim"]
+        ]
+        for tensors in (signature["inputs"], signature["outputs"])
+        for key, info in tensors.items()
+    }
+    try:
+        metadata = call("GET", f"{target}/kinv.json")
+    except errors.InputError:
+        metadata = _metadata(target, shapes)
+
+    def predict(inputs):
+        samples = inputs["noise"].shape[1]
+        if not samples:
+            # JSON has no empty axis followed by another: one sample, left out.
+            shape = (len(inputs["images"]), 1, metadata["noise_dim"])
+            inputs = {**inputs, "noise": np.zeros(shape, "float32")}
+        inputs = {
+            key: np.ascontiguousarray(value) for key, value in inputs.items()
+        }
+        body = orjson.dumps(
+            {"inputs": inputs}, option=orjson.OPT_SERIALIZE_NUMPY
+        )
+        outputs = call("POST", f"{target}:predict", body)["outputs"]
+        outputs = {
+            key: np.array(value, "float32") for key, value in outputs.items()
+        }
+        outputs["reconstructions"] = outputs["reconstructions"][:, :samples]
+        return outputs
+
+    return predict, metadata
+
+
+def _failed(target, reason):
+    return errors.InputError(
+        f"Expected a model at {target}. Received: {reason}. Start one with "
+        "tools/serve.py, or look at the server's log."
+    )
+
+
+def _metadata(target, shapes):
+    """What can be known of a model from its signature."""
+    try:
+        (num_classes,) = shapes["logits"][1:]
+        image_size = shapes["reconstructions"][2]
+        noise_dim = shapes["noise"][2]
+    except (KeyError, IndexError, ValueError):
+        raise errors.InputError(
+            f"Expected a signature {SIGNATURE} from images and noise to logits "
+            f"and reconstructions. Received: {target} with "
+            f"{', '.join(sorted(shapes)) or 'nothing'}."
+        ) from None
+    return {
+        "class_names": [f"class {index}" for index in range(num_classes)],
+        "num_classes": num_classes,
+        "noise_dim": noise_dim,
+        "image_size": image_size,
+        "classifier_size": image_size,
+    }

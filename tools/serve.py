@@ -1,0 +1,196 @@
+"""Serves exported models on this machine, as TensorFlow Serving would.
+
+Example:
+    tools/serve.py --model exported/scenes32-robust \
+        --model exported/scenes32-standard
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+
+from kinv import errors, files
+
+LOOPBACK = "127.0.0.1"
+
+
+def parse_arguments(argv):
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(
+        description="Serve exported models with the REST and gRPC protocols of "
+        "TensorFlow Serving, and an explorer page for the browser. For one "
+        "machine; for more, run TensorFlow Serving (README, Serving). New "
+        "versions are picked up while calls go on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="exported/NAME, whose highest version is served under NAME; may "
+        "be repeated",
+    )
+    add(
+        "--host",
+        default=LOOPBACK,
+        help="address to listen on; 0.0.0.0 for every machine that can reach "
+        "this one",
+    )
+    add("--rest-port", type=port, default=8501, help="0 for any free one")
+    add("--grpc-port", type=port, default=8500, help="0 for any free one")
+    add(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web origin whose pages may call the server, such as "
+        "https://example.org, or *; may be repeated",
+    )
+    add(
+        "--max-body",
+        type=errors.positive_int,
+        default=64,
+        metavar="MIB",
+        help="size of a request at most",
+    )
+    add(
+        "--max-pixels",
+        type=errors.positive_int,
+        default=2**22,
+        metavar="PIXELS",
+        help="pixels of an image at most",
+    )
+    add(
+        "--max-samples",
+        type=errors.positive_int,
+        default=1024,
+        metavar="NUMBER",
+        help="reconstructions of a request at most",
+    )
+    add(
+        "--poll-seconds",
+        type=errors.positive_float,
+        default=1.0,
+        metavar="SECONDS",
+        help="between looks for new versions",
+    )
+    add(
+        "--page",
+        metavar="FILE",
+        help="instead of serving, write the explorer page to a file, for use "
+        "with a TensorFlow Serving: open it with ?server=http://HOST:8501",
+    )
+    return parser.parse_args(argv)
+
+
+def port(text):
+    """Argument type: a TCP port."""
+    number = errors.non_negative_int(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(
+            f"expected a port from 0 to 65535, received {text!r}"
+        )
+    return number
+
+
+def main(argv=None):
+    """Serves until it is told to stop."""
+    options = parse_arguments(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import uvicorn
+
+    from kinv import explorer, pipeline, serving, serving_grpc, serving_rest
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("kinv").setLevel(logging.INFO)
+    directories = named(options.model)
+    if options.page:
+        models = {
+            name: pipeline.Pipeline.load(directory)
+            for name, directory in directories.items()
+        }
+        with files.atomic_path(options.page) as temporary:
+            temporary.write_text(explorer.page(models), encoding="utf-8")
+        print(f"written: {options.page}")
+        return
+
+    limits = serving.Limits(
+        options.max_body * 2**20, options.max_pixels, options.max_samples
+    )
+    server = serving.Server(directories, options.poll_seconds, limits)
+    models = {name: server.version(name).model for name in server.names}
+    app = serving_rest.make_app(
+        server, explorer.page(models), options.allow_origin
+    )
+    config = uvicorn.Config(
+        app, options.host, options.rest_port, log_level="warning"
+    )
+    opened = bind(config)
+    grpc_server, grpc_port = serving_grpc.start(
+        server, f"{options.host}:{options.grpc_port}"
+    )
+    if not grpc_port:
+        raise errors.InputError(
+            f"Expected a free port. Received: --grpc-port {options.grpc_port}, "
+            f"which cannot be opened on {options.host}. Choose another, or 0."
+        )
+    rest_port = opened.getsockname()[1]
+    for name in server.names:
+        print(f"{name}: version {server.version(name).number}")
+        print(f"  http://{options.host}:{rest_port}/v1/models/{name}")
+        print(f"  grpc://{options.host}:{grpc_port}/{name}")
+    print(f"explorer: http://{options.host}:{rest_port}/", flush=True)
+    if options.host != LOOPBACK:
+        print("other machines can call: there is no password", flush=True)
+    # uvicorn answers open requests, then passes the signal on to this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        uvicorn.Server(config).run(sockets=[opened])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        grpc_server.stop(grace=5).wait()
+        server.close()
+    print("stopped")
+
+
+def named(arguments):
+    """Directories by name, of arguments `[NAME=]DIR`."""
+    directories = {}
+    for argument in arguments:
+        name, _, directory = argument.rpartition("=")
+        name = name or pathlib.PurePath(directory).name
+        if not name or set(name) & set("/:") or name in directories:
+            raise errors.InputError(
+                "Expected models of different names, without '/' or ':'. "
+                f"Received: --model {argument}. Name it: --model "
+                f"NAME={directory}."
+            )
+        directories[name] = directory
+    return directories
+
+
+def bind(config):
+    """Opens the REST port; uvicorn alone would exit with its own message."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    opened = socket.socket(family)
+    # At once after a previous server, whose connections linger.
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind((config.host, config.port))
+    except OSError as error:
+        raise errors.InputError(
+            f"Expected a free port. Received: --host {config.host} --rest-port "
+            f"{config.port}: {error.strerror}. Choose another, or 0."
+        ) from None
+    return opened
+
+
+if __name__ == "__main__":
+    errors.run(main)
