@@ -98,7 +98,7 @@ def _connect_grpc(target, address, name, number):
     signatures = get_model_metadata_pb2.SignatureDefMap()
     metadata_field("signature_def").Unpack(signatures)
     shapes = {
-        key: [dimension.size for dimension in info.tensor_shape.dim]
+        key: [axis.size for axis in info.tensor_shape.dim]
         for tensors in (
             signatures.signature_def[SIGNATURE].inputs,
             signatures.signature_def[SIGNATURE].outputs,
