@@ -18,7 +18,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["kinv", "kinv.*"]),
-    package_data={"kinv": ["report.html", "analysis/scene_factors.keras"]},
+    package_data={
+        "kinv": ["report.html", "explorer.html", "analysis/scene_factors.keras"]
+    },
     python_requires=">=3.10",
     # Lower bounds are what was tested, upper bounds the next release that may
     # break. constraints.txt has the exact versions.
@@ -39,12 +41,19 @@ setup(
         "scipy>=1.13,<2",
         "jinja2>=3.1,<4",
         "tqdm>=4.66,<5",
+        "fastapi>=0.120,<1",
+        "uvicorn>=0.35,<1",
+        "orjson>=3.11,<4",
+        "grpcio>=1.70,<2",
+        "requests>=2.32,<3",
     ],
     extras_require={
         "test": [
             "pytest>=8,<10",
             "ruff>=0.14,<1",
             "scikit-learn>=1.6,<2",
+            "hypothesis>=6.130,<7",
+            "playwright>=1.50,<2",
         ],
     },
 )

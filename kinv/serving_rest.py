@@ -10,6 +10,7 @@ import fastapi
 import grpc
 import numpy as np
 import orjson
+import starlette.requests
 from fastapi.middleware import cors
 from google.protobuf import json_format
 
@@ -169,7 +170,7 @@ async def _read(request, limit):
             if size > limit:
                 raise too_large
             parts.append(part)
-    except fastapi.requests.ClientDisconnect:
+    except starlette.requests.ClientDisconnect:
         raise _Refused(400, "The client went away") from None
     return b"".join(parts)
 

@@ -1,13 +1,19 @@
 """Two logical devices, so that tests can train on two replicas."""
 
+import dataclasses
 import functools
 import os
+import pathlib
+import re
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402 (TensorFlow reads the level when it is imported)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import requests  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from kinv import classifiers, datasets, images, scenes  # noqa: E402
@@ -70,3 +76,56 @@ def rendered():
         )
 
     return open_split
+
+
+@dataclasses.dataclass
+class ServedModels:
+    """A process of `tools/serve.py`, and where it listens."""
+
+    process: subprocess.Popen
+    rest: str
+    grpc: str
+    session: requests.Session
+
+
+@pytest.fixture(scope="session")
+def start_server():
+    """Function that starts `tools/serve.py` with both shipped pipelines."""
+    started = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "tools/serve.py",
+                *("--model", "exported/scenes32-robust"),
+                *("--model", "exported/scenes32-standard"),
+                *("--rest-port", "0", "--grpc-port", "0", *arguments),
+            ],
+            cwd=pathlib.Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        started.append(process)
+        found = {}
+        for line in process.stdout:
+            if address := re.search(r"(http|grpc)://([\d.:]+)", line):
+                found[address[1]] = address[2]
+            if line.startswith("explorer"):
+                break
+        session = requests.Session()
+        return ServedModels(
+            process, f"http://{found['http']}", found["grpc"], session
+        )
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def served(start_server):
+    """Both shipped pipelines, served by one process for all tests."""
+    return start_server()

@@ -11,7 +11,6 @@ import os
 import pathlib
 import signal
 import socket
-import sys
 
 from kinv import errors, files
 
@@ -149,7 +148,7 @@ def main(argv=None):
     if options.host != LOOPBACK:
         print("other machines can call: there is no password", flush=True)
     # uvicorn answers open requests, then passes the signal on to this.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         uvicorn.Server(config).run(sockets=[opened])
     except KeyboardInterrupt:

@@ -1,0 +1,289 @@
+"""The explorer page in a real browser: Chromium, without a window."""
+
+import base64
+import io
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright import sync_api
+
+from kinv import images, scenes
+from kinv.explorer import EXAMPLES
+from tools import serve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium: apt-get install chromium"
+)
+# The slowest answers come from two models at once.
+SECONDS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(SECONDS)
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    yield page
+    context.close()
+    assert not problems
+
+
+def answered(page):
+    sync_api.expect(page.locator("#status")).to_contain_text(
+        "answered", timeout=SECONDS
+    )
+
+
+def open_page(page, address):
+    page.goto(address)
+    answered(page)
+
+
+def do(page, action):
+    """An action, and the wait until its answer is there."""
+    page.evaluate("document.getElementById('status').textContent = ''")
+    action()
+    answered(page)
+
+
+def pixels(page, index=0):
+    """The pixels of a reconstruction as the page shows it."""
+    canvas = page.locator(".pictures canvas").nth(index)
+    values = canvas.evaluate(
+        "c => Array.from(c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data)"
+    )
+    return np.reshape(values, (32, 32, 4))[..., :3]
+
+
+def own_pixels(page):
+    """The pixels of the image as the classifier sees it."""
+    canvas = page.locator(".own canvas")
+    address = canvas.evaluate("c => c.toDataURL()")
+    data = base64.b64decode(address.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), "float32")
+
+
+def slide(page, name, value):
+    page.locator(f"#{name}").fill(str(value))
+
+
+def test_first_view(served, page):
+    open_page(page, served.rest)
+    assert page.locator(".pictures canvas").count() == 9
+    # The first example by the factors it is rendered from.
+    factors = scenes.scene_factors("test", EXAMPLES[:1])
+    index = factors["shape"] * len(scenes.OBJECT_HUES) + factors["object_hue"]
+    name = scenes.CLASS_NAMES[int(index[0])]
+    assert page.locator(".classes li").first.inner_text().startswith(name)
+    assert re.match(r"\d of 9 get", page.locator(".summary").inner_text())
+    assert page.locator("#model option").all_inner_texts() == [
+        "scenes32-robust",
+        "scenes32-standard",
+    ]
+
+
+def test_new_noise_changes_the_pictures_and_the_address(served, page):
+    open_page(page, served.rest)
+    before = pixels(page)
+    do(page, page.locator("#resample").click)
+    assert "seed=2" in page.url
+    assert np.abs(pixels(page) - before).mean() > 2
+    # The seed gives the same noise again.
+    do(page, lambda: page.evaluate("location.hash = ''"))
+    np.testing.assert_array_equal(pixels(page), before)
+
+
+def test_a_link_shows_the_same_view(served, page, browser):
+    open_page(page, served.rest)
+    do(page, lambda: slide(page, "scale", 0.5))
+    do(page, lambda: slide(page, "shift", -2))
+    do(page, page.locator("#rotate").click)
+    do(page, page.locator("#examples button").nth(3).click)
+    do(page, lambda: page.locator("#other").select_option("scenes32-standard"))
+    assert page.locator(".result").count() == 2
+    other = browser.new_page()
+    open_page(other, page.url)
+    assert other.locator("#scale").input_value() == "0.5"
+    assert other.locator(".result").count() == 2
+    for index in (0, 17):
+        np.testing.assert_allclose(
+            pixels(other, index), pixels(page, index), atol=1
+        )
+    other.close()
+
+
+def test_a_picture_of_ones_own(served, page, tmp_path):
+    picture = np.zeros((90, 120, 3), "uint8")
+    picture[..., 0] = 200
+    path = tmp_path / "own.png"
+    images.write_image(path, picture)
+    open_page(page, served.rest)
+    before = pixels(page)
+    do(page, lambda: page.locator("#file").set_input_files(path))
+    assert np.abs(pixels(page) - before).mean() > 2
+    own = page.locator(".own canvas").evaluate(
+        "c => Array.from(c.getContext('2d').getImageData(16, 16, 1, 1).data)"
+    )
+    np.testing.assert_allclose(own, [200, 0, 0, 255], atol=1)
+    # It travels in the link.
+    assert "image=data" in page.url
+
+
+def test_a_file_that_is_no_picture(served, page, tmp_path):
+    path = tmp_path / "words.png"
+    path.write_text("words")
+    open_page(page, served.rest)
+    page.locator("#file").set_input_files(path)
+    message = page.locator("#message")
+    sync_api.expect(message).to_contain_text("words.png is not a picture")
+    # The next good answer takes it away.
+    do(page, page.locator("#resample").click)
+    assert not message.is_visible()
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
+def test_sharpness_is_that_of_pillow(served, page, factor):
+    open_page(page, served.rest)
+    before = own_pixels(page)
+    do(page, lambda: slide(page, "sharpness", factor))
+    after = own_pixels(page)
+    expected = images.adjust_sharpness(before[None], factor)[0]
+    np.testing.assert_allclose(after, expected, atol=1.5)
+
+
+def test_brightness_and_rotation(served, page):
+    open_page(page, served.rest)
+    before = own_pixels(page)
+    do(page, page.locator("#rotate").click)
+    after = own_pixels(page)
+    np.testing.assert_array_equal(after, np.rot90(before))
+    do(page, page.locator("#reset").click)
+    do(page, lambda: slide(page, "brightness", 0.5))
+    after = own_pixels(page)
+    np.testing.assert_allclose(after, before / 2, atol=1)
+
+
+def test_between_two_images_and_repeated(served, page):
+    open_page(page, served.rest)
+    do(page, lambda: page.get_by_text("Between", exact=True).click())
+    captions = page.locator(".pictures figcaption b").all_inner_texts()
+    assert (captions[0], captions[-1]) == ("0\u00a0%", "100\u00a0%")
+    # At the end it is the other image's inversion with the same noise.
+    last = pixels(page, 8)
+    do(page, page.locator("#examples button").nth(1).click)
+    do(page, lambda: page.get_by_text("Noise", exact=True).click())
+    np.testing.assert_allclose(pixels(page, 0), last, atol=3)
+
+    do(page, lambda: page.get_by_text("Repeat", exact=True).click())
+    captions = page.locator(".pictures figcaption b").all_inner_texts()
+    assert captions == [f"pass {index}" for index in range(1, 9)]
+
+
+def test_download(served, page, tmp_path):
+    open_page(page, served.rest)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "kinv.png")
+    picture = np.asarray(Image.open(tmp_path / "kinv.png").convert("RGB"))
+    assert picture.shape[1] > 1000 and picture.std() > 20
+
+
+def test_keyboard_alone(served, page):
+    open_page(page, served.rest)
+    page.locator("#examples button").first.focus()
+    page.keyboard.press("Tab")
+    do(page, lambda: page.keyboard.press("Enter"))
+    assert "image=1" in page.url
+    page.locator("#scale").focus()
+    do(page, lambda: page.keyboard.press("ArrowLeft"))
+    assert "scale=0.95" in page.url
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_sticks_out_on_a_phone(served, browser, scheme):
+    phone = browser.new_page(
+        viewport={"width": 360, "height": 740}, color_scheme=scheme
+    )
+    open_page(phone, f"{served.rest}/#other=scenes32-standard")
+    width = phone.evaluate("document.documentElement.scrollWidth")
+    assert width <= 360
+    # Readable: text against its background by WCAG's 4.5 to 1.
+    assert _contrast(phone, "header p") > 4.5
+    assert _contrast(phone, "button.primary") > 4.5
+    phone.close()
+
+
+def _contrast(page, selector):
+    colors = page.locator(selector).first.evaluate(
+        """e => {
+          let box = e;
+          const color = x => getComputedStyle(x).backgroundColor;
+          while (box && color(box) === 'rgba(0, 0, 0, 0)')
+            box = box.parentElement;
+          return [getComputedStyle(e).color, color(box)];
+        }"""
+    )
+
+    def luminance(text):
+        values = np.array([int(n) for n in re.findall(r"\d+", text)[:3]]) / 255
+        linear = np.where(
+            values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4
+        )
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    dark, light = sorted(map(luminance, colors))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_server_that_is_gone_is_named(start_server, page):
+    server = start_server()
+    open_page(page, server.rest)
+    server.process.kill()
+    server.process.wait()
+    page.locator("#resample").click()
+    sync_api.expect(page.locator("#message")).to_contain_text(
+        f"The server {server.rest} does not answer", timeout=SECONDS
+    )
+
+
+def test_the_page_as_a_file_in_front_of_another_server(
+    start_server, page, tmp_path
+):
+    server = start_server("--allow-origin", "*")
+    path = tmp_path / "explorer.html"
+    model = "exported/scenes32-robust"
+    serve.main(["--model", model, "--page", str(path)])
+    # A model that the page was not made for is described by the server.
+    open_page(
+        page,
+        f"file://{path}?server={server.rest}&model=scenes32-standard"
+        "#model=scenes32-standard",
+    )
+    assert page.locator(".pictures canvas").count() == 9
+    assert page.locator(".classes li").first.inner_text().startswith("class ")
+
+
+def test_an_address_that_means_nothing_shows_the_first_view(served, page):
+    open_page(
+        page,
+        f"{served.rest}/#scale=no&image=99&view=x&model=y&rotation=7&seed=1e9",
+    )
+    assert page.locator("#scale").input_value() == "1"
+    assert page.locator(".pictures canvas").count() == 9

@@ -1,0 +1,703 @@
+"""Served models: the same answers, TensorFlow Serving's rules, and limits."""
+
+import concurrent.futures
+import gzip
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import hypothesis
+import numpy as np
+import orjson
+import pytest
+import requests
+import tensorflow as tf
+from hypothesis import strategies
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from kinv import (
+    errors,
+    pipeline,
+    remote,
+    serving,
+    serving_grpc,
+    serving_rest,
+)
+from tools import serve
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = ("scenes32-robust", "scenes32-standard")
+NAME = NAMES[0]
+
+
+@pytest.fixture(scope="module")
+def local():
+    return pipeline.Pipeline.load(ROOT / "exported" / NAME)
+
+
+@pytest.fixture(scope="module")
+def version():
+    return serving.Version.load(ROOT / "exported" / NAME, 1)
+
+
+def make_inputs(batch=1, samples=1, size=32, seed=0):
+    random = np.random.default_rng(seed)
+    shapes = (batch, samples, 120)
+    return {
+        "images": random.uniform(0, 255, (batch, size, size, 3)).astype("f4"),
+        "noise": random.standard_normal(shapes).astype("f4"),
+        "logit_scale": np.ones((batch, 1), "f4"),
+        "logit_shift": np.zeros((batch, 1, 1), "f4"),
+    }
+
+
+def columns(**changes):
+    inputs = {key: value.tolist() for key, value in make_inputs().items()}
+    inputs.update(changes)
+    return {"inputs": inputs}
+
+
+def post(served, body, path=f"/v1/models/{NAME}:predict", **options):
+    if not isinstance(body, bytes | str):
+        body = json.dumps(body)
+    return requests.post(served.rest + path, body, timeout=60, **options)
+
+
+# The same answers.
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+def test_answers_are_those_of_a_local_load(served, name, protocol):
+    here = pipeline.Pipeline.load(ROOT / "exported" / name)
+    there = pipeline.Pipeline.load(
+        f"grpc://{served.grpc}/{name}"
+        if protocol == "grpc"
+        else f"{served.rest}/v1/models/{name}"
+    )
+    assert there.metadata == here.metadata
+    random = np.random.default_rng(1)
+    images = random.uniform(0, 255, (3, 40, 40, 3))
+    noise = random.standard_normal((3, 2, here.noise_dim))
+    shift = random.standard_normal((3, 1, here.num_classes))
+    for method, arguments in (
+        ("logits", (images,)),
+        ("reconstruct", (images, noise)),
+        ("reconstruct", (images, noise, 0.5, shift)),
+        ("generate", (shift[:, 0], noise[:, 0])),
+    ):
+        expected = getattr(here, method)(*arguments)
+        found = getattr(there, method)(*arguments)
+        assert found.dtype == expected.dtype
+        # Of values up to 255; batches are merged, so rounding differs.
+        np.testing.assert_allclose(found, expected, atol=2e-3, rtol=1e-4)
+
+
+def test_a_large_batch_is_split(served, local, monkeypatch):
+    monkeypatch.setattr(pipeline, "REMOTE_IMAGE_PIXELS", 2 * 32 * 32)
+    there = pipeline.Pipeline.load(f"{served.rest}/v1/models/{NAME}")
+    images = make_inputs(batch=5)["images"]
+    np.testing.assert_allclose(
+        there.logits(images), local.logits(images), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_server_that_does_not_know_kinv_numbers_the_classes(
+    version, local, monkeypatch
+):
+    monkeypatch.setattr(serving_grpc, "KINV_FIELD", "something else")
+    server = serving.Server({NAME: ROOT / "exported" / NAME})
+    running, port = serving_grpc.start(server, "127.0.0.1:0")
+    there = pipeline.Pipeline.load(f"grpc://127.0.0.1:{port}/{NAME}/versions/1")
+    assert there.class_names[79] == "class 79"
+    assert there.num_classes == local.num_classes
+    assert (there.noise_dim, there.image_size) == (120, 32)
+    running.stop(None).wait()
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "target, reason",
+    [
+        ("grpc://{grpc}/nothing", "NOT_FOUND"),
+        ("grpc://{grpc}/" + NAME + "/versions/7", "NOT_FOUND"),
+        ("{rest}/v1/models/nothing", "status 404: Servable not found"),
+        ("{rest}/v1/models/" + NAME + "/versions/7", "status 404"),
+        ("{rest}/elsewhere", "Expected grpc://HOST:PORT/NAME or"),
+        ("grpc://{grpc}", "Expected grpc://HOST:PORT/NAME or"),
+        ("ftp://host:1/name", "Expected grpc://HOST:PORT/NAME or"),
+        ("grpc://127.0.0.1:1/name", "UNAVAILABLE"),
+        ("http://127.0.0.1:1/v1/models/name", "refused"),
+    ],
+)
+def test_what_is_not_there_is_one_clear_line(
+    served, target, reason, monkeypatch
+):
+    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.01)
+    target = target.format(grpc=served.grpc, rest=served.rest)
+    with pytest.raises(errors.InputError, match=reason):
+        pipeline.Pipeline.load(target)
+
+
+# TensorFlow Serving's REST protocol, by its documentation.
+
+
+def test_rest_status(served):
+    for path in ("", "/versions/1"):
+        answer = requests.get(served.rest + f"/v1/models/{NAME}{path}")
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json() == {
+            "model_version_status": [
+                {
+                    "version": "1",
+                    "state": "AVAILABLE",
+                    "status": {"error_code": "OK", "error_message": ""},
+                }
+            ]
+        }
+
+
+def test_rest_metadata(served):
+    answer = requests.get(served.rest + f"/v1/models/{NAME}/metadata").json()
+    assert answer["model_spec"] == {
+        "name": NAME,
+        "signature_name": "",
+        "version": "1",
+    }
+    signatures = answer["metadata"]["signature_def"]["signature_def"]
+    signature = signatures["serving_default"]
+    assert signature["method_name"] == "tensorflow/serving/predict"
+    noise = signature["inputs"]["noise"]
+    assert noise["dtype"] == "DT_FLOAT"
+    sizes = [axis["size"] for axis in noise["tensor_shape"]["dim"]]
+    assert sizes == ["-1", "-1", "120"]
+
+
+def test_rest_row_and_column_format(served, local):
+    inputs = make_inputs(batch=2, samples=3)
+    expected = local.logits(inputs["images"])
+    by_column = post(
+        served, {"inputs": {key: x.tolist() for key, x in inputs.items()}}
+    ).json()["outputs"]
+    rows = [
+        {key: x[index].tolist() for key, x in inputs.items()}
+        for index in range(2)
+    ]
+    body = {"signature_name": "serving_default", "instances": rows}
+    by_row = post(served, body, f"/v1/models/{NAME}/versions/1:predict").json()[
+        "predictions"
+    ]
+    assert sorted(by_row[0]) == ["logits", "reconstructions"]
+    np.testing.assert_allclose(by_column["logits"], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        [row["logits"] for row in by_row], expected, atol=1e-4
+    )
+    assert np.shape(by_column["reconstructions"]) == (2, 3, 32, 32, 3)
+    np.testing.assert_allclose(
+        [row["reconstructions"] for row in by_row],
+        by_column["reconstructions"],
+        atol=1e-2,
+    )
+
+
+ROW = {key: value[0].tolist() for key, value in make_inputs().items()}
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"", "The document is empty"),
+        (b"{", "JSON Parse error"),
+        (b"[1]", "Is not object"),
+        ({}, "Missing 'inputs' or 'instances' key"),
+        ({"inputs": {}, "instances": []}, "expecting only one of"),
+        ({"instances": 3}, "to be an list/array"),
+        ({"instances": []}, "No values in 'instances' array"),
+        ({"instances": [1, 2]}, "Expecting object but got Number"),
+        ({"instances": [{**ROW, "more": 1}]}, "keys must be equal to"),
+        ({"instances": [ROW, {}]}, "element: 1 of 'instances'"),
+        ({"inputs": [1]}, "expecting an object as multiple"),
+        ({"inputs": {"images": []}}, "Missing named input: logit_scale"),
+        (columns(images=[]), "images: expected shape"),
+        (columns(images=[[1, 2], [3]]), "unexpected size: 1"),
+        (columns(images=[[1, 2], 3]), "incorrect level: 1"),
+        (columns(images=[1, [2]]), "is not of expected type"),
+        (columns(logit_scale=[["1"]]), "Type: String is not of expected"),
+        (columns(logit_scale=[[True]]), "Type: Boolean"),
+        (columns(logit_scale=[[None]]), "Type: Null"),
+        (columns(logit_scale=[[{"b64": "AA=="}]]), "Type: Object"),
+        (columns(logit_scale=[1]), "logit_scale: expected shape"),
+        (columns(logit_scale=[[1], [1]]), "logit_scale: expected shape"),
+        (columns(noise=[[[0.0] * 119]]), "noise: expected shape"),
+        (columns(images=[[[[0, 0, 256]]]]), r"values in \[0, 255\]"),
+        (columns(logit_scale=[[1e39]]), "expected finite values"),
+        (columns(logit_shift=[[[3e38]]]), "Outputs are not finite"),
+        ({"signature_name": 3, **columns()}, "must be a string value"),
+        ({"signature_name": "x", **columns()}, 'name: "x" not found'),
+        ({"signature_name": "__saved_model_init_op", **columns()}, "input map"),
+    ],
+)
+def test_rest_rejects(served, body, message):
+    answer = post(served, body)
+    assert answer.status_code == 400, answer.text
+    assert list(answer.json()) == ["error"]
+    assert re.search(message, answer.json()["error"])
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("POST", "/v1/models/nothing:predict", 404),
+        ("POST", f"/v1/models/{NAME}/versions/9:predict", 404),
+        ("GET", f"/v1/models/{NAME}/versions/9", 404),
+        ("GET", "/v1/models/nothing/metadata", 404),
+        ("GET", "/v1/models", 400),
+        ("GET", "/anything", 400),
+        ("POST", f"/v1/models/{NAME}", 400),
+        ("POST", f"/v1/models/{NAME}:classify", 400),
+        ("POST", f"/v1/models/{NAME}:nothing", 400),
+        ("POST", f"/v1/models/{NAME}/labels/stable:predict", 400),
+        ("POST", f"/v1/models/{NAME}/versions/{'9' * 40}:predict", 400),
+        ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404),
+        ("GET", "/v1/models/../../../etc/passwd", 400),
+        ("GET", "/%2e%2e/%2e%2e/etc/passwd", 400),
+        ("DELETE", f"/v1/models/{NAME}", 405),
+    ],
+)
+def test_rest_paths(served, method, path, status):
+    # As it is: a client that tidies up paths would hide the traversal.
+    request = requests.Request(method, served.rest, data=b"{}").prepare()
+    request.url = served.rest + path
+    answer = requests.Session().send(request, timeout=60)
+    assert answer.status_code == status, answer.text
+    assert "root:" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "header, parts",
+    [
+        (f"Content-Length: {2**30}", []),
+        # In chunks, whose sum is not announced.
+        (
+            "Transfer-Encoding: chunked",
+            [b"100000\r\n" + b" " * 2**20 + b"\r\n"] * 65,
+        ),
+    ],
+    ids=["announced", "in chunks"],
+)
+def test_a_body_that_is_too_large_is_refused(served, header, parts):
+    host, port = served.rest.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(
+            f"POST /v1/models/{NAME}:predict HTTP/1.1\r\nHost: x\r\n"
+            f"{header}\r\n\r\n".encode()
+        )
+        for part in parts:
+            connection.sendall(part)
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_decompression_bomb_is_refused(served):
+    bomb = gzip.compress(b" " * 2**26)
+    answer = post(served, bomb, headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 415
+
+
+@pytest.mark.parametrize(
+    "size, samples, message",
+    [(2049, 1, "at most 4194304 pixels"), (1, 1025, "at most 1024 samples")],
+)
+def test_pixels_and_samples_are_limited(version, size, samples, message):
+    inputs = make_inputs(samples=samples, size=size)
+    with pytest.raises(serving.ServingError, match=message) as caught:
+        serving.check_inputs(inputs, version.model, serving.Limits())
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+
+
+# gRPC, with the official stubs.
+
+
+def predict_request(inputs, **spec):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = spec.pop("name", NAME)
+    request.model_spec.signature_name = spec.pop("signature", "")
+    if "version" in spec:
+        request.model_spec.version.value = spec["version"]
+    for key, value in inputs.items():
+        request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+    return request
+
+
+@pytest.fixture
+def stub(served):
+    with grpc.insecure_channel(served.grpc) as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def test_grpc_predict(stub, local):
+    inputs = make_inputs(samples=0)
+    request = predict_request(inputs)
+    request.output_filter.append("logits")
+    response = stub.Predict(request)
+    assert list(response.outputs) == ["logits"]
+    assert response.model_spec.version.value == 1
+    assert response.model_spec.signature_name == "serving_default"
+    np.testing.assert_allclose(
+        tf.make_ndarray(response.outputs["logits"]),
+        local.logits(inputs["images"]),
+        atol=1e-4,
+    )
+
+
+def bomb(request):
+    """One value that stands for 10^12."""
+    tensor = request.inputs["noise"]
+    tensor.ClearField("tensor_content")
+    tensor.float_val[:] = [1.0]
+    for axis in tensor.tensor_shape.dim:
+        axis.size = 10**4
+    return request
+
+
+def without(name):
+    inputs = make_inputs()
+    del inputs[name]
+    return inputs
+
+
+@pytest.mark.parametrize(
+    "request_, code",
+    [
+        (predict_request(make_inputs(), name="nothing"), "NOT_FOUND"),
+        (predict_request(make_inputs(), version=9), "NOT_FOUND"),
+        (predict_request(make_inputs(), signature="x"), "FAILED_PRECONDITION"),
+        (predict_request(without("noise")), "INVALID_ARGUMENT"),
+        (
+            predict_request({**make_inputs(), "more": np.zeros(1, "f4")}),
+            "INVALID_ARGUMENT",
+        ),
+        (
+            predict_request(
+                {**make_inputs(), "images": np.zeros((1, 2), "f4")}
+            ),
+            "INVALID_ARGUMENT",
+        ),
+        (
+            predict_request(
+                {**make_inputs(), "images": np.zeros((1, 32, 32, 3), "i4")}
+            ),
+            "INVALID_ARGUMENT",
+        ),
+        (predict_request(make_inputs(batch=0)), "INVALID_ARGUMENT"),
+        (bomb(predict_request(make_inputs())), "INVALID_ARGUMENT"),
+    ],
+)
+def test_grpc_rejects(stub, request_, code):
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Predict(request_)
+    assert caught.value.code().name == code, caught.value
+
+
+def test_grpc_rejects_unknown_outputs_and_methods(stub):
+    request = predict_request(make_inputs())
+    request.output_filter.append("nothing")
+    with pytest.raises(grpc.RpcError, match="alias not found"):
+        stub.Predict(request)
+    with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+        stub.Classify(classification_pb2.ClassificationRequest())
+
+
+def test_grpc_metadata_and_status(served, stub):
+    request = get_model_metadata_pb2.GetModelMetadataRequest()
+    request.model_spec.name = NAME
+    with pytest.raises(grpc.RpcError, match="at least one metadata_field"):
+        stub.GetModelMetadata(request)
+    request.metadata_field.append("signature_def")
+    response = stub.GetModelMetadata(request)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    assert set(signatures.signature_def["serving_default"].outputs) == {
+        "logits",
+        "reconstructions",
+    }
+    request.metadata_field.append("other")
+    with pytest.raises(grpc.RpcError, match="other is not supported"):
+        stub.GetModelMetadata(request)
+
+    request = get_model_status_pb2.GetModelStatusRequest()
+    request.model_spec.name = NAME
+    with grpc.insecure_channel(served.grpc) as channel:
+        status = model_service_pb2_grpc.ModelServiceStub(
+            channel
+        ).GetModelStatus(request)
+    [only] = status.model_version_status
+    assert (only.version, only.State.Name(only.state)) == (1, "AVAILABLE")
+
+
+def test_a_compressed_grpc_bomb_is_refused(served):
+    # 128 MiB of zeros, 130 kB on the wire.
+    request = predict_request(
+        {**make_inputs(), "images": np.zeros((1, 3400, 3300, 3), "f4")}
+    )
+    with grpc.insecure_channel(
+        served.grpc,
+        options=[("grpc.max_send_message_length", -1)],
+        compression=grpc.Compression.Gzip,
+    ) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            stub.Predict(request)
+
+
+# Merged calls and versions.
+
+
+def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
+    server = serving.Server({NAME: ROOT / "exported" / NAME})
+    model = server.version(NAME).model
+    batches = []
+    signature = model.signature
+
+    def counting(**tensors):
+        batches.append(len(tensors["images"]))
+        # Long enough for the others to arrive.
+        time.sleep(0.2)
+        return signature(**tensors)
+
+    model.signature = counting
+    requests_ = [make_inputs(batch=1 + i % 2, seed=i) for i in range(12)]
+    requests_.append(make_inputs(samples=2, seed=12))
+    futures = [server.submit(NAME, inputs) for inputs in requests_]
+    for inputs, future in zip(requests_, futures, strict=True):
+        np.testing.assert_allclose(
+            future.result()["reconstructions"],
+            local.reconstruct(inputs["images"], inputs["noise"]),
+            atol=2e-3,
+            rtol=1e-4,
+        )
+    server.close()
+    assert sum(batches) == 19
+    assert len(batches) <= 4
+
+
+def test_one_call_that_overflows_does_not_fail_its_neighbours():
+    server = serving.Server({NAME: ROOT / "exported" / NAME})
+    bad = {**make_inputs(), "logit_shift": np.full((1, 1, 1), 3e38, "f4")}
+    futures = [server.submit(NAME, x) for x in (make_inputs(), bad)]
+    assert futures[0].result()["logits"].shape == (1, 80)
+    with pytest.raises(serving.ServingError, match="not finite"):
+        futures[1].result()
+    server.close()
+
+
+def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
+    source = ROOT / "exported" / NAME / "1"
+    shutil.copytree(source, tmp_path / "model" / "1")
+    server = serving.Server({"model": tmp_path / "model"}, poll_seconds=0.1)
+    stop = threading.Event()
+    answered = []
+
+    def ask(seed):
+        while not stop.is_set():
+            inputs = make_inputs(seed=seed)
+            outputs = server.submit("model", inputs).result(timeout=60)
+            answered.append(outputs["logits"].shape)
+
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        tasks = [executor.submit(ask, seed) for seed in range(4)]
+        # One that is broken is passed over.
+        (tmp_path / "model" / "2").mkdir()
+        (tmp_path / "model" / "2" / "saved_model.pb").write_bytes(b"no")
+        time.sleep(0.5)
+        assert server.version("model").number == 1
+        shutil.copytree(source, tmp_path / "model" / ".writing")
+        (tmp_path / "model" / ".writing").rename(tmp_path / "model" / "3")
+        deadline = time.monotonic() + 60
+        while server.version("model").number != 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.2)
+        stop.set()
+        for task in tasks:
+            task.result()
+    assert answered and set(answered) == {(1, 80)}
+    assert server.states("model") == [(3, "AVAILABLE"), (1, "END")]
+    with pytest.raises(serving.ServingError, match="Servable not found"):
+        server.submit("model", make_inputs(), 1)
+    server.close()
+
+
+# Whatever is sent.
+
+JSON = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers()
+    | strategies.floats(allow_nan=False, allow_infinity=False)
+    | strategies.text(max_size=5)
+    | strategies.sampled_from([0, 1, 255, 1e39, -1, 10**30]),
+    lambda children: (
+        strategies.lists(children, max_size=4)
+        | strategies.dictionaries(
+            strategies.sampled_from([*serving.RANKS, "b64", ""]), children
+        )
+    ),
+    max_leaves=30,
+)
+REQUESTS = strategies.fixed_dictionaries(
+    {},
+    optional={
+        "signature_name": strategies.sampled_from(
+            ["serving_default", "__saved_model_init_op", 3, None]
+        ),
+        "instances": JSON,
+        "inputs": JSON
+        | strategies.fixed_dictionaries(
+            {
+                name: JSON | strategies.just(value)
+                for name, value in columns()["inputs"].items()
+            }
+        ),
+    },
+)
+
+
+@hypothesis.settings(max_examples=500, deadline=None)
+@hypothesis.given(REQUESTS | JSON)
+def test_whatever_json_says_is_read_or_refused(version, value):
+    try:
+        inputs, _ = serving_rest.parse_request(
+            json.dumps(value).encode(), version
+        )
+        serving.check_inputs(inputs, version.model, serving.Limits())
+    except serving.ServingError as error:
+        assert error.code == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@hypothesis.settings(
+    max_examples=int(os.environ.get("KINV_FUZZ_REQUESTS", 200)),
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+@hypothesis.given(
+    method=strategies.sampled_from(["GET", "POST", "PUT", "OPTIONS"]),
+    path=strategies.sampled_from(
+        [
+            f"/v1/models/{NAME}:predict",
+            f"/v1/models/{NAME}/versions/1:predict",
+            f"/v1/models/{NAME}/metadata",
+            "/",
+        ]
+    )
+    | strategies.text(
+        strategies.characters(codec="ascii", categories=["L", "N", "P"]),
+        max_size=40,
+    ).map(lambda text: "/" + text),
+    body=strategies.binary(max_size=200)
+    | REQUESTS.map(lambda value: json.dumps(value).encode())
+    | JSON.map(lambda value: json.dumps(value).encode()),
+    headers=strategies.dictionaries(
+        strategies.sampled_from(
+            ["Content-Type", "Accept", "Content-Encoding", "Origin", "X-A"]
+        ),
+        strategies.text(
+            strategies.characters(codec="ascii", categories=["L", "N"]),
+            max_size=10,
+        ),
+        max_size=3,
+    ),
+)
+def test_whatever_http_says_gets_an_answer(served, method, path, body, headers):
+    answer = served.session.request(
+        method, served.rest + path, data=body, headers=headers, timeout=60
+    )
+    assert answer.status_code < 500, (method, path, body, answer.text)
+
+
+def test_the_server_lives_after_all_that(served):
+    assert served.process.poll() is None
+    assert post(served, columns()).status_code == 200
+
+
+# The tool.
+
+
+def run_serve(*arguments):
+    return subprocess.run(
+        [sys.executable, "tools/serve.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "exported"], "Received: exported, which holds none"),
+        (["--model", "no/where"], "Received: no/where, which holds none"),
+        (["--model", "a:b=exported/scenes32-robust"], "without '/' or ':'"),
+        (
+            ["--model", "exported/scenes32-robust", "--rest-port", "{rest}"],
+            "Expected a free port",
+        ),
+        (
+            [
+                "--model",
+                "exported/scenes32-robust",
+                *("--rest-port", "0", "--grpc-port", "{grpc}"),
+            ],
+            "Expected a free port",
+        ),
+        (["--model", "x", "--rest-port", "70000"], "a port from 0 to 65535"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(served, arguments, message):
+    ports = {
+        "rest": served.rest.rpartition(":")[2],
+        "grpc": served.grpc.rpartition(":")[2],
+    }
+    result = run_serve(*(word.format(**ports) for word in arguments))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly(start_server, number):
+    server = start_server()
+    # A call that is under way is answered.
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        body = {"inputs": {k: v.tolist() for k, v in make_inputs(64).items()}}
+        call = executor.submit(post, server, orjson.dumps(body))
+        time.sleep(0.3)
+        server.process.send_signal(number)
+        assert call.result().status_code == 200
+    out, _ = server.process.communicate(timeout=60)
+    assert server.process.returncode == 0
+    assert out.endswith("stopped\n")
+
+
+def test_page_is_written_to_a_file(tmp_path):
+    path = tmp_path / "explorer.html"
+    serve.main(["--model", f"{ROOT}/exported/{NAME}", "--page", str(path)])
+    text = path.read_text()
+    assert "lime cylinder" in text and "/*CONFIG*/" not in text
+    assert "http://" not in text.replace("http://localhost:8501", "")
