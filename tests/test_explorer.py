@@ -182,16 +182,16 @@ def test_brightness_and_rotation(served, page):
 
 def test_between_two_images_and_repeated(served, page):
     open_page(page, served.rest)
-    do(page, lambda: page.get_by_text("Between", exact=True).click())
+    do(page, lambda: page.locator("input[value=between]").check())
     captions = page.locator(".pictures figcaption b").all_inner_texts()
     assert (captions[0], captions[-1]) == ("0\u00a0%", "100\u00a0%")
     # At the end it is the other image's inversion with the same noise.
     last = pixels(page, 8)
     do(page, page.locator("#examples button").nth(1).click)
-    do(page, lambda: page.get_by_text("Noise", exact=True).click())
+    do(page, lambda: page.locator("input[value=noise]").check())
     np.testing.assert_allclose(pixels(page, 0), last, atol=3)
 
-    do(page, lambda: page.get_by_text("Repeat", exact=True).click())
+    do(page, lambda: page.locator("input[value=repeat]").check())
     captions = page.locator(".pictures figcaption b").all_inner_texts()
     assert captions == [f"pass {index}" for index in range(1, 9)]
 

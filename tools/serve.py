@@ -183,6 +183,8 @@ def bind(config):
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((config.host, config.port))
+        # So that whoever reads the address can connect at once.
+        opened.listen(config.backlog)
     except OSError as error:
         raise errors.InputError(
             f"Expected a free port. Received: --host {config.host} --rest-port "
