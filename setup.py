@@ -46,6 +46,7 @@ setup(
         "orjson>=3.11,<4",
         "grpcio>=1.70,<2",
         "requests>=2.32,<3",
+        "psutil>=7,<8",
     ],
     extras_require={
         "test": [

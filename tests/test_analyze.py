@@ -197,6 +197,45 @@ def test_a_data_set_without_factors(
     assert not list((out / "noise_resampling").glob("*.csv"))
 
 
+def test_served_models_give_what_local_ones_give(
+    served, rendered, tmp_path, monkeypatch
+):
+    sizes = {"train": 300, "test": 60}
+    monkeypatch.setattr(
+        datasets,
+        "open_dataset",
+        lambda name, split, data_dir: rendered(split, sizes[split]),
+    )
+    experiments = ["reconstructions", "stability", "controls"]
+    found = []
+    for place, models in (
+        ("here", MODELS),
+        (
+            "there",
+            [
+                *("--model", f"{served.rest}/v1/models/scenes32-robust"),
+                *("--model", f"grpc://{served.grpc}/scenes32-standard"),
+            ],
+        ),
+    ):
+        out = tmp_path / place
+        analyze.main(
+            [*models, "--quick", "--out", str(out)]
+            + ["--experiments", *experiments]
+        )
+        found.append(json.loads((out / "metrics.json").read_text()))
+    here, there = (metrics["experiments"] for metrics in found)
+    for name in ("scenes32-robust", "scenes32-standard"):
+        for key, value in here["reconstructions"][name].items():
+            assert there["reconstructions"][name][key] == pytest.approx(
+                value, rel=1e-3, abs=1e-3
+            )
+        # Gradients do not travel.
+        assert set(here["controls"][name]) - set(there["controls"][name]) == {
+            "optimisation"
+        }
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -230,6 +269,16 @@ def test_labels():
         "b": "exported/b/2",
         "c": "x/1",
     }
+    assert list(
+        analyze.labelled(
+            [
+                "grpc://host:1/d",
+                "grpc://host:1/e/versions/2",
+                "http://host:1/v1/models/f/",
+                "g=http://host:1/v1/models/f",
+            ]
+        )
+    ) == ["d", "e", "f", "g"]
     with pytest.raises(errors.InputError, match="different labels"):
         analyze.labelled(["a", "x/a"])
 

@@ -1,10 +1,13 @@
 """The benchmark runs; how fast is shown by its ratios, not tested."""
 
 import json
+import pathlib
 
 import pytest
 
 from tools import benchmark
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_measures_each_workload_in_each_precision(tmp_path, capsys):
@@ -29,3 +32,26 @@ def test_measures_each_workload_in_each_precision(tmp_path, capsys):
         if row["precision"] == "float32":
             assert row["ratio_to_float32"] == pytest.approx(1)
     assert "generation   mixed_bfloat16" in capsys.readouterr().out
+
+
+def test_measures_a_server(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    benchmark.main(
+        [
+            f"--serve={ROOT}/exported/scenes32-robust",
+            "--clients=3",
+            "--seconds=1",
+            f"--json={path}",
+        ]
+    )
+    figures = json.loads(path.read_text())["figures"]
+    assert [(row["protocol"], row["clients"]) for row in figures] == [
+        ("gRPC", 1),
+        ("gRPC", 3),
+        ("REST", 1),
+        ("REST", 3),
+    ]
+    for row in figures:
+        assert row["calls"] > 1
+        assert 0 < row["median_ms"] <= row["percentile_99_ms"]
+    assert "no call failed" in capsys.readouterr().out

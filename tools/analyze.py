@@ -47,10 +47,12 @@ def parse_arguments(argv):
         "--model",
         action="append",
         required=True,
-        metavar="[LABEL=]DIR",
-        help="exported/NAME (its highest version) or exported/NAME/VERSION; "
-        "may be repeated. The label defaults to NAME; the paper's claims "
-        'compare the label with "robust" in it with that with "standard"',
+        metavar="[LABEL=]MODEL",
+        help="exported/NAME (its highest version), exported/NAME/VERSION, or a "
+        "served model, grpc://HOST:PORT/NAME or "
+        "http://HOST:PORT/v1/models/NAME; may be repeated. The label defaults "
+        'to NAME; the paper\'s claims compare the label with "robust" in it '
+        'with that with "standard"',
     )
     add("--out", required=True, metavar="DIR", help="directory of the results")
     add(
@@ -124,7 +126,12 @@ def main(argv=None):
         label: pipeline.Pipeline.load(path) for label, path in paths.items()
     }
     first = next(iter(models.values()))
-    dataset = options.dataset or first.metadata["dataset"]
+    dataset = options.dataset or first.metadata.get("dataset")
+    if not dataset:
+        raise errors.InputError(
+            "Expected --dataset. Received: a model on a server that does not "
+            "tell what it was trained on, as TensorFlow Serving does not."
+        )
 
     def open_split(split):
         return datasets.open_dataset(dataset, split, options.data_dir)
@@ -205,15 +212,19 @@ def main(argv=None):
 
 
 def labelled(arguments):
-    """Paths by label, of arguments `[LABEL=]DIR`."""
+    """Paths and addresses by label, of arguments `[LABEL=]MODEL`."""
     paths = {}
     for argument in arguments:
         label, separator, path = argument.rpartition("=")
         path = path.rstrip("/")
         if not separator:
-            names = pathlib.PurePath(path).parts
-            is_version = len(names) > 1 and names[-1].isdecimal()
-            label = names[-2] if is_version else names[-1]
+            # NAME, NAME/VERSION or, of a server, NAME/versions/VERSION.
+            name = pathlib.PurePath(path)
+            if name.name.isdecimal() and len(name.parts) > 1:
+                name = name.parent
+            if name.name == "versions" and "://" in path:
+                name = name.parent
+            label = name.name
         if not label or label in paths:
             raise errors.InputError(
                 "Expected models of different labels. Received: "

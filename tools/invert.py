@@ -32,8 +32,10 @@ def parse_arguments(argv):
     add(
         "--model",
         required=True,
-        metavar="DIR",
-        help="exported/NAME (its highest version) or exported/NAME/VERSION",
+        metavar="MODEL",
+        help="exported/NAME (its highest version), exported/NAME/VERSION, or a "
+        "served model, grpc://HOST:PORT/NAME or "
+        "http://HOST:PORT/v1/models/NAME",
     )
     add("--out", required=True, metavar="FILE", help="grid to write, a PNG")
     add(
