@@ -18,9 +18,11 @@ import grpc
 import hypothesis
 import numpy as np
 import orjson
+import psutil
 import pytest
 import requests
 import tensorflow as tf
+from google.protobuf import text_format
 from hypothesis import strategies
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -30,6 +32,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+from tensorflow_serving.config import model_server_config_pb2
 
 from kinv import (
     errors,
@@ -630,9 +633,20 @@ def test_whatever_http_says_gets_an_answer(served, method, path, body, headers):
     assert answer.status_code < 500, (method, path, body, answer.text)
 
 
-def test_the_server_lives_after_all_that(served):
+def test_the_server_lives_after_all_that_and_does_not_grow(served):
+    memory = psutil.Process(served.process.pid).memory_info
+    bodies = [b"", b"{", json.dumps(columns(noise=[])), json.dumps(columns())]
+    bodies.append(b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}")
+    sizes = []
+    for _ in range(2):
+        for index in range(500):
+            body = bodies[index % len(bodies)]
+            path = f"{served.rest}/v1/models/{NAME}:predict"
+            answer = served.session.post(path, body, timeout=60)
+            assert answer.status_code == (200 if index % 5 == 3 else 400)
+        sizes.append(memory().rss)
+    assert sizes[1] - sizes[0] < 20e6
     assert served.process.poll() is None
-    assert post(served, columns()).status_code == 200
 
 
 # The tool.
@@ -701,3 +715,13 @@ def test_page_is_written_to_a_file(tmp_path):
     text = path.read_text()
     assert "lime cylinder" in text and "/*CONFIG*/" not in text
     assert "http://" not in text.replace("http://localhost:8501", "")
+
+
+def test_deploy_serves_the_shipped_pipelines():
+    config = model_server_config_pb2.ModelServerConfig()
+    text_format.Parse((ROOT / "deploy/models.config").read_text(), config)
+    entries = config.model_config_list.config
+    assert [entry.name for entry in entries] == list(NAMES)
+    for entry in entries:
+        name = entry.base_path.removeprefix("/models/")
+        assert pipeline.versions(ROOT / "exported" / name)
