@@ -105,12 +105,13 @@ def logit_distance(logits, others):
     return np.linalg.norm(logits - others, axis=-1) / np.maximum(lengths, 1e-12)
 
 
-def within_class_errors(logits, again):
+def within_class_errors(logits, again, classes=None):
     """How far logits are read back, from own pictures and from others'.
 
     Args:
         logits: `(images, num_classes)` of images.
         again: the same, read from the images' reconstructions.
+        classes: `(images,)`, predicted; None for the highest of `logits`.
 
     Returns:
         `(own, other)`, each `(pairs,)`: squared distances from an image's
@@ -118,7 +119,8 @@ def within_class_errors(logits, again):
         reconstruction of another image of the same predicted class. Images
         whose class no other has are left out.
     """
-    classes = logits.argmax(axis=-1)
+    if classes is None:
+        classes = logits.argmax(axis=-1)
     order = np.argsort(classes, kind="stable")
     partners = np.roll(order, 1)
     paired = classes[order] == classes[partners]

@@ -12,6 +12,7 @@ from kinv.analysis import (
     factors,
     logit_interpolation,
     manipulation,
+    memorisation,
     misclassified,
     noise_interpolation,
     noise_resampling,
@@ -19,6 +20,7 @@ from kinv.analysis import (
     rotation,
     stability,
     study,
+    two_inversions,
 )
 
 IMAGES = 120
@@ -446,7 +448,7 @@ def test_information_efficiency(source, rendered, monkeypatch):
     monkeypatch.setattr(factors, "IMAGES", 200)
     monkeypatch.setattr(factors, "SAMPLES", 4)
     training = rendered("train", 2000)
-    network = factors._load_network()
+    network = factors.load_network()
     gallery, keys = [], []
     for images, _, _ in study.Study({}, training, None, 32).batches(None):
         gallery.append(images)
@@ -548,3 +550,71 @@ def test_experiments_have_titles_and_files():
 )
 def test_verdicts(low, high, verdict):
     assert study.decide(low, high) == verdict
+
+
+def test_memorisation_tells_copies_from_pictures_of_ones_own(
+    rendered, source, monkeypatch
+):
+    monkeypatch.setattr(memorisation, "TRAINING_IMAGES", 300)
+    training = rendered("train", 300)
+    [(copies, _, _)] = study.Study({}, training, None, 32).batches(
+        300, batch_size=300
+    )
+
+    def copy(logits, noise):
+        flat = copies.reshape(300, -1)
+        distances = study.squared_distances(64 * logits, flat)
+        return copies[distances.argmin(axis=-1)]
+
+    learned_by_heart = fake(
+        lambda images: images.reshape(len(images), -1) / 64, copy, 32 * 32 * 3
+    )
+    models = {"perfect": perfect(), "copies": learned_by_heart}
+    data = study.Study(models, source, lambda: training, 32)
+    metrics = memorisation.run(data).metrics
+    for measure in ("ratio", "blur_ratio"):
+        assert metrics["perfect"][measure]["value"] == pytest.approx(1)
+        assert metrics["copies"][measure]["value"] == pytest.approx(0, abs=1e-2)
+
+
+def colors(image_of):
+    """Logits are the mean colour."""
+    return fake(lambda images: images.mean(axis=(1, 2)) / 64, image_of, 3)
+
+
+def test_two_inversions_of_one_classifier(source):
+    def flat(logits, noise):
+        return np.broadcast_to(
+            64 * logits[:, None, None], (len(logits), 32, 32, 3)
+        )
+
+    def with_noise(logits, noise):
+        return flat(logits, noise) + 5 * noise[:, :3][:, None, None]
+
+    def class_only(logits, noise):
+        bright = np.eye(3)[logits.argmax(-1)] * 3
+        return with_noise(bright, noise)
+
+    result = run(
+        two_inversions,
+        source,
+        first=colors(flat),
+        second=colors(with_noise),
+        class_only=colors(class_only),
+        other=perfect(),
+    )
+    metrics = result.metrics
+    # Of another classifier nothing is said.
+    assert set(metrics) == {
+        "first and second",
+        "first and class_only",
+        "second and class_only",
+    }
+    assert metrics["first and second"]["agreement"]["value"] > 0.95
+    assert metrics["first and second"]["ceiling"]["value"] == 1
+    assert metrics["second and class_only"]["ceiling"]["value"] < 1
+    assert abs(metrics["first and class_only"]["agreement"]["value"]) < 0.1
+    hue = metrics["first and second"]["wall_hue"]["value"]
+    assert hue > metrics["first and class_only"]["wall_hue"]["value"]
+    with pytest.raises(study.NotApplicable, match="the same classifier"):
+        run(two_inversions, source, one=colors(flat), other=perfect())

@@ -31,6 +31,8 @@ EXPERIMENTS = (
     "rotation",
     "factors",
     "controls",
+    "memorisation",
+    "two_inversions",
 )
 
 
@@ -169,19 +171,17 @@ def main(argv=None):
     times_path = out / "seconds.json"
     seconds = files.read_json(times_path) if times_path.exists() else {}
     for name in options.experiments:
-        if name == "factors" and not dataset.startswith("kinv_scenes"):
-            skipped.append(
-                f"factors: needs known factors, those of kinv_scenes; "
-                f"{dataset} has none"
-            )
-            print(f"left out: {skipped[-1]}")
-            continue
         module = importlib.import_module(f"kinv.analysis.{name}")
         if (out / name).exists():
             print(f"{module.TITLE}: done before")
             continue
         start = time.perf_counter()
-        result = module.run(data)
+        try:
+            result = module.run(data)
+        except study.NotApplicable as need:
+            skipped.append(f"{name}: {need}")
+            print(f"left out: {skipped[-1]}")
+            continue
         report.write_result(out / name, module.TITLE, result, options.pdf)
         if options.tensorboard:
             report.write_summaries(out / "tensorboard", name, result)

@@ -120,26 +120,25 @@ def _search(data, name, model, logits):
     """
     source = data.training_source()
     limit = min(data.count(TRAINING_IMAGES), source.num_examples)
-    best = np.full(len(logits), np.inf)
-    nearest = np.zeros((len(logits), *[model.image_size] * 2, 3), "float32")
     sums = np.zeros((model.num_classes, model.num_classes))
     counts = np.zeros(model.num_classes)
     gallery = []
-    batches = data.batches(limit, source, batch_size=500)
-    for images, _, _ in data.progress(
-        batches, f"nearest image, {name}", -(-limit // 500)
-    ):
+
+    def embed(images):
         found = model.logits(images)
         gallery.append(found)
-        distances = _squared_distances(logits, found)
-        index = distances.argmin(axis=1)
-        nearer = distances.min(axis=1) < best
-        best[nearer] = distances.min(axis=1)[nearer]
-        if nearer.any():
-            nearest[nearer] = study.target(images[index[nearer]], model)
         classes = found.argmax(-1)
         np.add.at(sums, classes, found)
         np.add.at(counts, classes, 1)
+        return found
+
+    batches = data.progress(
+        data.batches(limit, source, batch_size=500),
+        f"nearest image, {name}",
+        -(-limit // 500),
+    )
+    nearest, _ = study.nearest(batches, logits, embed)
+    nearest = study.target(nearest, model)
     gallery = np.concatenate(gallery)
     counts = counts[:, None]
     # A class that no training image gets has the mean of all.
@@ -148,18 +147,10 @@ def _search(data, name, model, logits):
     )
 
     def look_up():
-        _squared_distances(logits, gallery).argmin(axis=1)
+        study.squared_distances(logits, gallery).argmin(axis=1)
         return nearest
 
     return look_up, means[logits.argmax(-1)].astype("float32")
-
-
-def _squared_distances(logits, others):
-    return (
-        np.sum(logits**2, axis=-1)[:, None]
-        - 2 * logits @ others.T
-        + np.sum(others**2, axis=-1)
-    )
 
 
 def optimise(data, model, logits, label):

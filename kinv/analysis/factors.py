@@ -95,8 +95,13 @@ def run(data):
         what the logits leave open (1: pictures vary as much as the data do).
         Efficiencies of factors of which the logits know less than
         `KNOWN` are left out: a ratio of two small numbers says nothing.
+
+    Raises:
+        study.NotApplicable: if the factors are not known.
     """
-    network = _load_network()
+    if not ENCODINGS.keys() <= set(data.source.factor_names):
+        raise study.NotApplicable("needs known factors, those of kinv_scenes")
+    network = load_network()
     metrics, rows = {}, []
     for name, model, batches in data.by_model(data.count(IMAGES), "factors"):
         predict, class_means = _train_probes(data, name, model)
@@ -152,7 +157,8 @@ def run(data):
     return study.Result(metrics, {"factors": rows}, [figure])
 
 
-def _load_network():
+def load_network():
+    """The factor network: images `(batch, 32, 32, 3)` to codes."""
     path = pathlib.Path(__file__).with_name("scene_factors.keras")
     return keras.models.load_model(path, compile=False)
 

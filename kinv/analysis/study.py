@@ -16,6 +16,10 @@ BATCH_SIZE = 50
 QUICK_SHARE = 0.2
 
 
+class NotApplicable(Exception):
+    """These data or models cannot have the experiment; says what it needs."""
+
+
 @dataclasses.dataclass
 class Figure:
     """A picture or a plot, with a caption that stands alone."""
@@ -164,6 +168,42 @@ class Study:
 def target(images, model):
     """Images as the model would reconstruct them ideally: at its size."""
     return images_lib.resize(images, model.image_size)
+
+
+def nearest(batches, queries, embed):
+    """The nearest image to each query, in one pass that keeps the best so far.
+
+    Args:
+        batches: iterable of (images, labels, factors), as `Study.batches`.
+        queries: `(queries, width)`.
+        embed: function of images to their `(images, width)`.
+
+    Returns:
+        The images, `(queries, height, width, 3)`, and their squared distances,
+        `(queries,)`.
+    """
+    found = None
+    best = np.full(len(queries), np.inf)
+    for images, _, _ in batches:
+        distances = squared_distances(queries, embed(images))
+        index = distances.argmin(axis=1)
+        nearer = distances.min(axis=1) < best
+        best[nearer] = distances.min(axis=1)[nearer]
+        if found is None:
+            found = np.zeros((len(queries), *images.shape[1:]), "float32")
+        found[nearer] = images[index[nearer]]
+    return found, best
+
+
+def squared_distances(vectors, others):
+    """Between each two, `(vectors, others)`."""
+    distances = (
+        np.sum(vectors**2, axis=-1)[:, None]
+        - 2 * vectors @ others.T
+        + np.sum(others**2, axis=-1)
+    )
+    # Of equal vectors, roundings may be left.
+    return np.maximum(distances, 0.0)
 
 
 def concatenate(rows):
