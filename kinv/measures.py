@@ -7,6 +7,13 @@ import scipy.stats
 import tensorflow as tf
 
 CONFIDENCE = 0.95
+# Fidelity below which most of what logits know beyond the class is missing in
+# the pictures, and what to do about it.
+LOW_FIDELITY = 0.5
+FIDELITY_ADVICE = (
+    "Train it longer, or with --logit-normalization within-classes, "
+    "--embedding-layers 2, --logit-consistency 1 and --pixel-consistency 50."
+)
 
 
 def wilson_interval(num_hits, num_trials):

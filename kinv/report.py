@@ -10,16 +10,13 @@ import pathlib
 import jinja2
 import tensorflow as tf
 
-from kinv import files, images
+from kinv import files, images, measures
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 # Of PNGs; and of the page, whose pixels a sharp screen divides.
 DPI = 200
 PAGE_DPI = 100
 VERDICTS = ("holds", "does not hold", "undecided")
-# Fidelity below which the page warns: then most of what logits know beyond the
-# class is missing in the pictures.
-LOW_FIDELITY = 0.5
 
 
 def write_result(directory, title, result, with_pdf=False):
@@ -168,7 +165,8 @@ def write_report(directory, experiments, about):
             for name, metrics in measured.items()
             if metrics["logit_fidelity"]["value"] is not None
         },
-        low_fidelity=LOW_FIDELITY,
+        low_fidelity=measures.LOW_FIDELITY,
+        advice=measures.FIDELITY_ADVICE,
         counts={
             verdict: sum(claim["verdict"] == verdict for claim in claims)
             for verdict in VERDICTS

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kinv import datasets, errors, images, report
+from kinv import datasets, errors, images, measures, report
 from kinv.analysis import controls, factors, study
 from tools import analyze
 
@@ -81,7 +81,7 @@ def test_the_page_holds_everything(results):
         found["logit_fidelity"]["value"]
         for found in metrics["experiments"]["reconstructions"].values()
     ]
-    low = sum(fidelity < report.LOW_FIDELITY for fidelity in fidelities)
+    low = sum(fidelity < measures.LOW_FIDELITY for fidelity in fidelities)
     assert page.count("of what the logits know beyond the class") == 2
     assert page.count("has not learned to read") == low
     # Nothing is fetched when it is opened.

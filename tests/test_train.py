@@ -49,10 +49,15 @@ def checkpoint_values(run):
     return values
 
 
-def test_run_directory_and_resumption(image_folder, classifier_file, tmp_path):
+def test_run_directory_and_resumption(
+    image_folder, classifier_file, tmp_path, capsys
+):
     out = tmp_path / "run"
     command = arguments(image_folder, classifier_file, out, "--steps=1")
     train.main(command)
+    # Nothing has been learned yet; that is said, and what to try.
+    assert "The pictures show" in (printed := capsys.readouterr().out)
+    assert "--logit-normalization within-classes" in printed
     config = json.loads((out / "config.json").read_text())
     assert config["options"]["discriminator_learning_rate"] == 4e-4
     assert config["class_names"] == ["green", "red"]
@@ -67,7 +72,9 @@ def test_run_directory_and_resumption(image_folder, classifier_file, tmp_path):
     with open(out / "metrics.csv") as table:
         rows = list(csv.DictReader(table))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert {"val_agreement", "minutes_left", "generator_loss"} <= set(rows[0])
+    assert {"val_logit_fidelity", "minutes_left", "generator_loss"} <= set(
+        rows[0]
+    )
     tags = [
         value.tag
         for path in (out / "tensorboard").rglob("events*")

@@ -62,7 +62,7 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
-    from kinv import classifiers, datasets, export, pipeline
+    from kinv import classifiers, datasets, export, measures, pipeline
 
     # The run.
     run = pathlib.Path(options.run)
@@ -162,6 +162,8 @@ def main(argv=None):
         print(
             f"fidelity      {fidelity:.2f} of what logits know beyond the class"
         )
+        if fidelity < measures.LOW_FIDELITY:
+            print(f"              That is little. {measures.FIDELITY_ADVICE}")
     print(
         f"pixel MSE     {metrics['pixel_mse']:.0f} against "
         f"{metrics['shuffled_pixel_mse']:.0f} shuffled (values in [0, 255])"

@@ -343,6 +343,7 @@ def main(argv=None):
         devices,
         export,
         inversion,
+        measures,
         networks,
     )
 
@@ -492,7 +493,7 @@ def main(argv=None):
             keras.callbacks.LambdaCallback(on_epoch_end=save_generator),
             callbacks.Checkpoint(checkpoint),
         ]
-    model.fit(
+    history = model.fit(
         source.training_batches(
             classifier_size, feed_size, options.seed, start, options.crop
         ),
@@ -508,6 +509,12 @@ def main(argv=None):
             *writers,
         ],
     )
+    fidelity = history.history.get("val_logit_fidelity", [1.0])[-1]
+    if fidelity < measures.LOW_FIDELITY:
+        print(
+            f"The pictures show {fidelity:.2f} of what the logits know beyond "
+            f"the class (1 is all of it). {measures.FIDELITY_ADVICE}"
+        )
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")
 
