@@ -48,7 +48,8 @@ class Limits:
     Attributes:
         body_bytes: size of a request.
         image_pixels: pixels of an image, before it is resized.
-        samples: reconstructions, all images together.
+        samples: reconstructions of 32 x 32 pixels, all images together; of
+            larger ones as many fewer as they have more pixels.
     """
 
     body_bytes: int = 64 * 2**20
@@ -205,6 +206,7 @@ class _Served:
         self._complained_of = None
         self._waiting = queue.Queue(WAITING_CALLS)
         self._left_over = None
+        self._closed = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -271,6 +273,8 @@ class _Served:
 
     def _next_batch(self):
         """The next call, and those that wait and can be merged with it."""
+        if self._closed and not self._left_over:
+            return None
         first = self._left_over or self._waiting.get()
         self._left_over = None
         if first is None:
@@ -282,8 +286,7 @@ class _Served:
             except queue.Empty:
                 return calls
             if call is None:
-                # Back, to be found when there is nothing else.
-                self._waiting.put(None)
+                self._closed = True
                 return calls
             cost += _cost(call)
             if _key(call) != key or cost > 1:
@@ -387,10 +390,11 @@ def check_inputs(inputs, model, limits):
             f"images: expected at most {limits.image_pixels} pixels each, "
             f"received {height} x {width}"
         )
-    if batch * samples > limits.samples:
+    most = max(1, limits.samples * 32**2 // model.image_size**2)
+    if batch * samples > most:
         raise invalid(
-            f"noise: expected at most {limits.samples} samples in all, "
-            f"received {batch} x {samples}"
+            f"noise: expected at most {most} samples in all, received "
+            f"{batch} x {samples}"
         )
     for name, array in inputs.items():
         if not math.isfinite(array.sum(dtype="float64")):

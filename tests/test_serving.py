@@ -509,6 +509,16 @@ def test_one_call_that_overflows_does_not_fail_its_neighbours():
     server.close()
 
 
+def test_calls_that_wait_are_answered_before_the_end():
+    server = serving.Server({NAME: ROOT / "exported" / NAME})
+    requests_ = [make_inputs(samples=1 + i % 3, seed=i) for i in range(30)]
+    futures = [server.submit(NAME, inputs) for inputs in requests_]
+    server.close()
+    for inputs, future in zip(requests_, futures, strict=True):
+        shape = future.result(timeout=0)["reconstructions"].shape
+        assert shape[:2] == inputs["noise"].shape[:2]
+
+
 def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
     source = ROOT / "exported" / NAME / "1"
     shutil.copytree(source, tmp_path / "model" / "1")

@@ -70,7 +70,8 @@ def parse_arguments(argv):
         type=errors.positive_int,
         default=1024,
         metavar="NUMBER",
-        help="reconstructions of a request at most",
+        help="reconstructions of a request at most, of 32 x 32 pixels; fewer "
+        "of larger ones",
     )
     add(
         "--poll-seconds",
