@@ -1,5 +1,8 @@
 """Classifiers: kinv's own small one, and any other that Keras can load."""
 
+import difflib
+import inspect
+import os
 import pathlib
 
 import keras
@@ -7,6 +10,16 @@ import numpy as np
 from keras import layers
 
 from kinv import errors
+
+APPLICATION = "keras.applications:"
+# What a classifier may end in: of all of these logits come before.
+ACTIVATIONS = (
+    "softmax",
+    "sigmoid",
+    "log_softmax",
+    "hard_sigmoid",
+    "logsoftmax",
+)
 
 
 def build_classifier(image_size, num_classes, width):
@@ -86,22 +99,43 @@ def _convolution(x, channels, kernel_size, strides=1):
     )(x)
 
 
-def load_classifier(path):
+def load_classifier(name, weights="imagenet"):
     """Loads a classifier to be inverted.
 
+    A final softmax or sigmoid is taken off: the logits are what comes before.
+
     Args:
-        path: a file written by `keras.Model.save`, of any classifier that
-            takes square RGB images in [0, 255] and returns logits.
+        name: a file written by `keras.Model.save`, of any classifier that
+            takes square RGB images in [0, 255]; or `keras.applications:NAME`,
+            such as `keras.applications:ResNet50`, whose preprocessing is put
+            in front.
+        weights: of an application: `imagenet`, `none` for random ones, or a
+            file of weights.
 
     Returns:
         A frozen `keras.Model`; its input size is `model.input_shape[1]`. Its
         logits are float32 whatever precision it was saved with.
 
     Raises:
-        errors.InputError: if the file is missing, is not a Keras model, has
-            other inputs or outputs, or ends in a softmax or sigmoid.
+        errors.InputError: if there is no such file or application, it is not a
+            Keras model, has other inputs or outputs, or ends in a softmax that
+            cannot be taken off.
     """
-    path = pathlib.Path(path)
+    if str(name).startswith(APPLICATION):
+        model = _application(str(name).removeprefix(APPLICATION), weights)
+    else:
+        model = _load_file(pathlib.Path(name))
+    _check_interface(model, name)
+    model = _without_activation(model)
+    _check_logits(model, name)
+    if model.outputs[0].dtype != "float32":
+        cast = layers.Activation("linear", dtype="float32")
+        model = keras.Model(model.inputs[0], cast(model.outputs[0]))
+    model.trainable = False
+    return model
+
+
+def _load_file(path):
     if not path.is_file():
         raise errors.InputError(
             f"Expected a Keras model file. Received: {path}, "
@@ -109,7 +143,7 @@ def load_classifier(path):
             + " Save the classifier with model.save('classifier.keras')."
         )
     try:
-        model = keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False)
     # Keras lets through whatever a damaged file makes zipfile, h5py, json or
     # a layer's constructor raise.
     except Exception as error:
@@ -119,13 +153,98 @@ def load_classifier(path):
             f"read. Received: {reason} Save the classifier again with "
             "model.save, from stock Keras layers."
         ) from error
-    _check_interface(model, path)
-    _check_logits(model, path)
-    if model.outputs[0].dtype != "float32":
-        cast = layers.Activation("linear", dtype="float32")
-        model = keras.Model(model.inputs[0], cast(model.outputs[0]))
-    model.trainable = False
-    return model
+
+
+def _application(name, weights):
+    """A model of `keras.applications` behind its own preprocessing."""
+    known = [x for x in dir(keras.applications) if x[:1].isupper()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        raise errors.InputError(
+            f"Expected an application of Keras. Received: {name}. Near: "
+            f"{', '.join(near)}."
+        )
+    if weights not in ("imagenet", "none") and not os.path.isfile(weights):
+        raise errors.InputError(
+            "Expected weights imagenet, none or a file. Received: "
+            f"{weights}, which does not exist."
+        )
+    build = getattr(keras.applications, name)
+    try:
+        model = build(weights=None if weights == "none" else weights)
+    # A failed download, or whatever another model's file makes h5py raise.
+    except Exception as error:
+        reason = errors.reason(error)
+        home = os.environ.get("KERAS_HOME", "~/.keras")
+        raise errors.InputError(
+            f"Expected weights for {name}. Received: {reason} Put the file "
+            f"that the message names into {home}/models, name a file with "
+            "--classifier-weights, or take random weights with "
+            "--classifier-weights none."
+        ) from error
+    # Of the families that scale their input outside the model.
+    module = next(
+        (
+            module
+            for _, module in inspect.getmembers(
+                keras.applications, inspect.ismodule
+            )
+            if hasattr(module, name) and hasattr(module, "preprocess_input")
+        ),
+        None,
+    )
+    # MobileNetV3 takes any size, and was trained on this one.
+    size = model.input_shape[1] or 224
+    images = keras.Input((size, size, 3), name="images")
+    inputs = module.preprocess_input(images) if module else images
+    return keras.Model(images, model(inputs), name=name.lower())
+
+
+def _without_activation(model):
+    """The model up to what its final softmax or sigmoid is applied to."""
+    before = _before_activation(model.outputs[0])
+    if before is model.outputs[0]:
+        return model
+    return keras.Model(model.inputs[0], before, name=model.name)
+
+
+def _before_activation(output):
+    """What a tensor was before a softmax or sigmoid at its end, or itself."""
+    operation, node_index, _ = output._keras_history
+    node = operation._inbound_nodes[node_index]
+    if isinstance(operation, keras.Model):
+        if not operation.outputs:
+            return output
+        inner = _without_activation(operation)
+        return output if inner is operation else inner(node.input_tensors[0])
+    name = _activation_name(operation)
+    if name in ACTIVATIONS:
+        if isinstance(operation, layers.Activation | layers.Softmax):
+            return node.input_tensors[0]
+        if isinstance(operation, layers.Dense | layers.Conv2D):
+            linear = type(operation).from_config(
+                {**operation.get_config(), "activation": None}
+            )
+            before = linear(node.input_tensors[0])
+            linear.set_weights(operation.get_weights())
+            return before
+        if not isinstance(operation, layers.Layer):
+            # keras.ops.softmax and its like.
+            return node.input_tensors[0]
+    # Casts and linear activations pass on what came before them.
+    if isinstance(operation, layers.Activation) and name == "linear":
+        inputs = node.input_tensors[0]
+        before = _before_activation(inputs)
+        return output if before is inputs else before
+    return output
+
+
+def _activation_name(operation):
+    if isinstance(operation, layers.Softmax):
+        return "softmax"
+    activation = getattr(operation, "activation", None)
+    name = getattr(activation, "__name__", type(operation).__name__)
+    return name.lower()
 
 
 def _check_interface(model, path):
@@ -149,40 +268,16 @@ def _check_interface(model, path):
         )
 
 
-def _check_logits(model, path):
-    activation = _final_activation(model)
-    if activation is None:
-        size = model.input_shape[1]
-        images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3))
-        outputs = np.asarray(model(images.astype("float32"), training=False))
-        sums = outputs.astype("float64").sum(axis=1)
-        # A softmax hidden where the graph does not show it.
-        if outputs.min() >= 0 and np.allclose(sums, 1, atol=1e-2):
-            activation = "softmax"
-    if activation is not None:
+def _check_logits(model, name):
+    size = model.input_shape[1]
+    images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3))
+    outputs = np.asarray(model(images.astype("float32"), training=False))
+    sums = outputs.astype("float64").sum(axis=1)
+    # A softmax hidden where the graph does not show it.
+    if outputs.min() >= 0 and np.allclose(sums, 1, atol=1e-2):
         raise errors.InputError(
-            f"Expected a classifier that returns logits. Received: {path}, "
-            f"which ends in a {activation}. Save it without the final "
-            "activation (Dense(num_classes) and from_logits=True in the loss)."
+            f"Expected a classifier that returns logits. Received: {name}, "
+            "whose outputs are probabilities, of a softmax that cannot be "
+            "taken off. Save it without (Dense(num_classes) and "
+            "from_logits=True in the loss)."
         )
-
-
-def _final_activation(model):
-    """Name of a squashing activation at the end of the graph, or None."""
-    output = model.outputs[0]
-    while output is not None:
-        operation, node_index, _ = output._keras_history
-        if isinstance(operation, keras.Model):
-            return _final_activation(operation) if operation.outputs else None
-        if isinstance(operation, layers.Softmax):
-            return "softmax"
-        activation = getattr(operation, "activation", None)
-        name = getattr(activation, "__name__", type(operation).__name__)
-        name = name.lower()
-        if name in ("softmax", "sigmoid", "log_softmax", "hard_sigmoid"):
-            return name
-        # Casts and linear activations pass on what came before them.
-        if not isinstance(operation, layers.Activation) or name != "linear":
-            return None
-        output = operation._inbound_nodes[node_index].input_tensors[0]
-    return None

@@ -106,7 +106,7 @@ def test_load_names_a_truncated_file(tmp_path):
         classifiers.load_classifier(path)
 
 
-def test_load_rejects_hidden_softmax(tmp_path):
+def test_load_rejects_a_softmax_that_cannot_be_taken_off(tmp_path):
     def normalized(inputs):
         powers = keras.ops.exp(inputs)
         return powers / keras.ops.sum(powers, axis=-1, keepdims=True)
@@ -114,30 +114,83 @@ def test_load_rejects_hidden_softmax(tmp_path):
     inputs = keras.Input((8, 8, 3))
     outputs = normalized(layers.Dense(3)(layers.Flatten()(inputs)) * 1e-3)
     keras.Model(inputs, outputs).save(tmp_path / "classifier.keras")
-    with pytest.raises(errors.InputError, match="ends in a softmax"):
+    with pytest.raises(errors.InputError, match="are probabilities"):
         classifiers.load_classifier(tmp_path / "classifier.keras")
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
 
 
 @pytest.mark.parametrize(
     "end, activation",
     [
-        ([layers.Dense(3, activation="softmax")], "softmax"),
-        ([layers.Dense(3), layers.Softmax()], "softmax"),
-        ([layers.Dense(3), layers.Activation("sigmoid")], "sigmoid"),
+        ([layers.Dense(3, activation="softmax")], softmax),
+        ([layers.Dense(3), layers.Softmax()], softmax),
+        ([layers.Dense(3), layers.Activation("sigmoid")], sigmoid),
         (
             [
                 layers.Dense(3, activation="sigmoid"),
-                layers.Activation("linear"),
+                layers.Activation("linear", dtype="float32"),
             ],
-            "sigmoid",
+            sigmoid,
         ),
+        ([keras.Sequential([layers.Dense(3), layers.Softmax()])], softmax),
     ],
 )
-def test_load_rejects_squashed_outputs(tmp_path, end, activation):
-    path = save(tmp_path, layers.Flatten(), *end)
-    with pytest.raises(errors.InputError, match="without the final") as caught:
-        classifiers.load_classifier(path)
-    assert f"ends in a {activation}" in str(caught.value)
+def test_load_takes_the_final_activation_off(tmp_path, end, activation):
+    path = save(tmp_path, layers.Rescaling(1 / 255), layers.Flatten(), *end)
+    logits_of = classifiers.load_classifier(path)
+    images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
+    expected = np.asarray(keras.models.load_model(path)(images))
+    logits = np.asarray(logits_of(images), "float64")
+    assert logits.min() < 0
+    np.testing.assert_allclose(activation(logits), expected, atol=1e-6)
+    # It can be saved and loaded like any other.
+    logits_of.save(tmp_path / "again.keras")
+    again = classifiers.load_classifier(tmp_path / "again.keras")
+    np.testing.assert_allclose(again(images), logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["ResNet50", "MobileNetV3Small", "EfficientNetB0"]
+)
+def test_applications_keep_their_preprocessing(tmp_path, name):
+    keras.utils.set_random_seed(0)
+    loaded = classifiers.load_classifier(f"keras.applications:{name}", "none")
+    size = loaded.input_shape[1]
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (2, size, size, 3)).astype("float32")
+    logits = np.asarray(loaded(images), "float64")
+    # The same weights in the application as Keras makes it.
+    original = getattr(keras.applications, name)(weights=None)
+    original.set_weights(loaded.get_weights())
+    inputs = images
+    if name == "ResNet50":
+        # Blue, green, red, less ImageNet's means (its "caffe" mode).
+        inputs = images[..., ::-1] - [103.939, 116.779, 123.68]
+    np.testing.assert_allclose(
+        softmax(logits), np.asarray(original(inputs)), rtol=1e-4
+    )
+
+
+def test_applications_are_checked(tmp_path):
+    with pytest.raises(errors.InputError, match="Near: ResNet50"):
+        classifiers.load_classifier("keras.applications:Resnet50")
+    with pytest.raises(errors.InputError, match="absent.h5, which does not"):
+        classifiers.load_classifier(
+            "keras.applications:MobileNetV2", str(tmp_path / "absent.h5")
+        )
+    (tmp_path / "no.weights.h5").write_bytes(b"no")
+    with pytest.raises(errors.InputError, match="--classifier-weights none"):
+        classifiers.load_classifier(
+            "keras.applications:MobileNetV2", str(tmp_path / "no.weights.h5")
+        )
 
 
 @pytest.mark.parametrize(

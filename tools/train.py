@@ -8,7 +8,6 @@ Example:
 import argparse
 import os
 import pathlib
-import shutil
 
 from kinv import errors, files
 
@@ -89,8 +88,15 @@ def parse_arguments(argv):
         "--classifier",
         required=True,
         metavar="FILE",
-        help=".keras file of "
-        "the classifier to invert: images in [0, 255] to logits",
+        help="the classifier to invert: a .keras file, images in [0, 255] to "
+        "logits or probabilities, or keras.applications:NAME",
+    )
+    add(
+        "--classifier-weights",
+        default="imagenet",
+        metavar="WEIGHTS",
+        help="of keras.applications: imagenet, none for random ones, or a file "
+        "(default: imagenet)",
     )
     add("--out", required=True, metavar="DIR", help="run directory to write")
     add(
@@ -381,7 +387,9 @@ def main(argv=None):
     precision = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
-        classifier = classifiers.load_classifier(options.classifier)
+        classifier = classifiers.load_classifier(
+            options.classifier, options.classifier_weights
+        )
         classifier_size = classifier.input_shape[1]
         num_classes = classifier.output_shape[-1]
         if num_classes != len(source.class_names):
@@ -453,7 +461,7 @@ def main(argv=None):
         )
     if chief:
         with files.atomic_path(run / "classifier.keras") as temporary:
-            shutil.copyfile(options.classifier, temporary)
+            classifier.save(temporary)
 
     # Where a previous process stopped.
     first_epoch = 0
