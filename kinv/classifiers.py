@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from kinv import errors
+from kinv import images as images_lib
 
 APPLICATION = "keras.applications:"
 # What a classifier may end in: of all of these logits come before.
@@ -135,6 +136,46 @@ def load_classifier(name, weights="imagenet"):
     return model
 
 
+def load_features(name):
+    """Loads a network that describes images, to compare many of them.
+
+    Args:
+        name: `keras.applications:NAME`, whose last pooling is taken, with
+            ImageNet's weights; or a `.keras` file, of which the input of the
+            last layer is taken.
+
+    Returns:
+        Function of float images `(batch, height, width, 3)` in [0, 255], of
+        any size, to float32 `(batch, width)`.
+
+    Raises:
+        errors.InputError: if there is no such network, or no such vectors.
+    """
+    if str(name).startswith(APPLICATION):
+        model = _application(
+            str(name).removeprefix(APPLICATION),
+            "imagenet",
+            include_top=False,
+            pooling="avg",
+        )
+        features = model.outputs[0]
+    else:
+        model = _load_file(pathlib.Path(name))
+        features = model.layers[-1].input
+    if len(getattr(features, "shape", ())) != 2:
+        raise errors.InputError(
+            "Expected a network whose last layer takes vectors. Received: "
+            f"{name}. Save a keras.Model that ends in Dense."
+        )
+    size = model.input_shape[1]
+    model = keras.Model(model.inputs[0], features)
+
+    def features_of(images):
+        return np.asarray(model(images_lib.resize(images, size)), "float32")
+
+    return features_of
+
+
 def _load_file(path):
     if not path.is_file():
         raise errors.InputError(
@@ -155,7 +196,7 @@ def _load_file(path):
         ) from error
 
 
-def _application(name, weights):
+def _application(name, weights, **options):
     """A model of `keras.applications` behind its own preprocessing."""
     known = [x for x in dir(keras.applications) if x[:1].isupper()]
     if name not in known:
@@ -171,7 +212,7 @@ def _application(name, weights):
         )
     build = getattr(keras.applications, name)
     try:
-        model = build(weights=None if weights == "none" else weights)
+        model = build(weights=None if weights == "none" else weights, **options)
     # A failed download, or whatever another model's file makes h5py raise.
     except Exception as error:
         reason = errors.reason(error)
@@ -193,7 +234,7 @@ def _application(name, weights):
         ),
         None,
     )
-    # MobileNetV3 takes any size, and was trained on this one.
+    # Without a size of their own they take the one of ImageNet models.
     size = model.input_shape[1] or 224
     images = keras.Input((size, size, 3), name="images")
     inputs = module.preprocess_input(images) if module else images

@@ -5,10 +5,11 @@ import importlib
 import numpy as np
 import pytest
 
-from kinv import measures, pipeline
+from kinv import datasets, measures, pipeline
 from kinv.analysis import (
     best_fit,
     controls,
+    distributions,
     factors,
     logit_interpolation,
     manipulation,
@@ -618,3 +619,33 @@ def test_two_inversions_of_one_classifier(source):
     assert hue > metrics["first and class_only"]["wall_hue"]["value"]
     with pytest.raises(study.NotApplicable, match="the same classifier"):
         run(two_inversions, source, one=colors(flat), other=perfect())
+
+
+def test_distributions(source, monkeypatch):
+    monkeypatch.setattr(distributions, "IMAGES", IMAGES)
+    result = run(distributions, source, same=perfect(), noise=noise_only())
+    found = result.metrics["same"]
+    assert found["frechet_distance"] == pytest.approx(0, abs=1e-3)
+    assert found["floor"] > 0.01
+    assert found["inception_score"] == pytest.approx(
+        found["inception_score_of_images"]
+    )
+    other = result.metrics["noise"]
+    assert other["frechet_distance"] > 10 * other["floor"]
+    assert other["kernel_distance"]["low"] > found["kernel_distance"]["high"]
+
+
+def test_distributions_take_another_network_or_say_so(source):
+    source = datasets.Source(
+        source.examples.map(lambda x: {k: x[k] for k in ("image", "label")}),
+        source.decode,
+        source.class_names,
+        100,
+    )
+    data = study.Study({"same": perfect()}, source, None, 32)
+    with pytest.raises(study.NotApplicable, match="--features"):
+        distributions.run(data)
+    data.features = lambda images: images.mean(axis=(1, 2)), "mean colour"
+    found = distributions.run(data).metrics["same"]
+    assert found["features"] == "mean colour"
+    assert found["frechet_distance"] == pytest.approx(0, abs=1e-3)

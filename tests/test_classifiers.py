@@ -226,3 +226,28 @@ def test_load_rejects_two_outputs(tmp_path):
     keras.Model(inputs, outputs).save(tmp_path / "classifier.keras")
     with pytest.raises(errors.InputError, match="one output"):
         classifiers.load_classifier(tmp_path / "classifier.keras")
+
+
+def test_features_are_the_input_of_the_last_layer(tmp_path):
+    path = save(tmp_path, layers.Flatten(), layers.Dense(3))
+    features_of = classifiers.load_features(path)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    np.testing.assert_allclose(
+        features_of(images.astype("float32")), images.reshape(2, -1), rtol=1e-5
+    )
+    # Of any size.
+    assert features_of(np.zeros((1, 20, 20, 3), "float32")).shape == (1, 192)
+    path = save(tmp_path, layers.Dense(3), layers.GlobalAveragePooling2D())
+    with pytest.raises(errors.InputError, match="takes vectors"):
+        classifiers.load_features(path)
+
+
+def test_features_of_an_application(monkeypatch):
+    application = classifiers._application
+    monkeypatch.setattr(
+        classifiers,
+        "_application",
+        lambda name, weights, **options: application(name, "none", **options),
+    )
+    features_of = classifiers.load_features("keras.applications:MobileNetV2")
+    assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 1280)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.linalg
 from scipy import stats
 
 from kinv import measures
@@ -149,3 +150,61 @@ def test_path_smoothness():
     found = measures.path_smoothness(np.stack([line, there_and_back]))
     np.testing.assert_allclose(found["length"], [1, 2])
     np.testing.assert_allclose(found["largest_step"], [0.2, 1])
+
+
+def statistics(features):
+    found = measures.FeatureStatistics(features.shape[1])
+    for start in range(0, len(features), 7):
+        found.add(features[start : start + 7])
+    return found
+
+
+def test_streamed_statistics_are_numpy_s(random):
+    features = random.normal(1e3, 1, (50, 4))
+    found = statistics(features)
+    np.testing.assert_allclose(found.mean, features.mean(axis=0))
+    np.testing.assert_allclose(found.covariance, np.cov(features.T), atol=1e-6)
+
+
+def test_frechet_distance_is_scipy_s(random):
+    first = random.normal(size=(40, 5)) @ random.normal(size=(5, 5))
+    second = random.normal(1, 2, size=(60, 5))
+    one, two = np.cov(first.T), np.cov(second.T)
+    difference = first.mean(axis=0) - second.mean(axis=0)
+    expected = difference @ difference + np.trace(
+        one + two - 2 * scipy.linalg.sqrtm(one @ two).real
+    )
+    found = measures.frechet_distance(statistics(first), statistics(second))
+    assert found == pytest.approx(expected)
+    same = measures.frechet_distance(statistics(first), statistics(first))
+    assert same == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_of_two_normals_in_closed_form(random):
+    # Exactly of moments (0, 1) and (3, 4), in each of two directions.
+    features = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]) * np.sqrt(0.75)
+    one, two = statistics(features), statistics(2 * features + 3)
+    # 2 (3^2 + (1 - 2)^2).
+    assert measures.frechet_distance(one, two) == pytest.approx(20)
+
+
+def test_kernel_distance_by_hand():
+    first, second = np.array([[1.0], [2.0]]), np.array([[0.0], [3.0]])
+    # Pairs: (1 2 + 1)^3, (0 3 + 1)^3; between: 1, 64, 1, 343.
+    assert measures.kernel_distance(first, second) == pytest.approx(
+        27 + 1 - 2 * (1 + 64 + 1 + 343) / 4
+    )
+
+
+def test_kernel_distance_of_one_distribution_is_unbiased(random):
+    found = [
+        measures.kernel_distance(*random.normal(size=(2, 20, 3)))
+        for _ in range(300)
+    ]
+    low, high = np.mean(found) + np.array([-3, 3]) * np.std(found) / 300**0.5
+    assert low < 0 < high
+
+
+def test_inception_score():
+    assert measures.inception_score(np.full((9, 4), 0.25)) == pytest.approx(1)
+    assert measures.inception_score(np.eye(4)) == pytest.approx(4)

@@ -31,6 +31,7 @@ EXPERIMENTS = (
     "rotation",
     "factors",
     "controls",
+    "distributions",
     "memorisation",
     "two_inversions",
 )
@@ -80,6 +81,13 @@ def parse_arguments(argv):
         help="split that probes and controls learn from (default: train)",
     )
     add(
+        "--features",
+        metavar="NETWORK",
+        help="network that describes images, for FID and KID: "
+        "keras.applications:InceptionV3, or a .keras file (default: of "
+        "kinv_scenes the one that reads their factors)",
+    )
+    add(
         "--quick",
         action="store_true",
         help="a fifth of the images: wider intervals, under 2 minutes",
@@ -120,7 +128,7 @@ def main(argv=None):
     """Runs the experiments that are missing, and writes the report."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kinv import datasets, pipeline, report
+    from kinv import classifiers, datasets, pipeline, report
     from kinv.analysis import study
 
     paths = labelled(options.model)
@@ -154,9 +162,13 @@ def main(argv=None):
         "dataset": dataset,
         "split": split,
         "training_split": options.training_split,
+        "features": options.features,
         "quick": options.quick,
         "seed": options.seed,
     }
+    features = None
+    if options.features:
+        features = classifiers.load_features(options.features), options.features
     out = open_results(options.out, settings)
     data = study.Study(
         models,
@@ -165,6 +177,7 @@ def main(argv=None):
         max(model.metadata["classifier_size"] for model in models.values()),
         options.seed,
         options.quick,
+        features,
     )
 
     skipped = []

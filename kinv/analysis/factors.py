@@ -163,6 +163,22 @@ def load_network():
     return keras.models.load_model(path, compile=False)
 
 
+def load_features():
+    """Function of images in [0, 255] to what the network sees in them.
+
+    The 96 numbers that the factors are read from, for distances of
+    distributions.
+    """
+    network = load_network()
+    network = keras.Model(network.inputs[0], network.layers[-1].input)
+
+    def features_of(images):
+        images = images_lib.resize(images, NETWORK_IMAGE_SIZE)
+        return np.array(network(images, training=False))
+
+    return features_of
+
+
 def read(network, pictures):
     """Reads the factors' codes from pictures.
 

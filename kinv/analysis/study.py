@@ -84,6 +84,8 @@ class Study:
         image_size: height and width, in pixels, at which images are read.
         seed: of noise, pairs and resampling.
         quick: whether to take fewer images.
+        features: function of images in [0, 255] to their features `(batch,
+            width)` and a name for it, for distances of distributions; or None.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Study:
         image_size,
         seed=0,
         quick=False,
+        features=None,
     ):
         self.models = models
         self.source = source
@@ -101,6 +104,7 @@ class Study:
         self.image_size = image_size
         self.seed = seed
         self.quick = quick
+        self.features = features
 
     def count(self, full):
         """Number of images to take where `full` is the default."""
