@@ -25,8 +25,8 @@ def run(data):
     Returns:
         `study.Result`. By model: `frechet_distance` (with InceptionV3, the
         FID), `kernel_distance` (KID), mean over batches of 50 with its
-        interval, `inception_score` of the model's own classifier for pictures and for
-        images.
+        interval, `inception_score` of the model's own classifier for pictures
+        and for images.
 
     Raises:
         study.NotApplicable: without a feature network.
