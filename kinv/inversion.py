@@ -6,6 +6,10 @@ from keras import ops
 
 from kinv import errors, layers, losses, networks
 
+# By which the noise is strengthened where an adversary follows a decoder: of
+# 1, 3, 6 and 12 the largest that leaves the mean picture as it was.
+NOISE_SCALE = 6.0
+
 
 class InversionGAN(keras.Model):
     """Trains a generator to make images of a frozen classifier's logits.
@@ -156,6 +160,22 @@ class InversionGAN(keras.Model):
         ):
             if network.normalize_logits:
                 network.normalize_logits.set_statistics(logits)
+
+    def begin_adversary(self, discriminator_steps):
+        """Goes on from a decoder, trained with 0 discriminator steps.
+
+        The generator starts from its average, with the noise that the decoder
+        has learned to pass over strengthened again.
+
+        Args:
+            discriminator_steps: discriminator updates per step from now on.
+        """
+        self.generator.set_weights(self.averaged_generator.get_weights())
+        self.generator.strengthen_noise(NOISE_SCALE, self.seed)
+        self.averaged_generator.set_weights(self.generator.get_weights())
+        self.discriminator_steps = discriminator_steps
+        # `fit` traces the step again.
+        self.train_function = None
 
     def call(self, images, training=False):
         """Reconstructs images, with noise drawn afresh.

@@ -221,6 +221,32 @@ class Generator(keras.Model):
         x = self.last(x, training=training)
         return 127.5 * (ops.tanh(ops.cast(x, "float32")) + 1.0)
 
+    def strengthen_noise(self, scale, seed):
+        """Draws anew what the noise does to the conditional norms.
+
+        Squared errors teach a generator to pass over the noise, and an
+        adversary that starts from there does not bring it back
+        (docs/measurements.md).
+
+        Args:
+            scale: of the new weights, in units of fresh ones.
+            seed: of the weights.
+        """
+        dense = [
+            layer
+            for block in self.blocks
+            for norm in block.norms
+            for layer in (norm.gain, norm.offset)
+        ]
+        for index, layer in enumerate(dense):
+            kernel = layer.kernel.numpy()
+            orthogonal = keras.initializers.Orthogonal(scale, seed + index)
+            fresh = np.array(orthogonal(kernel.shape))
+            # The noise's chunk comes first in a condition.
+            chunk = len(kernel) - self.embedding_dim
+            kernel[:chunk] = fresh[:chunk]
+            layer.kernel.assign(kernel)
+
     def fold_spectral_norms(self, iterations):
         """Replaces each kernel by its normalised form; ends training.
 

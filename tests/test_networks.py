@@ -129,6 +129,21 @@ def test_noise_chunks_reach_their_own_block():
     assert condition.shape == (30 + 128, 16)
 
 
+def test_strengthened_noise_leaves_what_logits_do():
+    generator = networks.Generator(32, 5, 4, noise_dim=20, gain_offset=1.0)
+    dense = generator.blocks[1].norms[0].gain
+    chunk = 20 // (len(generator.blocks) + 1)
+    before = dense.kernel.numpy()
+    generator.strengthen_noise(6.0, seed=1)
+    after = dense.kernel.numpy()
+    np.testing.assert_array_equal(after[chunk:], before[chunk:])
+    # Rows of an orthogonal matrix that has more rows than columns.
+    ratio = after[:chunk].std() / before[:chunk].std()
+    assert 3 < ratio < 12
+    other = generator.blocks[1].norms[0].offset.kernel.numpy()
+    assert not np.allclose(other[:chunk], after[:chunk])
+
+
 def test_last_discriminator_block_has_no_shortcut():
     discriminator = networks.Discriminator(32, 5, 4)
     assert [block.shortcut is None for block in discriminator.blocks] == [

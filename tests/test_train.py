@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import errors
+from kinv import callbacks, errors
 from tools import train
 
 
@@ -90,6 +90,46 @@ def test_run_directory_and_resumption(
         train.main([*command, "--resume", "--seed=9"])
     with pytest.raises(errors.InputError, match="holds files"):
         train.main(command)
+
+
+def test_a_decoder_first_then_the_adversary(
+    image_folder, classifier_file, tmp_path, monkeypatch
+):
+    def command(out, *more):
+        return arguments(
+            image_folder,
+            classifier_file,
+            tmp_path / out,
+            *("--decoder-steps=2", "--steps=2", "--pixel-consistency=1"),
+            *more,
+        )
+
+    train.main(command("run"))
+    with open(tmp_path / "run" / "metrics.csv") as table:
+        losses = [
+            float(row["discriminator_loss"]) for row in csv.DictReader(table)
+        ]
+    assert losses[:2] == [0, 0] and min(losses[2:]) > 0
+    # Wherever it is stopped, between the phases and in the second.
+    save = callbacks.Checkpoint.on_epoch_end
+    for last_epoch in (1, 2):
+
+        def stop(self, epoch, logs=None, last_epoch=last_epoch):
+            save(self, epoch, logs)
+            if epoch == last_epoch:
+                raise KeyboardInterrupt
+
+        out = f"stopped-{last_epoch}"
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.Checkpoint, "on_epoch_end", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train.main(command(out))
+        train.main(command(out, "--resume"))
+        expected = checkpoint_values(tmp_path / "run")
+        found = checkpoint_values(tmp_path / out)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def test_a_run_starts_from_the_generator_of_a_decoder(

@@ -20,6 +20,7 @@ PRESETS = {
         "batch_size": 64,
         "steps": 6000,
         "steps_per_epoch": 200,
+        "decoder_steps": 0,
         "generator_learning_rate": 4e-4,
         "discriminator_learning_rate": 4e-4,
         "gain_offset": 1.0,
@@ -36,6 +37,7 @@ PRESETS = {
         "batch_size": 2048,
         "steps": 250000,
         "steps_per_epoch": 2500,
+        "decoder_steps": 0,
         "generator_learning_rate": 1e-4,
         "discriminator_learning_rate": 5e-4,
         "gain_offset": 0.0,
@@ -117,7 +119,7 @@ def parse_arguments(argv):
         "--steps",
         type=errors.positive_int,
         metavar="STEPS",
-        help="generator updates in all, rounded up to whole epochs",
+        help="generator updates, rounded up to whole epochs",
     )
     add(
         "--batch-size",
@@ -134,6 +136,13 @@ def parse_arguments(argv):
         metavar="STEPS",
         help="discriminator updates per generator update; 0 for no adversary, "
         "a decoder (default: 2)",
+    )
+    add(
+        "--decoder-steps",
+        type=errors.non_negative_int,
+        metavar="STEPS",
+        help="updates without an adversary before the others, rounded up to "
+        "whole epochs: they teach the generator what the logits know",
     )
     add(
         "--generator-learning-rate",
@@ -420,7 +429,9 @@ def main(argv=None):
             classifier,
             generator,
             discriminator,
-            discriminator_steps=options.discriminator_steps,
+            discriminator_steps=(
+                0 if options.decoder_steps else options.discriminator_steps
+            ),
             ema_decay=options.ema_decay,
             ema_start_step=options.ema_start_step,
             seed=options.seed,
@@ -488,8 +499,6 @@ def main(argv=None):
     probe_noise = tf.random.stateless_normal(
         (4, len(probe_images), options.noise_dim), seed=[options.seed, -2]
     )
-    epochs = -(-options.steps // options.steps_per_epoch)
-    start = first_epoch * options.steps_per_epoch * feed_size
     writers = []
     if chief:
         writers = [
@@ -501,28 +510,52 @@ def main(argv=None):
             keras.callbacks.LambdaCallback(on_epoch_end=save_generator),
             callbacks.Checkpoint(checkpoint),
         ]
-    history = model.fit(
-        source.training_batches(
-            classifier_size, feed_size, options.seed, start, options.crop
-        ),
-        validation_data=validation_batches,
-        epochs=epochs,
-        initial_epoch=first_epoch,
-        steps_per_epoch=options.steps_per_epoch,
-        shuffle=False,
-        verbose=options.verbose,
-        callbacks=[
-            callbacks.TerminateOnNonFinite(),
-            callbacks.TimeRemaining(),
-            *writers,
-        ],
+    # Without an adversary first, if at all; then as the options say.
+    decoder_epochs, epochs = (
+        -(-steps // options.steps_per_epoch)
+        for steps in (options.decoder_steps, options.steps)
     )
-    fidelity = history.history.get("val_logit_fidelity", [1.0])[-1]
-    if fidelity < measures.LOW_FIDELITY:
-        print(
-            f"The pictures show {fidelity:.2f} of what the logits know beyond "
-            f"the class (1 is all of it). {measures.FIDELITY_ADVICE}"
-        )
+    phases = [
+        (0, decoder_epochs, options.batch_size),
+        (decoder_epochs, decoder_epochs + epochs, feed_size),
+    ]
+    examples_before, history = 0, None
+    for start_epoch, end_epoch, images_per_step in phases:
+        images_per_epoch = images_per_step * options.steps_per_epoch
+        epoch = max(first_epoch, start_epoch)
+        if epoch < end_epoch:
+            if start_epoch and epoch == start_epoch:
+                model.begin_adversary(options.discriminator_steps)
+            elif start_epoch:
+                model.discriminator_steps = options.discriminator_steps
+            history = model.fit(
+                source.training_batches(
+                    classifier_size,
+                    images_per_step,
+                    options.seed,
+                    examples_before + (epoch - start_epoch) * images_per_epoch,
+                    options.crop,
+                ),
+                validation_data=validation_batches,
+                epochs=end_epoch,
+                initial_epoch=epoch,
+                steps_per_epoch=options.steps_per_epoch,
+                shuffle=False,
+                verbose=options.verbose,
+                callbacks=[
+                    callbacks.TerminateOnNonFinite(),
+                    callbacks.TimeRemaining(),
+                    *writers,
+                ],
+            )
+        examples_before += (end_epoch - start_epoch) * images_per_epoch
+    if history:
+        fidelity = history.history["val_logit_fidelity"][-1]
+        if fidelity < measures.LOW_FIDELITY:
+            print(
+                f"The pictures show {fidelity:.2f} of what the logits know "
+                f"beyond the class (1 is all of it). {measures.FIDELITY_ADVICE}"
+            )
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")
 
