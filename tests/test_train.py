@@ -23,6 +23,7 @@ def arguments(folder, classifier, out, *more):
         f"--dataset={folder}",
         f"--classifier={classifier}",
         f"--out={out}",
+        "--preset=adversarial",
         "--base-channels=4",
         "--no-attention",
         "--batch-size=8",
@@ -264,7 +265,13 @@ def test_wrong_input_is_one_helpful_line(
 
 
 @pytest.mark.parametrize(
-    "more", [["--steps=0"], ["--ema-decay=1"], ["--seed=-1"]]
+    "more",
+    [
+        ["--steps=0"],
+        ["--ema-decay=1"],
+        ["--seed=-1"],
+        ["--preset=paper", "--decoder-steps=5"],
+    ],
 )
 def test_wrong_numbers_end_with_status_two(more, capsys):
     with pytest.raises(SystemExit) as raised:

@@ -165,8 +165,8 @@ def measure(options):
 def make_workloads(options):
     """Makes functions that train, and generate, `--steps` batches.
 
-    The networks are those of `tools/train.py --preset small`, in the dtype
-    policy of the moment; classifier and images are small and arbitrary.
+    The networks are those of `tools/train.py --preset adversarial`, in the
+    dtype policy of the moment; classifier and images are small and arbitrary.
     """
     import keras
     import numpy as np

@@ -18,26 +18,26 @@ PRESETS = {
         "image_size": 32,
         "base_channels": 16,
         "batch_size": 64,
-        "steps": 6000,
-        "steps_per_epoch": 200,
-        "decoder_steps": 0,
+        "decoder_steps": 3000,
+        "steps": 1000,
+        "steps_per_epoch": 500,
         "generator_learning_rate": 4e-4,
         "discriminator_learning_rate": 4e-4,
         "gain_offset": 1.0,
-        "logit_normalization": "standardize",
-        "logit_consistency": 0.0,
-        "pixel_consistency": 0.0,
-        "embedding_layers": 0,
-        "ema_decay": 0.999,
+        "logit_normalization": "within-classes",
+        "logit_consistency": 1.0,
+        "pixel_consistency": 50.0,
+        "embedding_layers": 2,
+        "ema_decay": 0.995,
         "ema_start_step": 200,
     },
     "paper": {
         "image_size": 64,
         "base_channels": 96,
         "batch_size": 2048,
+        "decoder_steps": 0,
         "steps": 250000,
         "steps_per_epoch": 2500,
-        "decoder_steps": 0,
         "generator_learning_rate": 1e-4,
         "discriminator_learning_rate": 5e-4,
         "gain_offset": 0.0,
@@ -49,9 +49,21 @@ PRESETS = {
         "ema_start_step": 40000,
     },
 }
+# The paper's objective at the size of `small`.
+PRESETS["adversarial"] = {
+    **PRESETS["small"],
+    "decoder_steps": 0,
+    "steps": 6000,
+    "steps_per_epoch": 200,
+    "logit_normalization": "standardize",
+    "logit_consistency": 0.0,
+    "pixel_consistency": 0.0,
+    "embedding_layers": 0,
+    "ema_decay": 0.999,
+}
 # A short run ends before a long average has caught up.
 PRESETS["demo"] = {
-    **PRESETS["small"],
+    **PRESETS["adversarial"],
     "steps": 1500,
     "steps_per_epoch": 100,
     "ema_decay": 0.995,
@@ -336,6 +348,13 @@ def parse_arguments(argv):
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESETS[preset])
     options = parser.parse_args(argv)
+    if options.decoder_steps and not (
+        options.logit_consistency or options.pixel_consistency
+    ):
+        parser.error(
+            "argument --decoder-steps: expected --logit-consistency or "
+            "--pixel-consistency for the decoder to learn from, received 0"
+        )
     if options.ema_decay >= 1:
         parser.error(
             f"argument --ema-decay: expected a number in [0, 1), received "
@@ -429,9 +448,7 @@ def main(argv=None):
             classifier,
             generator,
             discriminator,
-            discriminator_steps=(
-                0 if options.decoder_steps else options.discriminator_steps
-            ),
+            discriminator_steps=options.discriminator_steps,
             ema_decay=options.ema_decay,
             ema_start_step=options.ema_start_step,
             seed=options.seed,
@@ -516,18 +533,18 @@ def main(argv=None):
         for steps in (options.decoder_steps, options.steps)
     )
     phases = [
-        (0, decoder_epochs, options.batch_size),
-        (decoder_epochs, decoder_epochs + epochs, feed_size),
+        (0, decoder_epochs, 0),
+        (decoder_epochs, decoder_epochs + epochs, options.discriminator_steps),
     ]
     examples_before, history = 0, None
-    for start_epoch, end_epoch, images_per_step in phases:
+    for start_epoch, end_epoch, adversary in phases:
+        images_per_step = options.batch_size * (adversary + 1)
         images_per_epoch = images_per_step * options.steps_per_epoch
         epoch = max(first_epoch, start_epoch)
         if epoch < end_epoch:
-            if start_epoch and epoch == start_epoch:
-                model.begin_adversary(options.discriminator_steps)
-            elif start_epoch:
-                model.discriminator_steps = options.discriminator_steps
+            if start_epoch and epoch == start_epoch and adversary:
+                model.begin_adversary(adversary)
+            model.discriminator_steps = adversary
             history = model.fit(
                 source.training_batches(
                     classifier_size,
