@@ -116,7 +116,7 @@ def test_large_requests_are_split(arithmetic, monkeypatch):
     np.testing.assert_allclose(outputs[:, :, 0, 0], expected, rtol=1e-5)
     assert max(np.prod(c["noise"][:2]) for c in arithmetic.calls) <= 6
     # Large photographs.
-    monkeypatch.setattr(pipeline, "IMAGE_PIXELS", 2 * 5 * 6)
+    model = pipeline.Pipeline(arithmetic, METADATA, image_pixels=2 * 5 * 6)
     arithmetic.calls.clear()
     model.logits(images)
     model.logits(random_inputs(5, 1)[0])

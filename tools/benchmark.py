@@ -10,6 +10,7 @@ Examples:
 
 import argparse
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
@@ -290,6 +291,7 @@ def measure_serving(options):
                 )
         resident = memory().rss / 1e6
         server.terminate()
+        server.communicate()
     print("protocol  clients  calls/s  median ms  99 % ms  ratio  growth MB")
     for row in rows:
         print(
@@ -302,18 +304,19 @@ def measure_serving(options):
     return rows
 
 
+@contextlib.contextmanager
 def grpc_caller(address, request):
     """Function that calls once; another connection than of other callers."""
     import grpc
     from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-    channel = grpc.insecure_channel(
-        address, options=[("grpc.use_local_subchannel_pool", 1)]
-    )
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-    return lambda: stub.Predict(request, timeout=60)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        yield lambda: stub.Predict(request, timeout=60)
 
 
+@contextlib.contextmanager
 def rest_caller(address, body):
     """The same by REST."""
     connection = http.client.HTTPConnection(address, timeout=60)
@@ -325,7 +328,8 @@ def rest_caller(address, body):
         if response.status != 200:
             raise RuntimeError(answer.decode())
 
-    return call
+    with contextlib.closing(connection):
+        yield call
 
 
 def call_for(seconds, make_caller, clients):
@@ -337,10 +341,11 @@ def call_for(seconds, make_caller, clients):
     end = time.perf_counter() + seconds
 
     def calls():
-        call, times = make_caller(), []
-        while (start := time.perf_counter()) < end:
-            call()
-            times.append(time.perf_counter() - start)
+        times = []
+        with make_caller() as call:
+            while (start := time.perf_counter()) < end:
+                call()
+                times.append(time.perf_counter() - start)
         return times
 
     with concurrent.futures.ThreadPoolExecutor(clients) as executor:
