@@ -38,7 +38,7 @@ def run(data):
     ):
         # Of images, of pictures, and of each half of the images.
         statistics = {}
-        parts, kernel_distances = [], []
+        parts, kernel_distances, previous = [], [], None
         for index, (images, _, _) in enumerate(batches):
             noise = data.noise(model, len(images), 1, str(index))
             pictures = model.reconstruct(images, noise)[:, 0]
@@ -52,10 +52,12 @@ def run(data):
                     width = values.shape[1]
                     statistics[key] = measures.FeatureStatistics(width)
                 statistics[key].add(values)
-            if len(images) == study.BATCH_SIZE:
+            if previous is not None and len(images) == len(previous):
+                # Pictures of other images: those of the same are too alike.
                 kernel_distances.append(
-                    measures.kernel_distance(*features.values())
+                    measures.kernel_distance(features["images"], previous)
                 )
+            previous = features["pictures"]
             parts.append(
                 {
                     "logits": model.logits(images),
