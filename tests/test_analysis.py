@@ -622,7 +622,7 @@ def test_two_inversions_of_one_classifier(source):
 
 
 def test_distributions(source, monkeypatch):
-    monkeypatch.setattr(distributions, "IMAGES", IMAGES)
+    monkeypatch.setattr(distributions, "IMAGES", 250)
     result = run(distributions, source, same=perfect(), noise=noise_only())
     found = result.metrics["same"]
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-3)
