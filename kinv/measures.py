@@ -13,7 +13,8 @@ CONFIDENCE = 0.95
 LOW_FIDELITY = 0.5
 FIDELITY_ADVICE = (
     "Train it longer, or with --logit-normalization within-classes, "
-    "--embedding-layers 2, --logit-consistency 1 and --pixel-consistency 50."
+    "--embedding-layers 2, --logit-consistency 1, --pixel-consistency 50 and "
+    "--decoder-steps 3000, as --preset small does."
 )
 
 

@@ -10,16 +10,15 @@ import orjson
 import requests
 import tensorflow as tf
 import urllib3
-from google.protobuf import wrappers_pb2
+from google.protobuf import json_format, wrappers_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     predict_pb2,
     prediction_service_pb2_grpc,
 )
 
-from kinv import errors
+from kinv import errors, pipeline
 
-SIGNATURE = "serving_default"
 TIMEOUT_SECONDS = 60
 ATTEMPTS = 4
 # Before the second attempt; doubled before each one after.
@@ -48,16 +47,16 @@ def connect(target):
     Raises:
         errors.InputError: if there is no such server, model or signature.
     """
-    scheme, rest = target.split("://", 1)
     address = urllib.parse.urlsplit(target)
     path = [part for part in address.path.split("/") if part]
     number = None
     if path[-2:-1] == ["versions"] and path[-1].isdecimal():
         number = int(path[-1])
         path = path[:-2]
-    if scheme == "grpc" and address.port and len(path) == 1:
+    if address.scheme == "grpc" and address.port and len(path) == 1:
         return _connect_grpc(target, address.netloc, path[0], number)
-    if scheme in ("http", "https") and path[-3:-1] == ["v1", "models"]:
+    is_model = path[-3:-1] == ["v1", "models"]
+    if address.scheme in ("http", "https") and is_model:
         return _connect_rest(target)
     raise errors.InputError(
         "Expected grpc://HOST:PORT/NAME or http://HOST:PORT/v1/models/NAME. "
@@ -97,24 +96,16 @@ def _connect_grpc(target, address, name, number):
 
     signatures = get_model_metadata_pb2.SignatureDefMap()
     metadata_field("signature_def").Unpack(signatures)
-    shapes = {
-        key: [axis.size for axis in info.tensor_shape.dim]
-        for tensors in (
-            signatures.signature_def[SIGNATURE].inputs,
-            signatures.signature_def[SIGNATURE].outputs,
-        )
-        for key, info in tensors.items()
-    }
     try:
         text = wrappers_pb2.StringValue()
         metadata_field("kinv").Unpack(text)
         metadata = json.loads(text.value)
     except errors.InputError:
-        metadata = _metadata(target, shapes)
+        metadata = _metadata(target, signatures)
 
     def predict(inputs):
         request = predict_pb2.PredictRequest()
-        request.model_spec.signature_name = SIGNATURE
+        request.model_spec.signature_name = pipeline.SIGNATURE
         for key, value in inputs.items():
             request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
         outputs = call(stub.Predict, request).outputs
@@ -158,19 +149,15 @@ def _connect_rest(target):
         return answer
 
     answer = call("GET", f"{target}/metadata")
-    signatures = answer["metadata"]["signature_def"]["signature_def"]
-    signature = signatures.get(SIGNATURE, {"inputs": {}, "outputs": {}})
-    shapes = {
-        key: [
-            int(dimension["size"]) for dimension in info["tensor_shape"]["dim"]
-        ]
-        for tensors in (signature["inputs"], signature["outputs"])
-        for key, info in tensors.items()
-    }
+    signatures = json_format.ParseDict(
+        answer["metadata"]["signature_def"],
+        get_model_metadata_pb2.SignatureDefMap(),
+        ignore_unknown_fields=True,
+    )
     try:
         metadata = call("GET", f"{target}/kinv.json")
     except errors.InputError:
-        metadata = _metadata(target, shapes)
+        metadata = _metadata(target, signatures)
 
     def predict(inputs):
         samples = inputs["noise"].shape[1]
@@ -201,16 +188,22 @@ def _failed(target, reason):
     )
 
 
-def _metadata(target, shapes):
+def _metadata(target, signatures):
     """What can be known of a model from its signature."""
+    signature = signatures.signature_def[pipeline.SIGNATURE]
+    shapes = {
+        key: [axis.size for axis in info.tensor_shape.dim]
+        for tensors in (signature.inputs, signature.outputs)
+        for key, info in tensors.items()
+    }
     try:
         (num_classes,) = shapes["logits"][1:]
         image_size = shapes["reconstructions"][2]
         noise_dim = shapes["noise"][2]
     except (KeyError, IndexError, ValueError):
         raise errors.InputError(
-            f"Expected a signature {SIGNATURE} from images and noise to logits "
-            f"and reconstructions. Received: {target} with "
+            f"Expected a signature {pipeline.SIGNATURE} from images and noise "
+            f"to logits and reconstructions. Received: {target} with "
             f"{', '.join(sorted(shapes)) or 'nothing'}."
         ) from None
     return {

@@ -16,8 +16,6 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from kinv import errors, pipeline
 
 LOGGER = logging.getLogger("kinv.serving")
-# Ranks of the signature's inputs.
-RANKS = {"images": 4, "noise": 3, "logit_scale": 2, "logit_shift": 3}
 # Calls that may wait; more are sent away, as TensorFlow Serving does.
 WAITING_CALLS = 1000
 
@@ -353,10 +351,14 @@ def check_inputs(inputs, model, limits):
     Raises:
         ServingError: INVALID_ARGUMENT.
     """
-    missing, extra = set(RANKS) - set(inputs), set(inputs) - set(RANKS)
+    missing, extra = (
+        pipeline.INPUTS - set(inputs),
+        set(inputs) - pipeline.INPUTS,
+    )
     if missing or extra:
         raise invalid(
-            f"input size does not match signature: {len(inputs)}!={len(RANKS)}."
+            f"input size does not match signature: {len(inputs)}!="
+            f"{len(pipeline.INPUTS)}."
             f" Sent extra: {{{','.join(sorted(extra))}}}. Missing but "
             f"required: {{{','.join(sorted(missing))}}}."
         )
@@ -373,7 +375,7 @@ def check_inputs(inputs, model, limits):
         array = inputs[name]
         if array.dtype != np.float32:
             raise invalid(f"{name}: expected float, received {array.dtype}")
-        fits = array.ndim == RANKS[name] and all(
+        fits = array.ndim == len(allowed) and all(
             sizes is None or size in sizes
             for size, sizes in zip(array.shape, allowed, strict=True)
         )

@@ -15,9 +15,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from kinv import serving
+from kinv import pipeline, serving
 
-SIGNATURE = "serving_default"
 # Besides TensorFlow Serving's one field of metadata: the export's kinv.json.
 KINV_FIELD = "kinv"
 
@@ -78,7 +77,7 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         spec = request.model_spec
         number = _number(spec)
         version = self._server.version(spec.name, number)
-        signature_name = spec.signature_name or SIGNATURE
+        signature_name = spec.signature_name or pipeline.SIGNATURE
         signature = version.signatures.get(signature_name)
         if signature is None:
             raise serving.ServingError(

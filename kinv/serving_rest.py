@@ -14,9 +14,8 @@ import starlette.requests
 from fastapi.middleware import cors
 from google.protobuf import json_format
 
-from kinv import serving
+from kinv import pipeline, serving
 
-SIGNATURE = "serving_default"
 # What TensorFlow Serving accepts after the host, in its order of groups.
 _MODEL = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
 PREDICT_PATH = re.compile(rf"(?i){_MODEL}:(classify|regress|predict)")
@@ -233,7 +232,7 @@ def parse_request(body, version):
         raise serving.invalid(
             f'Serving signature name: "{signature}" not found in signature def'
         )
-    names = version.signatures[signature or SIGNATURE].inputs
+    names = version.signatures[signature or pipeline.SIGNATURE].inputs
     if not names:
         raise serving.invalid(
             f"Failed to get input map for signature: {signature}"

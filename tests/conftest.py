@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-import re
 import subprocess
-import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -17,6 +15,7 @@ import requests  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from kinv import classifiers, datasets, images, scenes  # noqa: E402
+from tools import benchmark  # noqa: E402
 
 # Before anything else: devices are fixed once TensorFlow has used one.
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -94,29 +93,17 @@ def start_server():
     started = []
 
     def start(*arguments):
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "tools/serve.py",
-                *("--model", "exported/scenes32-robust"),
-                *("--model", "exported/scenes32-standard"),
-                *("--rest-port", "0", "--grpc-port", "0", *arguments),
-            ],
+        process, addresses = benchmark.start_server(
+            *("--model", "exported/scenes32-robust"),
+            *("--model", "exported/scenes32-standard"),
+            *arguments,
             cwd=pathlib.Path(__file__).parent.parent,
-            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
         )
         started.append(process)
-        found = {}
-        for line in process.stdout:
-            if address := re.search(r"(http|grpc)://([\d.:]+)", line):
-                found[address[1]] = address[2]
-            if line.startswith("explorer"):
-                break
         session = requests.Session()
         return ServedModels(
-            process, f"http://{found['http']}", found["grpc"], session
+            process, f"http://{addresses['http']}", addresses["grpc"], session
         )
 
     yield start

@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from kinv import errors
 from tools import benchmark
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -32,6 +33,13 @@ def test_measures_each_workload_in_each_precision(tmp_path, capsys):
         if row["precision"] == "float32":
             assert row["ratio_to_float32"] == pytest.approx(1)
     assert "generation   mixed_bfloat16" in capsys.readouterr().out
+
+
+def test_what_cannot_be_served_is_one_line():
+    # A version, where the directory of all of them is wanted.
+    model = f"{ROOT}/exported/scenes32-robust/1"
+    with pytest.raises(errors.InputError, match="ended with status 2"):
+        benchmark.main([f"--serve={model}"])
 
 
 def test_measures_a_server(tmp_path, capsys):

@@ -568,7 +568,8 @@ JSON = strategies.recursive(
     lambda children: (
         strategies.lists(children, max_size=4)
         | strategies.dictionaries(
-            strategies.sampled_from([*serving.RANKS, "b64", ""]), children
+            strategies.sampled_from([*sorted(pipeline.INPUTS), "b64", ""]),
+            children,
         )
     ),
     max_leaves=30,

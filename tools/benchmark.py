@@ -247,20 +247,9 @@ def measure_serving(options):
         request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
     body = json.dumps({"inputs": {k: v.tolist() for k, v in inputs.items()}})
 
-    root = pathlib.Path(__file__).parent
-    command = [
-        *(sys.executable, str(root / "serve.py")),
-        *("--model", f"model={options.serve}"),
-        *("--rest-port", "0", "--grpc-port", "0"),
-    ]
     rows = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        addresses = {}
-        for line in server.stdout:
-            if found := re.search(r"(http|grpc)://([\w.:]+)", line):
-                addresses[found[1]] = found[2]
-            if line.startswith("explorer"):
-                break
+    server, addresses = start_server("--model", f"model={options.serve}")
+    with server:
         memory = psutil.Process(server.pid).memory_info
         makers = {
             "gRPC": lambda: grpc_caller(addresses["grpc"], request),
@@ -302,6 +291,40 @@ def measure_serving(options):
         )
     print(f"memory of the server: {resident:.0f} MB; no call failed")
     return rows
+
+
+def start_server(*arguments, **options):
+    """Starts `tools/serve.py` on free ports, and waits until it answers.
+
+    Args:
+        *arguments: its command line.
+        **options: of `subprocess.Popen`.
+
+    Returns:
+        `subprocess.Popen`, and a dict of `HOST:PORT` by `http` and `grpc`.
+
+    Raises:
+        errors.InputError: if it does not start; it has then said why.
+    """
+    script = pathlib.Path(__file__).with_name("serve.py")
+    command = [sys.executable, str(script), *arguments]
+    server = subprocess.Popen(
+        [*command, "--rest-port", "0", "--grpc-port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    addresses = {}
+    for line in server.stdout:
+        if found := re.search(r"(http|grpc)://([\w.:]+)", line):
+            addresses[found[1]] = found[2]
+        if line.startswith("explorer"):
+            return server, addresses
+    server.communicate()
+    raise errors.InputError(
+        f"Expected a server. Received: {' '.join(command[1:])}, which ended "
+        f"with status {server.returncode}."
+    )
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def run(data):
 def _features(data):
     if data.features:
         return data.features
-    if factors_lib.ENCODINGS.keys() <= set(data.source.factor_names):
+    if factors_lib.are_known(data):
         return factors_lib.load_features(), "scene factors"
     raise study.NotApplicable(
         "needs a feature network, --features keras.applications:InceptionV3 or "

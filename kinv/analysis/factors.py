@@ -52,6 +52,11 @@ PARTS = {
 }
 
 
+def are_known(data):
+    """Whether all factors of the study's images are known."""
+    return ENCODINGS.keys() <= set(data.source.factor_names)
+
+
 def encode(factors):
     """Codes the factors of scenes as one row of numbers per image.
 
@@ -99,7 +104,7 @@ def run(data):
     Raises:
         study.NotApplicable: if the factors are not known.
     """
-    if not ENCODINGS.keys() <= set(data.source.factor_names):
+    if not are_known(data):
         raise study.NotApplicable("needs known factors, those of kinv_scenes")
     network = load_network()
     metrics, rows = {}, []

@@ -38,23 +38,24 @@ def run(data):
         source = data.training_source()
         limit = min(data.count(TRAINING_IMAGES), source.num_examples)
 
-        def gallery(name=name, source=source, limit=limit):
-            batches = data.batches(limit, source, batch_size=500)
-            total = -(-limit // 500)
-            return data.progress(batches, f"memorisation, {name}", total)
+        batches = data.progress(
+            data.batches(limit, source, batch_size=500),
+            f"memorisation, {name}",
+            -(-limit // 500),
+        )
+        small_gallery = []
 
-        def as_seen(images, model=model):
-            pixels = study.target(images, model)
-            return pixels.reshape(len(pixels), -1)
+        def embed(images, model=model, small_gallery=small_gallery):
+            small_gallery.append(_flat(images, 8))
+            return _flat(images, model.image_size)
 
-        def small(images):
-            pixels = images_lib.resize(images, 8)
-            return pixels.reshape(len(pixels), -1)
-
-        found = {}
-        nearest, distances = study.nearest(gallery(), as_seen(both), as_seen)
-        found["ratio"] = distances
-        _, found["blur_ratio"] = study.nearest(gallery(), small(both), small)
+        nearest, distances = study.nearest(
+            batches, _flat(both, model.image_size), embed
+        )
+        small_distances = study.squared_distances(
+            _flat(both, 8), np.concatenate(small_gallery)
+        ).min(axis=1)
+        found = {"ratio": distances, "blur_ratio": small_distances}
         metrics[name] = {
             key: _ratio(data, name, np.sqrt(values), len(images))
             for key, values in found.items()
@@ -90,6 +91,11 @@ def run(data):
             )
         )
     return study.Result(metrics, {"ratios": rows}, figures)
+
+
+def _flat(images, size):
+    pixels = images_lib.resize(images, size)
+    return pixels.reshape(len(pixels), -1)
 
 
 def _ratio(data, name, distances, count):

@@ -45,7 +45,7 @@ def run(data):
             "needs two models of the same classifier, such as inversions "
             "trained with another --seed"
         )
-    known = factors_lib.ENCODINGS.keys() <= set(data.source.factor_names)
+    known = factors_lib.are_known(data)
     network = factors_lib.load_network() if known else None
     needed = list(dict.fromkeys(itertools.chain(*pairs)))
     found = {
