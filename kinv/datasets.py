@@ -114,11 +114,10 @@ class Source:
 
         passes = tf.data.Dataset.range(first_pass, np.iinfo("int64").max)
         examples = passes.flat_map(one_pass).skip(offset).enumerate(start)
-        return (
-            examples.map(prepare, tf.data.AUTOTUNE)
-            .batch(batch_size, drop_remainder=True)
-            .prefetch(tf.data.AUTOTUNE)
+        batches = examples.map(prepare, tf.data.AUTOTUNE).batch(
+            batch_size, drop_remainder=True
         )
+        return _in_background(batches)
 
     def evaluation_batches(
         self, image_size, batch_size, limit=None, with_factors=False
@@ -144,11 +143,17 @@ class Source:
             return *element, {name: example[name] for name in self.factor_names}
 
         examples = self.examples if limit is None else self.examples.take(limit)
-        return (
-            examples.map(prepare, tf.data.AUTOTUNE)
-            .batch(batch_size)
-            .prefetch(tf.data.AUTOTUNE)
-        )
+        batches = examples.map(prepare, tf.data.AUTOTUNE).batch(batch_size)
+        return _in_background(batches)
+
+
+def _in_background(batches):
+    """The next batches are made while one is used."""
+    options = tf.data.Options()
+    # Its thread sleeps for 10 ms, then twice as long each time, up to a minute,
+    # and an iterator that is in use for long ends only when it wakes.
+    options.autotune.enabled = False
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _to_square(image, image_size):

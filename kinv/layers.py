@@ -1,7 +1,7 @@
 """The layers of the two networks, written with `keras.ops`.
 
 All of them keep their variables in float32 and normalise in float32, whatever
-the dtype policy; convolutions run in the policy's compute dtype.
+the dtype policy; convolutions and attention run in the policy's compute dtype.
 """
 
 import keras
@@ -52,7 +52,7 @@ class SpectralLayer(keras.layers.Layer):
         )
 
     def normalized_kernel(self, training):
-        """Kernel over its spectral norm, in the compute dtype.
+        """Kernel over its spectral norm, float32.
 
         Args:
             training: whether the power iteration's vector moves on.
@@ -65,7 +65,7 @@ class SpectralLayer(keras.layers.Layer):
             if training:
                 self.spectral_vector.assign(vector)
             kernel = kernel / sigma
-        return ops.cast(kernel, self.compute_dtype)
+        return kernel
 
     def fold(self, iterations):
         """Replaces the kernel by `kernel / sigma(kernel)` for good.
@@ -122,7 +122,8 @@ class SpectralDense(SpectralLayer):
             )
 
     def call(self, inputs, training=False):
-        outputs = ops.matmul(inputs, self.normalized_kernel(training))
+        kernel = self.normalized_kernel(training)
+        outputs = ops.matmul(inputs, ops.cast(kernel, self.compute_dtype))
         return outputs + self.bias if self.use_bias else outputs
 
     def get_config(self):
@@ -146,21 +147,34 @@ class SpectralConv2D(SpectralLayer):
     output as channels, which are then interleaved. A 1x1 kernel acts before
     the zeros are inserted.
 
+    With `pool`, the output is averaged over 2x2 pixels. The mean of a 3x3
+    kernel at four places is a 4x4 kernel at every second one, with 4/9 of the
+    multiplications. The four phases of the input are its channels, and the
+    kernel is 2x2 again: gradients of strided convolutions are slow on CPU.
+
     Args:
         filters: number of output channels.
         kernel_size: 1 or 3.
         use_bias: whether a bias is added, after the zeros are inserted.
         unpool: whether height and width are doubled first.
+        pool: whether they are halved afterwards, by averages; of 3x3 kernels.
     """
 
     def __init__(
-        self, filters, kernel_size, use_bias=True, unpool=False, **kwargs
+        self,
+        filters,
+        kernel_size,
+        use_bias=True,
+        unpool=False,
+        pool=False,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
         self.use_bias = use_bias
         self.unpool = unpool
+        self.pool = pool
 
     def build(self, input_shape):
         size = self.kernel_size
@@ -172,13 +186,20 @@ class SpectralConv2D(SpectralLayer):
 
     def call(self, inputs, training=False):
         kernel = self.normalized_kernel(training)
-        if not self.unpool:
-            outputs = ops.conv(inputs, kernel, padding="same")
-        elif self.kernel_size == 1:
-            outputs = insert_zeros(ops.conv(inputs, kernel, padding="same"))
-        else:
-            outputs = ops.conv(inputs, _phase_kernel(kernel), padding="same")
-            outputs = _interleave_phases(outputs)
+        padding = "same"
+        if self.pool:
+            inputs = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            inputs = _separate_phases(inputs)
+            kernel = _pooled_kernel(kernel)
+            padding = "valid"
+        elif self.unpool and self.kernel_size == 3:
+            kernel = _phase_kernel(kernel)
+        kernel = ops.cast(kernel, self.compute_dtype)
+        outputs = ops.conv(inputs, kernel, padding=padding)
+        if self.unpool:
+            single = self.kernel_size == 1
+            join = insert_zeros if single else _interleave_phases
+            outputs = join(outputs)
         return outputs + self.bias if self.use_bias else outputs
 
     def get_config(self):
@@ -188,6 +209,7 @@ class SpectralConv2D(SpectralLayer):
             "kernel_size": self.kernel_size,
             "use_bias": self.use_bias,
             "unpool": self.unpool,
+            "pool": self.pool,
         }
 
 
@@ -231,6 +253,25 @@ def _interleave_phases(inputs):
     phases = ops.reshape(inputs, (-1, height, width, 2, 2, channels))
     phases = ops.transpose(phases, (0, 1, 3, 2, 4, 5))
     return ops.reshape(phases, (-1, 2 * height, 2 * width, channels))
+
+
+def _separate_phases(inputs):
+    """`(batch, 2 * h, 2 * w, c)` to `(batch, h, w, 4 * c)`."""
+    _, height, width, channels = inputs.shape
+    shape = (-1, height // 2, 2, width // 2, 2, channels)
+    phases = ops.transpose(ops.reshape(inputs, shape), (0, 1, 3, 2, 4, 5))
+    return ops.reshape(phases, (-1, height // 2, width // 2, 4 * channels))
+
+
+def _pooled_kernel(kernel):
+    """`(3, 3, i, o)` to `(2, 2, 4 * i, o)`, the phases outermost."""
+    # Rows of a 4x4 kernel in terms of rows of the 3x3 kernel, and columns.
+    row = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
+    taps = np.einsum("ij,kl->ikjl", row, row).reshape(2, 2, 2, 2, 9)
+    taps = taps.transpose(0, 2, 1, 3, 4).reshape(16, 9).astype("float32")
+    *_, inputs, outputs = kernel.shape
+    pooled = ops.matmul(taps, ops.reshape(kernel, (9, inputs * outputs)))
+    return ops.reshape(pooled, (2, 2, 4 * inputs, outputs))
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -412,8 +453,9 @@ class SelfAttention(keras.layers.Layer):
         keys = ops.reshape(keys, (-1, height * width // 4, channels // 8))
         values = ops.reshape(values, (-1, height * width // 4, channels // 2))
         similarity = ops.matmul(queries, ops.transpose(keys, (0, 2, 1)))
-        weights = ops.softmax(ops.cast(similarity, "float32"))
-        attended = ops.matmul(ops.cast(weights, values.dtype), values)
+        # In the compute dtype: in float32 the largest tensor of all would be
+        # cast twice, and its products are rounded all the same.
+        attended = ops.matmul(ops.softmax(similarity), values)
         attended = ops.reshape(attended, (-1, height, width, channels // 2))
         return inputs + self.scale * self.outputs(attended, training=training)
 

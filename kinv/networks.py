@@ -317,7 +317,7 @@ class DiscriminatorBlock(keras.layers.Layer):
         self.channels = channels
         self.downsample = downsample
         self.first = layers.SpectralConv2D(channels, 3)
-        self.second = layers.SpectralConv2D(channels, 3)
+        self.second = layers.SpectralConv2D(channels, 3, pool=downsample)
         self.shortcut = None
 
     def build(self, input_shape):
@@ -334,7 +334,6 @@ class DiscriminatorBlock(keras.layers.Layer):
         x = self.second(ops.relu(x), training=training)
         if self.downsample:
             # The pool goes before the shortcut's convolution: they commute.
-            x = ops.average_pool(x, 2)
             inputs = ops.average_pool(inputs, 2)
         if self.shortcut is None:
             return x

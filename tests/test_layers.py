@@ -98,6 +98,19 @@ def test_unpool_equals_convolving_literal_zeros(kernel_size):
     np.testing.assert_allclose(layer(inputs), expected, atol=1e-5)
 
 
+def test_pool_equals_averaging_the_convolution():
+    inputs = random(2, 6, 8, 3)
+    layer = layers.SpectralConv2D(4, 3, pool=True)
+    layer.build(inputs.shape)
+    layer.kernel.assign(random(3, 3, 3, 4, seed=1))
+    layer.bias.assign(random(4, seed=2))
+    kernel = layer.normalized_kernel(training=False)
+
+    convolved = tf.nn.conv2d(inputs, kernel, 1, "SAME") + layer.bias
+    expected = tf.nn.avg_pool2d(convolved, 2, 2, "VALID")
+    np.testing.assert_allclose(layer(inputs), expected, atol=1e-5)
+
+
 def test_insert_zeros_keeps_values_at_even_places():
     inputs = random(2, 3, 3, 2)
     outputs = np.array(layers.insert_zeros(inputs))
@@ -250,6 +263,7 @@ def test_one_hot_leaves_the_class_alone():
     [
         layers.SpectralDense(3, use_bias=False, kernel_initializer="zeros"),
         layers.SpectralConv2D(3, 1, use_bias=False, unpool=True),
+        layers.SpectralConv2D(3, 3, pool=True),
         layers.ConditionalBatchNormalization(1.0, epsilon=1e-3),
         layers.BatchNormalization(epsilon=1e-3),
         layers.SelfAttention(),
