@@ -6,6 +6,8 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import platform
+import re
 import shutil
 import subprocess  # noqa: S404 (only ever runs git)
 
@@ -146,6 +148,38 @@ def open_run(path, options, may_change):
                 "Repeat the option, or start a new run in another directory."
             )
     return True
+
+
+def write_figures(path, rows, options):
+    """Writes what a benchmark measured, and how it came about, as JSON.
+
+    Args:
+        path: of the file.
+        rows: list of dicts.
+        options: dict of the tool's options.
+    """
+    figures = {
+        "options": options,
+        "figures": rows,
+        "machine": machine(),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    write_json(path, figures)
+
+
+def machine():
+    """Name of the processor, number of cores and system of this machine."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        if found := re.search(r"model name\s*: (.*)", text):
+            processor = found[1]
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
 
 
 def versions():

@@ -15,7 +15,7 @@ import requests  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from kinv import classifiers, datasets, images, scenes  # noqa: E402
-from tools import benchmark  # noqa: E402
+from tools import benchmark_serving  # noqa: E402
 
 # Before anything else: devices are fixed once TensorFlow has used one.
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -93,7 +93,7 @@ def start_server():
     started = []
 
     def start(*arguments):
-        process, addresses = benchmark.start_server(
+        process, addresses = benchmark_serving.start_server(
             *("--model", "exported/scenes32-robust"),
             *("--model", "exported/scenes32-standard"),
             *arguments,

@@ -90,7 +90,10 @@ def test_one_signature_with_the_shapes_of_the_contract(exported):
     }
 
 
-@pytest.mark.parametrize("batch, samples", [(1, 1), (3, 2), (2, 5), (2, 0)])
+# 70 and 128 pictures: made in two parts, of unequal and equal size.
+@pytest.mark.parametrize(
+    "batch, samples", [(1, 1), (3, 2), (2, 5), (2, 0), (35, 2), (64, 2)]
+)
 def test_equals_the_networks_one_after_the_other(
     exported, networks_pair, batch, samples
 ):

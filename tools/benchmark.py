@@ -1,21 +1,19 @@
-"""Measures training and generation, or serving.
+"""Measures training, generation and everything that feeds them.
 
 Rounds of what is compared alternate within one run, so that whatever else the
 machine does meets them alike: read the ratios.
 
 Examples:
-    tools/benchmark.py --image-size 64 --base-channels 32 --batch-size 16
-    tools/benchmark.py --serve exported/scenes32-robust
+    tools/benchmark.py --json figures.json
+    tools/benchmark.py --peer BigGAN-PyTorch --peer-python torch/bin/python
 """
 
 import argparse
-import concurrent.futures
-import contextlib
-import http.client
+import collections
 import json
 import os
 import pathlib
-import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,37 +23,49 @@ from kinv import errors, files
 
 PRECISIONS = ("float32", "mixed_bfloat16")
 NUM_CLASSES = 80
+NOISE_DIM = 120
+EMBEDDING_DIM = 128
+# Forward passes' worth of arithmetic in a step of two discriminator updates
+# and one of the generator: a gradient of inputs or of weights costs as much as
+# the pass itself. The generator: 2 passes, then one with both gradients. The
+# discriminator: 2 x 2 batches with both, then a pass with that of its inputs.
+GENERATOR_PASSES = 5
+DISCRIMINATOR_PASSES = 14
+PEAK = "matrix product, GFLOP", "float32"
+PEERS = {
+    "BigGAN-PyTorch": ["--discriminator-channels", "2", "4", "8", "16", "16"],
+    "BigGAN-PyTorch, its own D": [],
+}
 
 
 def parse_arguments(argv):
     """Reads the flags."""
     parser = argparse.ArgumentParser(
         description="Measure images per second: of training, a step of which "
-        "is two discriminator updates and one of the generator, and of the "
-        "generator alone, in float32 and in mixed bfloat16. Or, with --serve, "
-        "calls per second of tools/serve.py, one after the other and by many "
-        "clients at once.",
+        "is two discriminator updates and one of the generator, of the "
+        "generator alone and in the exported signature, of the input pipeline "
+        "and of rendering scenes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add(
         "--image-size",
         type=errors.positive_int,
-        default=32,
+        default=64,
         metavar="PIXELS",
         help="height and width: 32, 64 or 128",
     )
     add(
         "--base-channels",
         type=errors.positive_int,
-        default=16,
+        default=32,
         metavar="CHANNELS",
         help="width of both networks",
     )
     add(
         "--batch-size",
         type=errors.positive_int,
-        default=64,
+        default=16,
         metavar="IMAGES",
         help="images per update",
     )
@@ -69,311 +79,447 @@ def parse_arguments(argv):
     add(
         "--steps",
         type=errors.positive_int,
-        default=5,
+        default=2,
         metavar="NUMBER",
-        help="training steps, or generated batches, per measurement",
+        help="training steps, or batches, per measurement",
+    )
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="measure only what has this in its name, such as generation; may "
+        "be given several times",
+    )
+    add(
+        "--dataset",
+        default="kinv_scenes/32",
+        metavar="NAME",
+        help="what the input pipeline reads",
+    )
+    add("--data-dir", metavar="DIR", help="where TFDS keeps data sets")
+    add(
+        "--peer",
+        metavar="DIR",
+        help="checkout of BigGAN-PyTorch, to be measured alike: with its "
+        "discriminator widened to the paper's channels at 64 pixels, and as "
+        "it is",
+    )
+    add(
+        "--peer-python",
+        metavar="FILE",
+        default=sys.executable,
+        help="Python that has PyTorch",
     )
     add("--json", metavar="FILE", help="write the figures there too")
-    add(
-        "--serve",
-        metavar="DIR",
-        help="measure a server of exported/NAME instead: calls of one image "
-        "and one reconstruction",
-    )
-    add(
-        "--clients",
-        type=errors.positive_int,
-        default=32,
-        metavar="NUMBER",
-        help="of the server, at once",
-    )
-    add(
-        "--seconds",
-        type=errors.positive_float,
-        default=30.0,
-        metavar="SECONDS",
-        help="of calls of all clients, per protocol; of one client as long "
-        "before and after, together",
-    )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.peer and options.image_size != 64:
+        parser.error(
+            "argument --peer: expected --image-size 64, where both have the "
+            f"same channels, received {options.image_size}"
+        )
+    return options
 
 
 def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    rows = measure_serving(options) if options.serve else measure(options)
+    peers = start_peers(options) if options.peer else {}
+    try:
+        rows = measure(options, peers)
+    finally:
+        for peer in peers.values():
+            peer.kill()
     if options.json:
-        files.write_json(
-            options.json,
-            {
-                "options": vars(options),
-                "figures": rows,
-                "versions": files.versions(),
-                "git_commit": files.git_commit(),
-            },
-        )
+        files.write_figures(options.json, rows, vars(options))
         print(f"written: {options.json}")
 
 
-def measure(options):
-    """Measures training and generation; prints and returns the figures."""
+def measure(options, peers):
+    """Measures everything in turn; prints and returns the figures."""
     import keras
 
-    workloads = {}
-    for precision in PRECISIONS:
-        keras.config.set_dtype_policy(precision)
-        train, generate = make_workloads(options)
-        workloads["training", precision] = train
-        workloads["generation", precision] = generate
-    keras.config.set_dtype_policy("float32")
+    workloads = make_workloads(options)
+    for name, process in peers.items():
+        for task in ("training", "generation"):
+            workloads[task, f"float32, {name}"] = (
+                options.steps * options.batch_size,
+                lambda process=process, task=task: ask_peer(process, task),
+            )
 
-    print("compiling")
-    for workload in workloads.values():
+    workloads = {
+        (task, how): workload
+        for (task, how), workload in workloads.items()
+        if (task, how) == PEAK
+        or not options.only
+        or any(text in f"{task} ({how})" for text in options.only)
+    }
+    about = files.machine()
+    print(f"{about['processor']}, {about['cores']} cores, {about['system']}")
+    print("first calls, which trace and compile")
+    first, memory = {}, {}
+    for name, (_, workload) in workloads.items():
+        start = time.perf_counter()
         workload()
-    seconds = {name: [] for name in workloads}
+        first[name] = time.perf_counter() - start
+        memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    seconds = collections.defaultdict(list)
     bar = keras.utils.Progbar(options.rounds * len(workloads))
     for _ in range(options.rounds):
-        for name, workload in workloads.items():
+        for name, (_, workload) in workloads.items():
             start = time.perf_counter()
             workload()
             seconds[name].append(time.perf_counter() - start)
             bar.add(1)
 
-    images = options.steps * options.batch_size
-    rows = [
-        {
-            "workload": workload,
-            "precision": precision,
-            "images_per_second": images / statistics.median(times),
-            "slowest": images / max(times),
-            "fastest": images / min(times),
-            "ratio_to_float32": statistics.median(seconds[workload, "float32"])
-            / statistics.median(times),
+    speed = {
+        name: amount / statistics.median(seconds[name])
+        for name, (amount, _) in workloads.items()
+    }
+    peak = speed[PEAK]
+    generator, discriminator = multiply_adds(
+        options.image_size, options.base_channels
+    )
+    per_image = {
+        "training": GENERATOR_PASSES * generator
+        + DISCRIMINATOR_PASSES * discriminator,
+        "generation": generator,
+    }
+    rows = []
+    for (task, how), rate in speed.items():
+        row = {
+            "workload": task,
+            "how": how,
+            "per_second": rate,
+            "slowest": workloads[task, how][0] / max(seconds[task, how]),
+            "fastest": workloads[task, how][0] / min(seconds[task, how]),
+            "first_call_seconds": first[task, how],
+            "peak_memory_mb": memory[task, how],
         }
-        for (workload, precision), times in seconds.items()
-    ]
-    print(f"\n{'images per second':<29}  median  slowest  fastest  ratio")
-    for row in sorted(rows, key=lambda row: row["workload"], reverse=True):
-        print(
-            f"{row['workload']:<12} {row['precision']:<16} "
-            f"{row['images_per_second']:>7.1f}  {row['slowest']:>7.1f}  "
-            f"{row['fastest']:>7.1f}  {row['ratio_to_float32']:>5.2f}"
-        )
+        kind = task.split(",")[0]
+        if kind in per_image:
+            row["multiply_adds_per_image"] = per_image[kind]
+            # A multiply-add is two operations.
+            row["share_of_float32_peak"] = (
+                2 * rate * per_image[kind] / (1e9 * peak)
+            )
+            for peer in peers:
+                row[f"ratio_to_{peer}"] = rate / speed[kind, f"float32, {peer}"]
+        rows.append(row)
+    print_table(rows, list(peers), generator, discriminator)
     return rows
 
 
-def make_workloads(options):
-    """Makes functions that train, and generate, `--steps` batches.
+def print_table(rows, peers, generator, discriminator):
+    """Prints the figures, one row each."""
+    ratios = [f"ratio_to_{peer}" for peer in peers]
+    titles = ["per second", "slowest", "fastest", "first s", "of peak"]
+    print(f"\n{'':<56}" + "".join(f"{title:>11}" for title in titles))
+    for row in rows:
+        name = f"{row['workload']} ({row['how']})"
+        line = f"{name:<56}"
+        for key in ("per_second", "slowest", "fastest", "first_call_seconds"):
+            line += f"{row[key]:>11.1f}"
+        if "share_of_float32_peak" in row:
+            line += f"{row['share_of_float32_peak']:>11.2f}"
+        for peer, ratio in zip(peers, ratios, strict=True):
+            if ratio in row:
+                line += f"  {row[ratio]:.2f} x {peer}"
+        print(line)
+    print(
+        f"multiply-adds per image, inserted zeros left out: generator "
+        f"{generator:,}, discriminator {discriminator:,}; per image trained "
+        f"on, {GENERATOR_PASSES} and {DISCRIMINATOR_PASSES} times as many"
+    )
+    print(f"peak memory of this process: {rows[-1]['peak_memory_mb']:.0f} MB")
 
-    The networks are those of `tools/train.py --preset adversarial`, in the
-    dtype policy of the moment; classifier and images are small and arbitrary.
+
+def multiply_adds(image_size, base_channels):
+    """Multiply-adds of one image through each network.
+
+    Those of Tables 1 and 2 but for the products with inserted zeros. What kinv
+    saves in the discriminator, where pools come before or into convolutions, is
+    counted as done.
+
+    Returns:
+        Those of the generator and those of the discriminator.
+    """
+    from kinv import networks
+
+    def convolution(size, inputs, outputs, height):
+        return size * size * inputs * outputs * height * height
+
+    def attention(channels, height):
+        positions = height * height
+        maps = 2 * (channels // 8 + channels // 2) * channels * positions
+        both = channels // 8 + channels // 2
+        return maps + positions * positions // 4 * both
+
+    widths = [
+        c * base_channels for c in networks.GENERATOR_CHANNELS[image_size]
+    ]
+    chunk = NOISE_DIM // len(widths)
+    generator = NUM_CLASSES * EMBEDDING_DIM + chunk * 16 * widths[0]
+    height = 4
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        generator += 2 * (chunk + EMBEDDING_DIM) * (inputs + outputs)
+        generator += convolution(3, inputs, outputs, height)
+        generator += convolution(1, inputs, outputs, height)
+        height *= 2
+        generator += convolution(3, outputs, outputs, height)
+        if height == networks.GENERATOR_ATTENTION[image_size]:
+            generator += attention(outputs, height)
+    generator += convolution(3, widths[-1], 3, height)
+
+    widths = [
+        c * base_channels for c in networks.DISCRIMINATOR_CHANNELS[image_size]
+    ]
+    discriminator = (NUM_CLASSES + 1) * widths[-1]
+    for inputs, outputs in zip([3, *widths], widths, strict=False):
+        discriminator += convolution(3, inputs, outputs, height)
+        discriminator += convolution(3, outputs, outputs, height)
+        if inputs != outputs:
+            discriminator += convolution(1, inputs, outputs, height)
+            height //= 2
+            if height == networks.DISCRIMINATOR_ATTENTION[image_size]:
+                discriminator += attention(outputs, height)
+    return generator, discriminator
+
+
+def make_workloads(options):
+    """Makes what is measured.
+
+    The networks are those of `tools/train.py --preset adversarial`; classifier
+    and images are small and arbitrary.
+
+    Returns:
+        dict by `(task, how)` of `(amount, function)`: images, or GFLOP, that a
+        call of the function works through.
     """
     import keras
     import numpy as np
     import tensorflow as tf
 
-    from kinv import classifiers, inversion, networks
+    from kinv import classifiers, datasets, scenes
 
     size, batch_size = options.image_size, options.batch_size
-    sizes = {
-        "image_size": size,
-        "num_classes": NUM_CLASSES,
-        "base_channels": options.base_channels,
-        "logit_normalization": "standardize",
-    }
+    amount = options.steps * batch_size
+    random = np.random.default_rng(0)
+    workloads = {}
+
+    for precision, dtype in zip(
+        PRECISIONS, ("float32", "bfloat16"), strict=True
+    ):
+        side = 2048
+        matrix = tf.cast(random.standard_normal((side, side)), dtype)
+        product = tf.function(tf.matmul)
+        workloads["matrix product, GFLOP", precision] = (
+            5 * 2 * side**3 / 1e9,
+            lambda product=product, matrix=matrix: [
+                product(matrix, matrix)[0, 0].numpy() for _ in range(5)
+            ],
+        )
+
+    # What cached logits cost: next to nothing.
+    inputs = keras.Input((size, size, 3))
+    pooled = keras.layers.AveragePooling2D(size // 4)(inputs)
+    outputs = keras.layers.Dense(NUM_CLASSES)(keras.layers.Flatten()(pooled))
+    trivial = keras.Model(inputs, outputs)
+    small = classifiers.build_classifier(size, NUM_CLASSES, width=16)
+    for precision in PRECISIONS:
+        keras.config.set_dtype_policy(precision)
+        train = make_training(options, trivial)
+        workloads["training", precision] = amount, train
+    train = make_training(options, small)
+    workloads["training, kinv's classifier", precision] = amount, train
+    for precision in PRECISIONS:
+        keras.config.set_dtype_policy(precision)
+        workloads["generation", precision] = (
+            amount,
+            make_generation(options, make_generator(options)),
+        )
+    keras.config.set_dtype_policy("float32")
+
+    exported = make_exported(options, small)
+    for images, samples in ((1, 1), (1, 16), (64, 1), (64, 16)):
+        workloads[
+            f"exported signature, {images} x {samples} pictures", "float32"
+        ] = (images * samples, lambda n=images, k=samples: exported(n, k))
+
+    source = datasets.open_dataset(options.dataset, "train", options.data_dir)
+    batches = iter(source.training_batches(size, 3 * batch_size, seed=0))
+    workloads[f"input pipeline, {options.dataset}", "uint8 to float32"] = (
+        20 * 3 * batch_size,
+        lambda: [next(batches)[0][0, 0, 0].numpy() for _ in range(20)],
+    )
+    factors = scenes.scene_factors("test", range(64))
+    workloads["rendering scenes, one process", "float32"] = (
+        64,
+        lambda: scenes.render(factors, size),
+    )
+    return workloads
+
+
+def make_generator(options):
+    """The generator, in the dtype policy of the moment."""
+    from kinv import networks
+
+    return networks.Generator(
+        options.image_size,
+        NUM_CLASSES,
+        options.base_channels,
+        noise_dim=NOISE_DIM,
+        embedding_dim=EMBEDDING_DIM,
+        gain_offset=1.0,
+        logit_normalization="standardize",
+    )
+
+
+def make_training(options, classifier):
+    """A function that trains `--steps` steps by `model.fit`."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from kinv import inversion, networks
+
     keras.utils.set_random_seed(0)
     model = inversion.InversionGAN(
-        classifiers.build_classifier(size, NUM_CLASSES, width=16),
-        networks.Generator(**sizes, gain_offset=1.0),
-        networks.Discriminator(**sizes),
+        classifier,
+        make_generator(options),
+        networks.Discriminator(
+            options.image_size,
+            NUM_CLASSES,
+            options.base_channels,
+            logit_normalization="standardize",
+        ),
         discriminator_steps=2,
         ema_decay=0.999,
         ema_start_step=0,
         seed=0,
     )
-    one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
     model.compile(
         keras.optimizers.Adam(4e-4, beta_1=0.0),
         keras.optimizers.Adam(4e-4, beta_1=0.0),
-        jit_compile=one_gpu,
+        jit_compile=on_one_gpu(),
     )
-    random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (3 * batch_size, size, size, 3))
+    size = options.image_size
+    images = np.random.default_rng(0).uniform(
+        0, 255, (3 * options.batch_size, size, size, 3)
+    )
     data = tf.data.Dataset.from_tensors(
         (images.astype("float32"), np.zeros(len(images), "int64"))
     ).repeat()
-    generator = model.averaged_generator
-    inputs = {
-        "logits": random.standard_normal((batch_size, NUM_CLASSES), "float32"),
-        "noise": random.standard_normal(
-            (batch_size, generator.noise_dim), "float32"
-        ),
-    }
-    predict = tf.function(generator, jit_compile=one_gpu)
+    # As in kinv.datasets.
+    without_autotune = tf.data.Options()
+    without_autotune.autotune.enabled = False
+    data = data.with_options(without_autotune)
+    return lambda: model.fit(
+        data, steps_per_epoch=options.steps, shuffle=False, verbose=0
+    )
 
-    def train():
-        model.fit(data, steps_per_epoch=options.steps, shuffle=False, verbose=0)
+
+def make_generation(options, generator):
+    """A function that generates `--steps` batches, as after an export."""
+    import numpy as np
+    import tensorflow as tf
+
+    generator.fold_spectral_norms(1)
+    random = np.random.default_rng(0)
+    inputs = {
+        "logits": random.standard_normal((options.batch_size, NUM_CLASSES)),
+        "noise": random.standard_normal((options.batch_size, NOISE_DIM)),
+    }
+    inputs = {k: tf.cast(value, "float32") for k, value in inputs.items()}
+    predict = tf.function(generator, jit_compile=on_one_gpu())
 
     def generate():
         for _ in range(options.steps):
             predict(inputs).numpy()  # Waits until it is computed.
 
-    return train, generate
+    return generate
 
 
-def measure_serving(options):
-    """Measures a server under load; prints and returns the figures."""
+def make_exported(options, classifier):
+    """A function that calls the exported signature once."""
     import numpy as np
-    import psutil
     import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2
 
-    from kinv import pipeline
+    from kinv import export
 
-    model = pipeline.Pipeline.load(options.serve)
-    size = model.metadata["classifier_size"]
-    random = np.random.default_rng(0)
-    inputs = {
-        "images": random.uniform(0, 255, (1, size, size, 3)),
-        "noise": random.standard_normal((1, 1, model.noise_dim)),
-        "logit_scale": np.ones((1, 1)),
-        "logit_shift": np.zeros((1, 1, 1)),
-    }
-    inputs = {key: value.astype("float32") for key, value in inputs.items()}
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = "model"
-    for key, value in inputs.items():
-        request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
-    body = json.dumps({"inputs": {k: v.tolist() for k, v in inputs.items()}})
+    generator = make_generator(options)
+    generator.fold_spectral_norms(1)
+    invert = export.signature(classifier, generator).get_concrete_function()
+    size = options.image_size
 
-    rows = []
-    server, addresses = start_server("--model", f"model={options.serve}")
-    with server:
-        memory = psutil.Process(server.pid).memory_info
-        makers = {
-            "gRPC": lambda: grpc_caller(addresses["grpc"], request),
-            "REST": lambda: rest_caller(addresses["http"], body),
-        }
-        for protocol, make_caller in makers.items():
-            # Not counted: what is only done once.
-            call_for(2.0, make_caller, options.clients)
-            before = memory().rss
-            times = {1: [], options.clients: []}
-            for clients, share in ((1, 0.5), (options.clients, 1), (1, 0.5)):
-                times[clients] += call_for(
-                    share * options.seconds, make_caller, clients
-                )
-            for clients, seconds in times.items():
-                rows.append(
-                    {
-                        "protocol": protocol,
-                        "clients": clients,
-                        "calls": len(seconds),
-                        "calls_per_second": len(seconds) / options.seconds,
-                        "median_ms": 1e3 * statistics.median(seconds),
-                        "percentile_99_ms": 1e3
-                        * float(np.percentile(seconds, 99)),
-                        "ratio": len(seconds) / len(times[1]),
-                        "memory_growth_mb": (memory().rss - before) / 1e6,
-                    }
-                )
-        resident = memory().rss / 1e6
-        server.terminate()
-        server.communicate()
-    print("protocol  clients  calls/s  median ms  99 % ms  ratio  growth MB")
-    for row in rows:
-        print(
-            f"{row['protocol']:<8}  {row['clients']:>7}  "
-            f"{row['calls_per_second']:>7.0f}  {row['median_ms']:>9.1f}  "
-            f"{row['percentile_99_ms']:>7.1f}  {row['ratio']:>5.2f}  "
-            f"{row['memory_growth_mb']:>9.1f}"
-        )
-    print(f"memory of the server: {resident:.0f} MB; no call failed")
-    return rows
+    def call(images, samples):
+        random = np.random.default_rng(0)
+        pixels = random.uniform(0, 255, (images, size, size, 3))
+        noise = random.standard_normal((images, samples, NOISE_DIM))
+        invert(
+            images=tf.cast(pixels, "float32"),
+            noise=tf.cast(noise, "float32"),
+            logit_scale=tf.ones((1, 1)),
+            logit_shift=tf.zeros((1, 1, 1)),
+        )["reconstructions"].numpy()
+
+    return call
 
 
-def start_server(*arguments, **options):
-    """Starts `tools/serve.py` on free ports, and waits until it answers.
+def on_one_gpu():
+    """Whether XLA compiles, as in tools/train.py."""
+    import tensorflow as tf
 
-    Args:
-        *arguments: its command line.
-        **options: of `subprocess.Popen`.
+    return len(tf.config.list_physical_devices("GPU")) == 1
+
+
+def start_peers(options):
+    """Starts the peer, with either discriminator, in processes of their own.
 
     Returns:
-        `subprocess.Popen`, and a dict of `HOST:PORT` by `http` and `grpc`.
+        dict by name of `subprocess.Popen` that answers `ask_peer`.
 
     Raises:
-        errors.InputError: if it does not start; it has then said why.
+        errors.InputError: if it does not start.
     """
-    script = pathlib.Path(__file__).with_name("serve.py")
-    command = [sys.executable, str(script), *arguments]
-    server = subprocess.Popen(
-        [*command, "--rest-port", "0", "--grpc-port", "0"],
-        stdout=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-    addresses = {}
-    for line in server.stdout:
-        if found := re.search(r"(http|grpc)://([\w.:]+)", line):
-            addresses[found[1]] = found[2]
-        if line.startswith("explorer"):
-            return server, addresses
-    server.communicate()
-    raise errors.InputError(
-        f"Expected a server. Received: {' '.join(command[1:])}, which ended "
-        f"with status {server.returncode}."
-    )
+    script = pathlib.Path(__file__).with_name("benchmark_peer.py")
+    peers = {}
+    for name, flags in PEERS.items():
+        command = [options.peer_python, script, options.peer, *flags]
+        for flag in ("image_size", "base_channels", "batch_size", "steps"):
+            words = f"--{flag.replace('_', '-')}", getattr(options, flag)
+            command += words
+        command += ["--num-classes", NUM_CLASSES]
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        about = process.stdout.readline()
+        if not about:
+            reason = (process.communicate()[1].splitlines() or ["nothing"])[-1]
+            raise errors.InputError(
+                "Expected a checkout of BigGAN-PyTorch, and a Python that has "
+                f"PyTorch. Received: --peer {options.peer} --peer-python "
+                f"{options.peer_python}, which say: {reason}"
+            )
+        print(f"{name}: {json.loads(about)}")
+        peers[name] = process
+    return peers
 
 
-@contextlib.contextmanager
-def grpc_caller(address, request):
-    """Function that calls once; another connection than of other callers."""
-    import grpc
-    from tensorflow_serving.apis import prediction_service_pb2_grpc
-
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    with grpc.insecure_channel(address, options=options) as channel:
-        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        yield lambda: stub.Predict(request, timeout=60)
-
-
-@contextlib.contextmanager
-def rest_caller(address, body):
-    """The same by REST."""
-    connection = http.client.HTTPConnection(address, timeout=60)
-
-    def call():
-        connection.request("POST", "/v1/models/model:predict", body)
-        response = connection.getresponse()
-        answer = response.read()
-        if response.status != 200:
-            raise RuntimeError(answer.decode())
-
-    with contextlib.closing(connection):
-        yield call
-
-
-def call_for(seconds, make_caller, clients):
-    """Calls as often as clients can; a call that fails ends it all.
-
-    Returns:
-        list of the seconds that each call took.
-    """
-    end = time.perf_counter() + seconds
-
-    def calls():
-        times = []
-        with make_caller() as call:
-            while (start := time.perf_counter()) < end:
-                call()
-                times.append(time.perf_counter() - start)
-        return times
-
-    with concurrent.futures.ThreadPoolExecutor(clients) as executor:
-        tasks = [executor.submit(calls) for _ in range(clients)]
-        return [time_ for task in tasks for time_ in task.result()]
+def ask_peer(process, task):
+    """Has a peer work once."""
+    process.stdin.write(f"{task}\n")
+    process.stdin.flush()
+    if not process.stdout.readline():
+        raise errors.InputError(
+            "Expected the peer to go on. Received: "
+            f"{process.communicate()[1].splitlines()[-1]}"
+        )
 
 
 if __name__ == "__main__":

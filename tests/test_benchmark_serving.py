@@ -1,0 +1,41 @@
+"""The benchmark of the server runs; its speed is not tested."""
+
+import json
+import pathlib
+
+import pytest
+
+from kinv import errors
+from tools import benchmark_serving
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def test_what_cannot_be_served_is_one_line():
+    # A version, where the directory of all of them is wanted.
+    model = f"{ROOT}/exported/scenes32-robust/1"
+    with pytest.raises(errors.InputError, match="ended with status 2"):
+        benchmark_serving.main([f"--model={model}"])
+
+
+def test_measures_a_server(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    benchmark_serving.main(
+        [
+            f"--model={ROOT}/exported/scenes32-robust",
+            "--clients=3",
+            "--seconds=1",
+            f"--json={path}",
+        ]
+    )
+    figures = json.loads(path.read_text())["figures"]
+    assert [(row["protocol"], row["clients"]) for row in figures] == [
+        ("gRPC", 1),
+        ("gRPC", 3),
+        ("REST", 1),
+        ("REST", 3),
+    ]
+    for row in figures:
+        assert row["calls"] > 1
+        assert 0 < row["median_ms"] <= row["percentile_99_ms"]
+    assert "no call failed" in capsys.readouterr().out

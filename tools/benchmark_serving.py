@@ -1,0 +1,225 @@
+"""Measures a server under load: one client, then many at once.
+
+Rounds of one and of many clients alternate within one run, so that whatever
+else the machine does meets them alike: read the ratios.
+
+Example:
+    tools/benchmark_serving.py --model exported/scenes32-robust
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+from kinv import errors, files
+
+
+def parse_arguments(argv):
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(
+        description="Measure calls per second of tools/serve.py, one after the "
+        "other and by many clients at once. A call is one image and one "
+        "reconstruction.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="exported/NAME, which a server of its own is started for",
+    )
+    add(
+        "--clients",
+        type=errors.positive_int,
+        default=32,
+        metavar="NUMBER",
+        help="of the server, at once",
+    )
+    add(
+        "--seconds",
+        type=errors.positive_float,
+        default=30.0,
+        metavar="SECONDS",
+        help="of calls of all clients, per protocol; of one client as long "
+        "before and after, together",
+    )
+    add("--json", metavar="FILE", help="write the figures there too")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Measures, prints a table, writes the figures."""
+    options = parse_arguments(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    rows = measure(options)
+    if options.json:
+        files.write_figures(options.json, rows, vars(options))
+        print(f"written: {options.json}")
+
+
+def measure(options):
+    """Measures a server under load; prints and returns the figures."""
+    import numpy as np
+    import psutil
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2
+
+    from kinv import pipeline
+
+    model = pipeline.Pipeline.load(options.model)
+    size = model.metadata["classifier_size"]
+    random = np.random.default_rng(0)
+    inputs = {
+        "images": random.uniform(0, 255, (1, size, size, 3)),
+        "noise": random.standard_normal((1, 1, model.noise_dim)),
+        "logit_scale": np.ones((1, 1)),
+        "logit_shift": np.zeros((1, 1, 1)),
+    }
+    inputs = {key: value.astype("float32") for key, value in inputs.items()}
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "model"
+    for key, value in inputs.items():
+        request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+    body = json.dumps({"inputs": {k: v.tolist() for k, v in inputs.items()}})
+
+    rows = []
+    server, addresses = start_server("--model", f"model={options.model}")
+    with server:
+        memory = psutil.Process(server.pid).memory_info
+        makers = {
+            "gRPC": lambda: grpc_caller(addresses["grpc"], request),
+            "REST": lambda: rest_caller(addresses["http"], body),
+        }
+        for protocol, make_caller in makers.items():
+            # Not counted: what is only done once.
+            call_for(2.0, make_caller, options.clients)
+            before = memory().rss
+            times = {1: [], options.clients: []}
+            for clients, share in ((1, 0.5), (options.clients, 1), (1, 0.5)):
+                times[clients] += call_for(
+                    share * options.seconds, make_caller, clients
+                )
+            for clients, seconds in times.items():
+                rows.append(
+                    {
+                        "protocol": protocol,
+                        "clients": clients,
+                        "calls": len(seconds),
+                        "calls_per_second": len(seconds) / options.seconds,
+                        "median_ms": 1e3 * statistics.median(seconds),
+                        "percentile_99_ms": 1e3
+                        * float(np.percentile(seconds, 99)),
+                        "ratio": len(seconds) / len(times[1]),
+                        "memory_growth_mb": (memory().rss - before) / 1e6,
+                    }
+                )
+        resident = memory().rss / 1e6
+        server.terminate()
+        server.communicate()
+    print("protocol  clients  calls/s  median ms  99 % ms  ratio  growth MB")
+    for row in rows:
+        print(
+            f"{row['protocol']:<8}  {row['clients']:>7}  "
+            f"{row['calls_per_second']:>7.0f}  {row['median_ms']:>9.1f}  "
+            f"{row['percentile_99_ms']:>7.1f}  {row['ratio']:>5.2f}  "
+            f"{row['memory_growth_mb']:>9.1f}"
+        )
+    print(f"memory of the server: {resident:.0f} MB; no call failed")
+    return rows
+
+
+def start_server(*arguments, **options):
+    """Starts `tools/serve.py` on free ports, and waits until it answers.
+
+    Args:
+        *arguments: its command line.
+        **options: of `subprocess.Popen`.
+
+    Returns:
+        `subprocess.Popen`, and a dict of `HOST:PORT` by `http` and `grpc`.
+
+    Raises:
+        errors.InputError: if it does not start; it has then said why.
+    """
+    script = pathlib.Path(__file__).with_name("serve.py")
+    command = [sys.executable, str(script), *arguments]
+    server = subprocess.Popen(
+        [*command, "--rest-port", "0", "--grpc-port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    addresses = {}
+    for line in server.stdout:
+        if found := re.search(r"(http|grpc)://([\w.:]+)", line):
+            addresses[found[1]] = found[2]
+        if line.startswith("explorer"):
+            return server, addresses
+    server.communicate()
+    raise errors.InputError(
+        f"Expected a server. Received: {' '.join(command[1:])}, which ended "
+        f"with status {server.returncode}."
+    )
+
+
+@contextlib.contextmanager
+def grpc_caller(address, request):
+    """Function that calls once; another connection than of other callers."""
+    import grpc
+    from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        yield lambda: stub.Predict(request, timeout=60)
+
+
+@contextlib.contextmanager
+def rest_caller(address, body):
+    """The same by REST."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+
+    def call():
+        connection.request("POST", "/v1/models/model:predict", body)
+        response = connection.getresponse()
+        answer = response.read()
+        if response.status != 200:
+            raise RuntimeError(answer.decode())
+
+    with contextlib.closing(connection):
+        yield call
+
+
+def call_for(seconds, make_caller, clients):
+    """Calls as often as clients can; a call that fails ends it all.
+
+    Returns:
+        list of the seconds that each call took.
+    """
+    end = time.perf_counter() + seconds
+
+    def calls():
+        times = []
+        with make_caller() as call:
+            while (start := time.perf_counter()) < end:
+                call()
+                times.append(time.perf_counter() - start)
+        return times
+
+    with concurrent.futures.ThreadPoolExecutor(clients) as executor:
+        tasks = [executor.submit(calls) for _ in range(clients)]
+        return [time_ for task in tasks for time_ in task.result()]
+
+
+if __name__ == "__main__":
+    errors.run(main)
