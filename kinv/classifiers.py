@@ -13,6 +13,8 @@ from kinv import errors
 from kinv import images as images_lib
 
 APPLICATION = "keras.applications:"
+# Whitening takes the square of it, in both networks and the average.
+MOST_FEATURES = 4096
 # What a classifier may end in: of all of these logits come before.
 ACTIVATIONS = (
     "softmax",
@@ -134,6 +136,94 @@ def load_classifier(name, weights="imagenet"):
         model = keras.Model(model.inputs[0], cast(model.outputs[0]))
     model.trainable = False
     return model
+
+
+def add_features(classifier, layer, maps):
+    """Gives the output of a layer beside a classifier's logits.
+
+    Args:
+        classifier: as of `load_classifier`.
+        layer: name of a layer, of the classifier or of a network inside it,
+            whose output is vectors or maps.
+        maps: what becomes of maps `(height, width, channels)`: `pool` takes
+            the mean of each channel, `flatten` all numbers.
+
+    Returns:
+        A frozen `keras.Model` with two outputs, float32: logits `(batch,
+        num_classes)` and features `(batch, condition_dim)`.
+
+    Raises:
+        errors.InputError: if there is no such layer, its output is something
+            else, or has more than `MOST_FEATURES` numbers.
+    """
+    names = _layer_names(classifier)
+    if layer not in names:
+        near = difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
+        shown = names if len(names) <= 12 else [*names[:5], "...", *names[-6:]]
+        raise errors.InputError(
+            f"Expected a layer of the classifier: {', '.join(shown)}. "
+            f"Received: {layer}."
+            + (f" Near: {', '.join(near)}." if near else "")
+        )
+    model = _with_output_of(classifier, layer)
+    logits, features = model.outputs
+    shape = tuple(getattr(features, "shape", ()))
+    if len(shape) not in (2, 4) or None in shape[1:]:
+        raise errors.InputError(
+            "Expected a layer of vectors (batch, channels) or maps (batch, "
+            f"height, width, channels). Received: {layer}, whose output is "
+            f"{shape or 'not one tensor'}."
+        )
+    if len(shape) == 4:
+        pool = layers.GlobalAveragePooling2D if maps == "pool" else None
+        features = (pool or layers.Flatten)()(features)
+    if features.shape[1] > MOST_FEATURES:
+        raise errors.InputError(
+            f"Expected at most {MOST_FEATURES} features. Received: "
+            f"{features.shape[1]} of {layer}. Take the mean over its maps with "
+            "--layer-maps pool, or another layer."
+        )
+    features = layers.Activation("linear", dtype="float32")(features)
+    model = keras.Model(model.inputs[0], [logits, features])
+    model.trainable = False
+    return model
+
+
+def _layer_names(model):
+    """Of all layers, those of networks inside the model in their place."""
+    names = []
+    for layer in model.layers:
+        inner = isinstance(layer, keras.Model) and layer.outputs
+        names += _layer_names(layer) if inner else [layer.name]
+    return names
+
+
+def _with_output_of(model, name):
+    """The model with a second output, of a layer in it; weights are shared."""
+    found = []
+
+    def call(operation, *arguments, **options):
+        if isinstance(operation, keras.Model) and name in _layer_names(
+            operation
+        ):
+            operation = _with_output_of(operation, name)
+            outputs, features = operation(*arguments, **options)
+            found.append(features)
+            return outputs
+        outputs = operation(*arguments, **options)
+        if operation.name == name:
+            found.append(outputs)
+        return outputs
+
+    model = keras.models.clone_model(
+        keras.Model(model.inputs[0], model.outputs[0]),
+        clone_function=lambda operation: operation,
+        call_function=call,
+    )
+    if not found:
+        # The input itself, which is no operation.
+        found.append(model.inputs[0])
+    return keras.Model(model.inputs[0], [model.outputs[0], found[0]])
 
 
 def load_features(name):

@@ -31,7 +31,7 @@ def make_model(
     )
     sizes = {
         "image_size": 32,
-        "num_classes": 5,
+        "condition_dim": 5,
         "base_channels": 4,
         "logit_normalization": normalization,
     }

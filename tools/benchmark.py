@@ -178,7 +178,7 @@ def make_workloads(options):
     size, batch_size = options.image_size, options.batch_size
     sizes = {
         "image_size": size,
-        "num_classes": NUM_CLASSES,
+        "condition_dim": NUM_CLASSES,
         "base_channels": options.base_channels,
         "logit_normalization": "standardize",
     }
