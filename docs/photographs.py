@@ -83,6 +83,7 @@ for name, directory in MODELS.items():
     random = np.random.default_rng(0)
 
     def noise(count, model=model, random=random):
+        """N(0, 1), for so many images."""
         shape = (count, SAMPLES, model.noise_dim)
         return random.standard_normal(shape, "float32")
 

@@ -220,3 +220,10 @@ def test_wrong_options_say_what_was_received(options, received):
     valid = {"image_size": 32, "condition_dim": 5, "base_channels": 4}
     with pytest.raises(errors.InputError, match=f"Received: {received}"):
         networks.Generator(**{**valid, **options})
+
+
+def test_networks_saved_before_conditions_had_a_name_are_loaded():
+    for network in (networks.Generator, networks.Discriminator):
+        config = network(32, 5, 4).get_config()
+        config["num_classes"] = config.pop("condition_dim")
+        assert network.from_config(config).condition_dim == 5

@@ -116,6 +116,13 @@ def parse_arguments(argv):
         "(default: imagenet)",
     )
     add(
+        "--classifier-size",
+        type=errors.positive_int,
+        metavar="PIXELS",
+        help="of keras.applications: height and width of the images that the "
+        "classifier sees (default: its own, often 224)",
+    )
+    add(
         "--layer",
         metavar="NAME",
         help="invert the output of this layer of a Keras classifier instead of "
@@ -442,7 +449,9 @@ def main(argv=None):
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
         classifier = classifiers.load_classifier(
-            options.classifier, options.classifier_weights
+            options.classifier,
+            options.classifier_weights,
+            options.classifier_size,
         )
         classifier_size = classifier.input_shape[1]
         num_classes = classifier.output_shape[-1]
