@@ -56,5 +56,7 @@ setup(
             "hypothesis>=6.130,<7",
             "playwright>=1.50,<2",
         ],
+        # The photographs of docs/photographs.py.
+        "docs": ["scikit-image>=0.25,<1"],
     },
 )

@@ -13,6 +13,8 @@ from kinv import errors
 from kinv import images as images_lib
 
 APPLICATION = "keras.applications:"
+# Whitening takes the square of it, in both networks and the average.
+MOST_FEATURES = 4096
 # What a classifier may end in: of all of these logits come before.
 ACTIVATIONS = (
     "softmax",
@@ -100,7 +102,7 @@ def _convolution(x, channels, kernel_size, strides=1):
     )(x)
 
 
-def load_classifier(name, weights="imagenet"):
+def load_classifier(name, weights="imagenet", size=None):
     """Loads a classifier to be inverted.
 
     A final softmax or sigmoid is taken off: the logits are what comes before.
@@ -112,6 +114,9 @@ def load_classifier(name, weights="imagenet"):
             in front.
         weights: of an application: `imagenet`, `none` for random ones, or a
             file of weights.
+        size: height and width of an application's images in pixels, if not its
+            own. Its weights serve another size where it averages its last maps,
+            as a ResNet does.
 
     Returns:
         A frozen `keras.Model`; its input size is `model.input_shape[1]`. Its
@@ -123,7 +128,12 @@ def load_classifier(name, weights="imagenet"):
             cannot be taken off.
     """
     if str(name).startswith(APPLICATION):
-        model = _application(str(name).removeprefix(APPLICATION), weights)
+        model = _application(str(name).removeprefix(APPLICATION), weights, size)
+    elif size:
+        raise errors.InputError(
+            "Expected a size only with keras.applications:NAME. Received: "
+            f"{name}, which has its own. Leave out --classifier-size."
+        )
     else:
         model = _load_file(pathlib.Path(name))
     _check_interface(model, name)
@@ -134,6 +144,93 @@ def load_classifier(name, weights="imagenet"):
         model = keras.Model(model.inputs[0], cast(model.outputs[0]))
     model.trainable = False
     return model
+
+
+def add_features(classifier, layer, maps):
+    """Gives the output of a layer beside a classifier's logits.
+
+    Args:
+        classifier: as of `load_classifier`.
+        layer: name of a layer, of the classifier or of a network inside it,
+            whose output is vectors or maps.
+        maps: what becomes of maps `(height, width, channels)`: `pool` takes
+            the mean of each channel, `flatten` all numbers.
+
+    Returns:
+        A frozen `keras.Model` with two outputs, float32: logits `(batch,
+        num_classes)` and features `(batch, condition_dim)`.
+
+    Raises:
+        errors.InputError: if there is no such layer, its output is something
+            else, or has more than `MOST_FEATURES` numbers.
+    """
+    names = [layer.name for layer in _layers(classifier)]
+    if layer not in names:
+        near = difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
+        shown = names if len(names) <= 12 else [*names[:5], "...", *names[-6:]]
+        raise errors.InputError(
+            f"Expected a layer of the classifier: {', '.join(shown)}. "
+            f"Received: {layer}."
+            + (f" Near: {', '.join(near)}." if near else "")
+        )
+    model = _with_outputs_of(classifier, [layer])
+    logits, features = model.outputs
+    shape = tuple(getattr(features, "shape", ()))
+    if len(shape) not in (2, 4) or None in shape[1:]:
+        raise errors.InputError(
+            "Expected a layer of vectors (batch, channels) or maps (batch, "
+            f"height, width, channels). Received: {layer}, whose output is "
+            f"{shape or 'not one tensor'}."
+        )
+    if len(shape) == 4:
+        pool = layers.GlobalAveragePooling2D if maps == "pool" else None
+        features = (pool or layers.Flatten)()(features)
+    if features.shape[1] > MOST_FEATURES:
+        raise errors.InputError(
+            f"Expected at most {MOST_FEATURES} features. Received: "
+            f"{features.shape[1]} of {layer}. Take the mean over its maps with "
+            "--layer-maps pool, or another layer."
+        )
+    features = layers.Activation("linear", dtype="float32")(features)
+    model = keras.Model(model.inputs[0], [logits, features])
+    model.trainable = False
+    return model
+
+
+def _layers(model):
+    """All layers, those of networks inside the model in their place."""
+    found = []
+    for layer in model.layers:
+        inner = isinstance(layer, keras.Model) and layer.outputs
+        found += _layers(layer) if inner else [layer]
+    return found
+
+
+def _with_outputs_of(model, names):
+    """The model with more outputs, of layers in it; weights are shared."""
+    found = {}
+
+    def call(operation, *arguments, **options):
+        if isinstance(operation, keras.Model):
+            inside = {layer.name for layer in _layers(operation)}
+            inside = [name for name in names if name in inside]
+            if inside:
+                operation = _with_outputs_of(operation, inside)
+                outputs, *features = operation(*arguments, **options)
+                found.update(zip(inside, features, strict=True))
+                return outputs
+        outputs = operation(*arguments, **options)
+        found.setdefault(operation.name, outputs)
+        return outputs
+
+    model = keras.models.clone_model(
+        keras.Model(model.inputs[0], model.outputs[0]),
+        clone_function=lambda operation: operation,
+        call_function=call,
+    )
+    # What is not an operation is the input itself.
+    features = [found.get(name, model.inputs[0]) for name in names]
+    return keras.Model(model.inputs[0], [model.outputs[0], *features])
 
 
 def load_features(name):
@@ -176,6 +273,66 @@ def load_features(name):
     return features_of
 
 
+def load_perceptual(name):
+    """Loads a network whose maps tell how alike two images look.
+
+    Of the last convolution at each resolution: features of length 1 over the
+    channels, squared differences summed over channels and averaged over places,
+    then over layers. With VGG16, these are the layers of LPIPS, but not its
+    learned weights of channels.
+
+    Args:
+        name: `keras.applications:NAME`, such as
+            `keras.applications:VGG16`, with ImageNet's weights; or a `.keras`
+            file.
+
+    Returns:
+        Function of two batches of float images `(batch, height, width, 3)` in
+        [0, 255], of any size, to float64 distances `(batch,)`: 0 for equal
+        images, at most 4, at most 2 where features are not negative.
+
+    Raises:
+        errors.InputError: if there is no such network, or it has no
+            convolution.
+
+    Reference:
+        Zhang et al., The Unreasonable Effectiveness of Deep Features as a
+        Perceptual Metric, CVPR 2018, equation 1.
+    """
+    if str(name).startswith(APPLICATION):
+        model = _application(str(name).removeprefix(APPLICATION), "imagenet")
+    else:
+        model = _load_file(pathlib.Path(name))
+    size = model.input_shape[1]
+    last = {
+        layer.output.shape[1:3]: layer.name
+        for layer in _layers(model)
+        if isinstance(layer, layers.Conv2D)
+    }
+    if not last:
+        raise errors.InputError(
+            f"Expected a network with convolutions. Received: {name}, which "
+            "has none."
+        )
+    model = _with_outputs_of(model, list(last.values()))
+
+    def maps_of(images):
+        _, *maps = model(images_lib.resize(images, size), training=False)
+        for features in maps:
+            features = np.asarray(features, "float64")
+            lengths = np.linalg.norm(features, axis=-1, keepdims=True)
+            yield features / np.maximum(lengths, 1e-10)
+
+    def distance(images, others):
+        by_layer = [
+            np.sum((one - other) ** 2, axis=-1).mean(axis=(1, 2))
+            for one, other in zip(maps_of(images), maps_of(others), strict=True)
+        ]
+        return np.mean(by_layer, axis=0)
+
+    return distance
+
+
 def _load_file(path):
     if not path.is_file():
         raise errors.InputError(
@@ -196,7 +353,7 @@ def _load_file(path):
         ) from error
 
 
-def _application(name, weights, **options):
+def _application(name, weights, size=None, **options):
     """A model of `keras.applications` behind its own preprocessing."""
     known = [x for x in dir(keras.applications) if x[:1].isupper()]
     if name not in known:
@@ -212,7 +369,13 @@ def _application(name, weights, **options):
         )
     build = getattr(keras.applications, name)
     try:
-        model = build(weights=None if weights == "none" else weights, **options)
+        pretrained = None if weights == "none" else weights
+        if size:
+            model = _of_size(build, pretrained, size)
+        else:
+            model = build(weights=pretrained, **options)
+    except errors.InputError:
+        raise
     # A failed download, or whatever another model's file makes h5py raise.
     except Exception as error:
         reason = errors.reason(error)
@@ -239,6 +402,27 @@ def _application(name, weights, **options):
     images = keras.Input((size, size, 3), name="images")
     inputs = module.preprocess_input(images) if module else images
     return keras.Model(images, model(inputs), name=name.lower())
+
+
+def _of_size(build, weights, size):
+    """An application for images of another size than its weights are of."""
+    try:
+        model = build(weights=None, input_shape=(size, size, 3))
+    except ValueError as error:
+        raise errors.InputError(
+            f"Expected a size that {build.__name__} can have. Received: "
+            f"--classifier-size {size}. {errors.reason(error)}"
+        ) from error
+    if weights:
+        others = build(weights=weights).get_weights()
+        if [x.shape for x in others] != [x.shape for x in model.get_weights()]:
+            raise errors.InputError(
+                "Expected an application whose weights serve any size. "
+                f"Received: {build.__name__}, whose last layers depend on the "
+                f"size, with --classifier-size {size}. Leave it out."
+            )
+        model.set_weights(others)
+    return model
 
 
 def _without_activation(model):

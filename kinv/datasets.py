@@ -1,6 +1,8 @@
 """Image data sets: from TensorFlow Datasets by name, or a folder of images."""
 
+import concurrent.futures
 import functools
+import os
 import pathlib
 import re
 
@@ -14,6 +16,12 @@ from kinv import scenes as _scenes  # noqa: F401 (registers kinv_scenes)
 
 # What `tf.io.decode_image` reads.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+# With what a whole file of a format ends.
+_ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
+# Files of all directories opened, for `find_unreadable`.
+_opened = []
+# Files that are looked at side by side.
+_THREADS = 16
 # Images that shuffling holds, encoded, in memory.
 SHUFFLE_BUFFER = 10_000
 _FOLDER_SPLIT = re.compile(r"(\w+)(?:\[(\d+%)?:(\d+%)?\])?")
@@ -34,7 +42,10 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
             directories, a name with or without percent borders.
         data_dir: where TFDS keeps its data. Defaults to TFDS's own place.
         skip_unreadable: leave out image files of a directory that cannot be
-            read, and count them in `num_skipped`.
+            read, and count them in `num_skipped`. This decodes each of them
+            once; without, a look at its first and last bytes has to do, and a
+            file that is damaged between them stops the stream that reaches it,
+            with its name.
 
     Returns:
         `Source`.
@@ -310,12 +321,23 @@ def _open_directory(directory, split, skip_unreadable):
                 labels.append(label)
     order = np.random.default_rng(0).permutation(len(paths))
     order = order[len(order) * first // 100 : len(order) * last // 100]
-    readable = [i for i in order if _is_readable(paths[i], skip_unreadable)]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        reasons = pool.map(
+            lambda index: _damage(paths[index], decode=skip_unreadable), order
+        )
+        readable = []
+        for index, reason in zip(order, reasons, strict=True):
+            if reason is None:
+                readable.append(index)
+            elif not skip_unreadable:
+                pool.shutdown(cancel_futures=True)
+                raise _unreadable(paths[index], reason)
     if not readable:
         raise errors.InputError(
             f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the sub-folders "
             f"of {root}. Received: none that can be read in split {split}."
         )
+    _opened.extend(paths[i] for i in readable)
     examples = tf.data.Dataset.from_tensor_slices(
         {
             "image": [str(paths[i]) for i in readable],
@@ -331,18 +353,51 @@ def _open_directory(directory, split, skip_unreadable):
     )
 
 
-def _is_readable(path, skip_unreadable):
+def find_unreadable():
+    """Looks for what made a stream of a directory fail, which does not say.
+
+    Returns:
+        `errors.InputError` that names the first image file that cannot be
+        decoded, of the directories opened by this process; None if all can.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        reasons = pool.map(lambda path: _damage(path, decode=True), _opened)
+        for path, reason in zip(_opened, reasons, strict=True):
+            if reason is not None:
+                pool.shutdown(cancel_futures=True)
+                return _unreadable(path, reason)
+    return None
+
+
+def _damage(path, decode):
+    """Why an image file cannot be read, or None.
+
+    Args:
+        path: of the file.
+        decode: whether to decode it. Otherwise only files without the usual
+            ending are decoded, such as those that were cut off.
+    """
     try:
         with Image.open(path) as image:
-            image.load()
+            ending = _ENDINGS.get(image.format)
+            if decode or not ending or not _ends_with(path, ending):
+                image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        if skip_unreadable:
-            return False
-        raise errors.InputError(
-            f"Expected an image that can be read. Received: {path}: {error}. "
-            "Remove it, or use --skip-unreadable."
-        ) from error
-    return True
+        return str(error)
+    return None
+
+
+def _ends_with(path, ending):
+    with open(path, "rb") as file:
+        file.seek(-min(len(ending), path.stat().st_size), os.SEEK_END)
+        return file.read() == ending
+
+
+def _unreadable(path, reason):
+    return errors.InputError(
+        f"Expected an image that can be read. Received: {path}: {reason}. "
+        "Remove it, or use --skip-unreadable."
+    )
 
 
 def _decode_file(path):

@@ -25,8 +25,9 @@ def run(main, resumable=False):
     Args:
         main: function without arguments. `InputError`, `NonFiniteError` and
             `OSError` (missing file, no permission, full disk) are printed to
-            standard error as `TOOL: error: MESSAGE`. Any other exception is a
-            defect of kinv and keeps its traceback.
+            standard error as `TOOL: error: MESSAGE`, as is the name of an image
+            that TensorFlow could not decode. Any other exception is a defect of
+            kinv and keeps its traceback.
         resumable: whether the tool has a flag `--resume`, which the message
             after Ctrl-C then offers.
     """
@@ -40,6 +41,12 @@ def run(main, resumable=False):
             message += f". Free some, then repeat the command{again}."
         print(f"{tool}: error: {message}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        message = _undecoded(error)
+        if message is None:
+            raise
+        print(f"{tool}: error: {message}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         message = "stopped by the user"
         if resumable:
@@ -48,6 +55,15 @@ def run(main, resumable=False):
             message += shlex.join([*words, "--resume"])
         print(f"\n{tool}: {message}", file=sys.stderr)
         sys.exit(130)
+
+
+def _undecoded(error):
+    """Names the image that an exception of TensorFlow's is about, or None."""
+    # Without a data set opened it can be about none.
+    datasets = sys.modules.get("kinv.datasets")
+    if datasets and "DecodeImage" in str(error):
+        return datasets.find_unreadable()
+    return None
 
 
 def reason(error):

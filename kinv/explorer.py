@@ -33,6 +33,7 @@ def page(models):
         "models": {
             name: {
                 "classNames": model.class_names,
+                "conditionDim": model.condition_dim,
                 "noiseDim": model.noise_dim,
                 "imageSize": model.image_size,
                 "inputSize": model.metadata["classifier_size"],

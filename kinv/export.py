@@ -76,12 +76,13 @@ def generator_inputs(classifier, image_batches, noise_dim, seed):
         seed: of the noise.
 
     Yields:
-        dicts of `logits`, float32 `(batch, num_classes)`, and `noise`,
-        float32 `(batch, noise_dim)`, as `networks.Generator` takes them.
+        dicts of `logits`, float32 `(batch, num_classes)` or, of a classifier
+        with features, those in their place; and `noise`, float32 `(batch,
+        noise_dim)`, as `networks.Generator` takes them.
     """
     random = np.random.default_rng(seed)
     for images, _ in image_batches:
-        logits = classifier.predict_on_batch(images)
+        *_, logits = _outputs(classifier, classifier.predict_on_batch(images))
         noise = random.standard_normal((len(logits), noise_dim), "float32")
         yield {"logits": tf.constant(logits), "noise": tf.constant(noise)}
 
@@ -149,8 +150,9 @@ def save(path, classifier, generator, metadata):
     Args:
         path: an empty directory.
         classifier: keras model, images `(batch, size, size, 3)` in [0, 255]
-            to logits `(batch, num_classes)`.
-        generator: `networks.Generator` for as many logits.
+            to logits `(batch, num_classes)`, or to these and the features of a
+            layer, as of `classifiers.add_features`.
+        generator: `networks.Generator` for as many logits, or features.
         metadata: dict that JSON can express, for `assets.extra/kinv.json`.
 
     Raises:
@@ -193,10 +195,13 @@ def signature(classifier, generator):
         or 1)`, all float32, to a dict of `logits` `(B, num_classes)` and
         `reconstructions` `(B, K, image_size, image_size, 3)` in [0, 255].
         The classifier runs once per image, the generator once per noise, on
-        `PART` at a time; K may be 0.
+        `PART` at a time; K may be 0. Of a classifier with features the dict
+        has `features` `(B, condition_dim)`, too, which scale and shift act on
+        instead of the logits.
     """
     classifier_size = classifier.input_shape[1]
-    num_classes, size = generator.num_classes, generator.image_size
+    num_classes = classifier.outputs[0].shape[-1]
+    condition_dim, size = generator.condition_dim, generator.image_size
 
     @tf.function(
         input_signature=[
@@ -208,15 +213,23 @@ def signature(classifier, generator):
     )
     def invert(images, noise, logit_scale, logit_shift):
         images = _resize(images, classifier_size)
-        logits = classifier(images, training=False)
-        logits = tf.ensure_shape(
-            tf.cast(logits, "float32"), (None, num_classes)
+        logits, *features = (
+            tf.cast(x, "float32")
+            for x in _outputs(classifier, classifier(images, training=False))
         )
-        conditions = logits[:, None] * logit_scale[..., None] + logit_shift
+        outputs = {"logits": tf.ensure_shape(logits, (None, num_classes))}
+        if features:
+            outputs["features"] = tf.ensure_shape(
+                features[0], (None, condition_dim)
+            )
+        given = outputs.get("features", outputs["logits"])
+        conditions = given[:, None] * logit_scale[..., None] + logit_shift
         batch, samples = tf.unstack(tf.shape(noise)[:2])
-        conditions = tf.broadcast_to(conditions, (batch, samples, num_classes))
+        conditions = tf.broadcast_to(
+            conditions, (batch, samples, condition_dim)
+        )
         inputs = {
-            "logits": tf.reshape(conditions, (-1, num_classes)),
+            "logits": tf.reshape(conditions, (-1, condition_dim)),
             "noise": tf.reshape(noise, (-1, generator.noise_dim)),
         }
         # TensorFlow's CPU kernels fail on some empty batches.
@@ -228,7 +241,7 @@ def signature(classifier, generator):
         reconstructions = tf.reshape(
             reconstructions, (batch, samples, size, size, 3)
         )
-        return {"logits": logits, "reconstructions": reconstructions}
+        return {**outputs, "reconstructions": reconstructions}
 
     return invert
 
@@ -257,6 +270,11 @@ def _in_parts(generator, inputs):
         parallel_iterations=1,
     )
     return pictures.concat()
+
+
+def _outputs(classifier, results):
+    """List of a classifier's one or two results."""
+    return [results] if len(classifier.outputs) == 1 else results
 
 
 def _resize(images, size):

@@ -30,9 +30,14 @@ class InversionGAN(keras.Model):
     batch. So a resumed run repeats an uninterrupted one, and several replicas
     draw what one would.
 
+    A classifier of two outputs, as `classifiers.add_features` makes it, gives
+    the features of a layer beside its logits. These then take the logits' place
+    in all that the networks are given; classes are those of the logits.
+
     Args:
         classifier: frozen Keras model, float32 images `(batch, size, size, 3)`
-            in [0, 255] to logits `(batch, num_classes)`.
+            in [0, 255] to logits `(batch, num_classes)`, or to these and
+            features `(batch, condition_dim)`.
         generator: `networks.Generator`.
         discriminator: `networks.Discriminator` of the same sizes.
         discriminator_steps: discriminator updates per step. The paper: 2. With
@@ -45,7 +50,8 @@ class InversionGAN(keras.Model):
         logit_consistency: weight of `log(1 + d^2)`, mean over logits, where d
             is the difference between the logits that a reconstruction was made
             of and those that the classifier reads from it, in units of what
-            they vary within a class (`layers.ClassDeviation`). 0 as the paper.
+            they vary within a class (`layers.ClassDeviation`), features in
+            those of their principal components. 0 as the paper.
         pixel_consistency: weight of the squared error of pixels in [-1, 1].
             With an adversary, that of the mean over noise: the product of the
             errors of two reconstructions with different noise, which leaves to
@@ -75,16 +81,17 @@ class InversionGAN(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        num_classes = classifier.output_shape[-1]
+        condition_dim = classifier.outputs[-1].shape[-1]
         if (
-            not num_classes
-            == generator.num_classes
-            == discriminator.num_classes
+            not condition_dim
+            == generator.condition_dim
+            == discriminator.condition_dim
         ):
+            kind = "logits" if len(classifier.outputs) == 1 else "features"
             raise errors.InputError(
-                f"Expected networks for the classifier's {num_classes} logits. "
-                f"Received: a generator for {generator.num_classes} and a "
-                f"discriminator for {discriminator.num_classes}."
+                f"Expected networks for the classifier's {condition_dim} "
+                f"{kind}. Received: a generator for {generator.condition_dim} "
+                f"and a discriminator for {discriminator.condition_dim}."
             )
         if not (discriminator_steps or logit_consistency or pixel_consistency):
             raise errors.InputError(
@@ -106,8 +113,13 @@ class InversionGAN(keras.Model):
         self.seed = seed
         self.logit_consistency = logit_consistency
         self.pixel_consistency = pixel_consistency
-        self.class_deviation = layers.ClassDeviation()
-        self.class_deviation.build((None, num_classes))
+        # Features do not tell the class whose mean they deviate from.
+        self.class_deviation = (
+            layers.ClassDeviation()
+            if len(classifier.outputs) == 1
+            else layers.LogitNormalization("whiten")
+        )
+        self.class_deviation.build((None, condition_dim))
         self.trackers = [
             keras.metrics.Mean(name=name)
             for name in ("discriminator_loss", "generator_loss")
@@ -150,7 +162,8 @@ class InversionGAN(keras.Model):
         """Fits the networks' logit normalisation and the consistency's units.
 
         Args:
-            logits: float array `(examples, num_classes)` of training images.
+            logits: float array `(examples, condition_dim)` of training images:
+                what the networks are given of them.
         """
         self.class_deviation.set_statistics(logits)
         for network in (
@@ -201,16 +214,21 @@ class InversionGAN(keras.Model):
             images: float32 `(batch, height, width, 3)` in [0, 255].
             noise: float32 `(batch, noise_dim)`, N(0, 1).
         """
-        return self._generate(self._classify(images), noise)
+        _, logits = self._classify(images)
+        return self._generate(logits, noise)
 
     def _generate(self, logits, noise):
         inputs = {"logits": logits, "noise": noise}
         return self.averaged_generator(inputs, training=True)
 
     def _classify(self, images):
+        """Logits, and what the networks are given: these, or features."""
         images = _resize(images, self.classifier.input_shape[1])
-        logits = self.classifier(images, training=False)
-        return ops.cast(logits, "float32")
+        outputs = self.classifier(images, training=False)
+        if len(self.classifier.outputs) == 1:
+            outputs = [outputs]
+        outputs = [ops.cast(x, "float32") for x in outputs]
+        return outputs[0], outputs[-1]
 
     def train_step(self, data):
         """One step: discriminator updates, generator update, average.
@@ -221,7 +239,7 @@ class InversionGAN(keras.Model):
                 `batches` apart, so that replicas share out every batch.
         """
         images, _ = data
-        logits = self._classify(images)
+        _, logits = self._classify(images)
         images = _resize(images, self.generator.image_size)
         batches = self.discriminator_steps + 1
 
@@ -287,7 +305,7 @@ class InversionGAN(keras.Model):
                 )
                 loss += ops.mean(losses.hinge_generator_loss(fake_scores))
             if self.logit_consistency:
-                again = self._classify(reconstructions)
+                _, again = self._classify(reconstructions)
                 differences = self.class_deviation.whiten(again - logits)
                 loss += self.logit_consistency * ops.mean(
                     losses.logit_consistency_loss(differences)
@@ -346,11 +364,11 @@ class InversionGAN(keras.Model):
         to those of the other's. 1 is all of it; 0 is the class alone.
         """
         images, _ = data
-        logits = self._classify(images)
+        logits, given = self._classify(images)
         shape = (tf.shape(images)[0], self.generator.noise_dim)
         noise = tf.random.stateless_normal(shape, seed=[self.seed, -1])
-        reconstructions = self._generate(logits, noise)
-        again = self._classify(reconstructions)
+        reconstructions = self._generate(given, noise)
+        again, _ = self._classify(reconstructions)
         images = _resize(images, self.generator.image_size)
 
         classes = ops.argmax(logits, axis=-1)

@@ -577,6 +577,10 @@ class LogitNormalization(keras.layers.Layer):
         if self.deviation:
             self.deviation.set_statistics(logits)
 
+    def whiten(self, differences):
+        """Expresses differences of logits in units of what they vary."""
+        return ops.matmul(differences, self.transform)
+
     def call(self, logits):
         logits = ops.cast(logits, "float32")
         if self.kind == "one-hot":

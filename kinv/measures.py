@@ -172,6 +172,16 @@ def ssim(images, others):
     ).numpy()
 
 
+def psnr(images, others):
+    """Peak signal over noise in decibels, of images in [0, 255]; one per image.
+
+    `10 log10(255^2 / pixel_mse)`, at most 100, which equal images get.
+    """
+    return 10 * np.log10(
+        255**2 / np.maximum(pixel_mse(images, others), 255**2 * 1e-10)
+    )
+
+
 class FeatureStatistics:
     """Mean and covariance of features, in constant memory and float64.
 

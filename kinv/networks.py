@@ -58,6 +58,12 @@ def _logit_normalization(kind):
     return None if kind == "none" else layers.LogitNormalization(kind)
 
 
+def _renamed(config):
+    """A configuration as of today, of one whose condition was the logits."""
+    names = {"num_classes": "condition_dim"}
+    return {names.get(name, name): value for name, value in config.items()}
+
+
 class GeneratorBlock(keras.layers.Layer):
     """Residual block that doubles height and width (Table 1).
 
@@ -102,7 +108,8 @@ class Generator(keras.Model):
 
     Args:
         image_size: height and width of the images: 32, 64 or 128.
-        num_classes: number of logits.
+        condition_dim: number of logits, or of the features of another layer
+            that take their place.
         base_channels: channels of the widest maps are 16 (8 at 32 px) times
             this. The paper: 96.
         noise_dim: a multiple of the number of blocks plus one.
@@ -120,7 +127,7 @@ class Generator(keras.Model):
             `layers.LogitNormalization`.
 
     Call arguments:
-        inputs: dict of `logits`, float32 `(batch, num_classes)`, and `noise`,
+        inputs: dict of `logits`, float32 `(batch, condition_dim)`, and `noise`,
             float32 `(batch, noise_dim)`, N(0, 1).
         training: whether to normalise with the batch's moments. At inference
             `fill_standing_statistics` must have been called.
@@ -132,7 +139,7 @@ class Generator(keras.Model):
     def __init__(
         self,
         image_size,
-        num_classes,
+        condition_dim,
         base_channels,
         noise_dim=120,
         embedding_dim=128,
@@ -157,7 +164,7 @@ class Generator(keras.Model):
                 f"Expected 2 or 3. Received: norms_per_block={norms_per_block}."
             )
         self.image_size = image_size
-        self.num_classes = num_classes
+        self.condition_dim = condition_dim
         self.base_channels = base_channels
         self.noise_dim = noise_dim
         self.embedding_dim = embedding_dim
@@ -194,7 +201,7 @@ class Generator(keras.Model):
         self.last = layers.SpectralConv2D(3, 3)
         self(
             {
-                "logits": keras.Input((num_classes,)),
+                "logits": keras.Input((condition_dim,)),
                 "noise": keras.Input((noise_dim,)),
             }
         )
@@ -247,6 +254,10 @@ class Generator(keras.Model):
             kernel[:chunk] = fresh[:chunk]
             layer.kernel.assign(kernel)
 
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(_renamed(config))
+
     def fold_spectral_norms(self, iterations):
         """Replaces each kernel by its normalised form; ends training.
 
@@ -288,7 +299,7 @@ class Generator(keras.Model):
         return {
             **super().get_config(),
             "image_size": self.image_size,
-            "num_classes": self.num_classes,
+            "condition_dim": self.condition_dim,
             "base_channels": self.base_channels,
             "noise_dim": self.noise_dim,
             "embedding_dim": self.embedding_dim,
@@ -349,7 +360,7 @@ class Discriminator(keras.Model):
 
     Args:
         image_size: height and width of the images: 32, 64 or 128.
-        num_classes: number of logits.
+        condition_dim: as for `Generator`.
         base_channels: the last map has 16 (8 at 32 px) times as many
             channels. The paper: 96.
         attention: whether the self-attention block is there.
@@ -357,7 +368,7 @@ class Discriminator(keras.Model):
 
     Call arguments:
         inputs: dict of `images`, float32 `(batch, image_size, image_size, 3)`
-            in [0, 255], and `logits`, float32 `(batch, num_classes)`.
+            in [0, 255], and `logits`, float32 `(batch, condition_dim)`.
 
     Returns:
         float32 scores `(batch, 1)`, unbounded.
@@ -369,7 +380,7 @@ class Discriminator(keras.Model):
     def __init__(
         self,
         image_size,
-        num_classes,
+        condition_dim,
         base_channels,
         attention=True,
         logit_normalization="none",
@@ -378,7 +389,7 @@ class Discriminator(keras.Model):
         super().__init__(**kwargs)
         _validate(image_size, base_channels, logit_normalization)
         self.image_size = image_size
-        self.num_classes = num_classes
+        self.condition_dim = condition_dim
         self.base_channels = base_channels
         self.attention = attention
         self.logit_normalization = logit_normalization
@@ -403,7 +414,7 @@ class Discriminator(keras.Model):
         self(
             {
                 "images": keras.Input((image_size, image_size, 3)),
-                "logits": keras.Input((num_classes,)),
+                "logits": keras.Input((condition_dim,)),
             }
         )
 
@@ -423,11 +434,15 @@ class Discriminator(keras.Model):
         similarity = ops.sum(projected * features, axis=-1, keepdims=True)
         return self.score(features, training=training) + similarity
 
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(_renamed(config))
+
     def get_config(self):
         return {
             **super().get_config(),
             "image_size": self.image_size,
-            "num_classes": self.num_classes,
+            "condition_dim": self.condition_dim,
             "base_channels": self.base_channels,
             "attention": self.attention,
             "logit_normalization": self.logit_normalization,

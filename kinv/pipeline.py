@@ -11,6 +11,8 @@ from kinv import errors, files
 SIGNATURE = "serving_default"
 INPUTS = {"images", "noise", "logit_scale", "logit_shift"}
 OUTPUTS = {"logits", "reconstructions"}
+# The output of models that invert another layer than the logits.
+FEATURES = "features"
 METADATA = {"class_names", "num_classes", "noise_dim", "image_size"}
 
 # Bounds of one call, so that memory does not grow with the batch: reconstructed
@@ -36,6 +38,10 @@ class Pipeline:
     Attributes:
         metadata: dict: class names, sizes, dataset, options, metrics, versions.
         num_classes: number of logits.
+        layer: name of the layer that the model inverts instead of the logits,
+            or None.
+        condition_dim: length of what the generator is given: `num_classes`,
+            or the layer's number of features.
         noise_dim: length of the noise.
         image_size: height and width of reconstructions in pixels.
         class_names: list of strings, in the order of the logits.
@@ -55,6 +61,8 @@ class Pipeline:
         self.signature = signature
         self.metadata = metadata
         self.num_classes = metadata["num_classes"]
+        self.layer = metadata.get("layer")
+        self.condition_dim = metadata.get("condition_dim", self.num_classes)
         self.noise_dim = metadata["noise_dim"]
         self.image_size = metadata["image_size"]
         self.class_names = metadata["class_names"]
@@ -105,7 +113,7 @@ class Pipeline:
                 f"{errors.reason(error)}. Export it again."
             ) from error
         function = model.signatures.get(SIGNATURE)
-        _check_signature(function, path)
+        _check_signature(function, path, "layer" in metadata)
 
         def signature(**tensors):
             # Through the model, which keeps its variables alive.
@@ -128,26 +136,46 @@ class Pipeline:
         Returns:
             float32 `(batch, num_classes)`.
         """
+        return self.classify(images)[0]
+
+    def classify(self, images):
+        """Logits of images, and what the generator is given of them.
+
+        Args:
+            images: `(batch, height, width, 3)` in [0, 255], of any size.
+
+        Returns:
+            float32 `(batch, num_classes)`, and the layer's features `(batch,
+            condition_dim)`; of a model without a layer, the logits again.
+        """
         images = _check_images(images)
         logits = np.empty((len(images), self.num_classes), "float32")
+        given = logits
+        if self.layer:
+            given = np.empty((len(images), self.condition_dim), "float32")
         step = self._images_per_call(images, 1)
         for start in range(0, len(images), step):
-            batch = images[start : start + step]
+            rows = slice(start, start + step)
             # No noise, no reconstructions: the generator does not run.
-            noise = np.empty((len(batch), 0, self.noise_dim), "float32")
-            logits[start : start + step] = self._call(batch, noise)["logits"]
-        return logits
+            noise = np.empty((len(images[rows]), 0, self.noise_dim), "float32")
+            outputs = self._call(images[rows], noise)
+            logits[rows] = outputs["logits"]
+            if self.layer:
+                given[rows] = outputs[FEATURES]
+        return logits, given
 
     def reconstruct(self, images, noise, logit_scale=1.0, logit_shift=0.0):
         """Reconstructs images from `logit_scale * logits + logit_shift`.
+
+        Of a model that inverts a layer, scale and shift act on its features.
 
         Args:
             images: `(batch, height, width, 3)` in [0, 255], of any size.
             noise: `(batch, samples, noise_dim)`, N(0, 1): as many
                 reconstructions of each image.
             logit_scale: a number, or `(batch or 1, samples or 1)`.
-            logit_shift: a number, or `(batch or 1, samples or 1, num_classes
-                or 1)`.
+            logit_shift: a number, or `(batch or 1, samples or 1,
+                condition_dim or 1)`.
 
         Returns:
             float32 `(batch, samples, image_size, image_size, 3)` in [0, 255].
@@ -158,7 +186,7 @@ class Pipeline:
         batch, samples = noise.shape[:2]
         scale = _broadcast(logit_scale, (batch, samples), "logit_scale")
         shift = _broadcast(
-            logit_shift, (batch, samples, self.num_classes), "logit_shift"
+            logit_shift, (batch, samples, self.condition_dim), "logit_shift"
         )
 
         size = self.image_size
@@ -177,16 +205,16 @@ class Pipeline:
         return outputs
 
     def generate(self, logits, noise):
-        """Makes images of any logits.
+        """Makes images of any logits, or features of the layer.
 
         Args:
-            logits: `(batch, num_classes)`.
+            logits: `(batch, condition_dim)`.
             noise: `(batch, noise_dim)`, N(0, 1).
 
         Returns:
             float32 `(batch, image_size, image_size, 3)` in [0, 255].
         """
-        logits = _check_array(logits, (None, self.num_classes), "logits")
+        logits = _check_array(logits, (None, self.condition_dim), "logits")
         noise = _check_array(noise, (len(logits), self.noise_dim), "noise")
         # Samples of one image, whose own logits count for nothing.
         image = np.zeros((1, 1, 1, 3), "float32")
@@ -246,13 +274,14 @@ def versions(directory):
     )
 
 
-def _check_signature(function, path):
+def _check_signature(function, path, has_features):
     inputs = set(function.structured_input_signature[1]) if function else set()
     outputs = set(function.structured_outputs) if function else set()
-    if inputs != INPUTS or outputs != OUTPUTS:
+    expected = OUTPUTS | ({FEATURES} if has_features else set())
+    if inputs != INPUTS or outputs != expected:
         raise errors.InputError(
             f"Expected a signature {SIGNATURE} from "
-            f"{', '.join(sorted(INPUTS))} to {', '.join(sorted(OUTPUTS))}. "
+            f"{', '.join(sorted(INPUTS))} to {', '.join(sorted(expected))}. "
             f"Received: {path} with {', '.join(sorted(inputs)) or 'nothing'} "
             f"to {', '.join(sorted(outputs)) or 'nothing'}. Export it again."
         )

@@ -8,8 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Colours of Okabe and Ito, told apart by colour-blind readers.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MARKERS = "osD^vP"
+COLORS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    "#000000",
+)
+MARKERS = "osD^vPX"
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,6 +33,7 @@ def curves(
     identity=None,
     percent=False,
     log2=False,
+    ticks=None,
 ):
     """Plots curves with their intervals as bands.
 
@@ -41,6 +45,7 @@ def curves(
         identity: `(x, y)` to mark by dotted lines.
         percent: whether values are shares, of 0 to 100 %.
         log2: whether `x` doubles from tick to tick.
+        ticks: names to set at `x` instead of the numbers.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -57,6 +62,8 @@ def curves(
         if log2:
             axes.set_xscale("log", base=2)
             axes.set_xticks(x, [f"{value:g}" for value in x])
+        if ticks:
+            axes.set_xticks(x, ticks)
         axes.legend()
     return figure
 

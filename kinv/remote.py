@@ -206,10 +206,14 @@ def _metadata(target, signatures):
             f"to logits and reconstructions. Received: {target} with "
             f"{', '.join(sorted(shapes)) or 'nothing'}."
         ) from None
-    return {
+    metadata = {
         "class_names": [f"class {index}" for index in range(num_classes)],
         "num_classes": num_classes,
         "noise_dim": noise_dim,
         "image_size": image_size,
         "classifier_size": image_size,
     }
+    if pipeline.FEATURES in shapes:
+        metadata["layer"] = "of unknown name"
+        metadata["condition_dim"] = shapes[pipeline.FEATURES][1]
+    return metadata

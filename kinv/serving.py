@@ -369,7 +369,7 @@ def check_inputs(inputs, model, limits):
         "images": ({batch}, None, None, {3}),
         "noise": ({batch}, None, {model.noise_dim}),
         "logit_scale": ({batch}, {samples, 1}),
-        "logit_shift": ({batch}, {samples, 1}, {model.num_classes, 1}),
+        "logit_shift": ({batch}, {samples, 1}, {model.condition_dim, 1}),
     }
     for name, allowed in shapes.items():
         array = inputs[name]

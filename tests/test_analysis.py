@@ -9,6 +9,7 @@ from kinv import datasets, measures, pipeline
 from kinv.analysis import (
     best_fit,
     controls,
+    depth,
     distributions,
     factors,
     logit_interpolation,
@@ -649,3 +650,98 @@ def test_distributions_take_another_network_or_say_so(source):
     found = distributions.run(data).metrics["same"]
     assert found["features"] == "mean colour"
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-3)
+
+
+def of_a_layer(name, blur):
+    """Inverts features that are blurred pixels; its classes are known."""
+
+    def features_of(images):
+        side = 32 // blur
+        blocks = images.reshape(len(images), side, blur, side, blur, 3)
+        return blocks.mean(axis=(2, 4)).reshape(len(images), -1)
+
+    inner = fake(
+        lambda images: images.reshape(len(images), -1)[:, :80] / 64,
+        lambda logits, noise: np.zeros((len(noise), 32, 32, 3)),
+        80,
+    )
+
+    def predict(inputs):
+        outputs = inner._predict({**inputs, "logit_shift": np.zeros((1, 1, 1))})
+        images, noise = inputs["images"], inputs["noise"]
+        features = np.zeros((1, (32 // blur) ** 2 * 3))
+        if images.shape[1] > 1:
+            features = features_of(images)
+        given = features[:, None] * inputs["logit_scale"][..., None]
+        given = np.broadcast_to(
+            given + inputs["logit_shift"],
+            (*noise.shape[:2], features.shape[1]),
+        )
+        side = 32 // blur
+        pictures = given.reshape(*noise.shape[:2], side, side, 3)
+        pictures = pictures.repeat(blur, axis=2).repeat(blur, axis=3)
+        return {
+            "logits": outputs["logits"],
+            "features": features.astype("float32"),
+            "reconstructions": pictures.astype("float32"),
+        }
+
+    metadata = {
+        **inner.metadata,
+        "layer": name,
+        "layer_maps": "flatten",
+        "condition_dim": (32 // blur) ** 2 * 3,
+    }
+    return pipeline.Pipeline(predict, metadata)
+
+
+def test_depth(source, monkeypatch):
+    monkeypatch.setattr(depth, "IMAGES", IMAGES)
+    models = {"fine": of_a_layer("fine", 1), "coarse": of_a_layer("coarse", 4)}
+    result = run(depth, source, **models)
+    fine, coarse = result.metrics["fine"], result.metrics["coarse"]
+    assert fine["layer"] == "features of fine" and fine["numbers"] == 3072
+    assert fine["pixel_mse"]["value"] == 0 and fine["psnr"]["value"] == 100
+    originals = np.concatenate(
+        [
+            images
+            for images, _, _ in study.Study({}, source, None, 32).batches(
+                IMAGES
+            )
+        ]
+    )
+    blocks = originals.reshape(IMAGES, 8, 4, 8, 4, 3)
+    # A mean loses the variance of what it is taken of.
+    lost = blocks.var(axis=(2, 4)).mean()
+    assert coarse["pixel_mse"]["value"] == pytest.approx(lost, rel=1e-3)
+    assert fine["object_hue"]["value"] > 0.9
+    assert len(result.figures) == 3
+    with pytest.raises(study.NotApplicable, match="several layers"):
+        run(depth, source, one=models["fine"])
+    with pytest.raises(study.NotApplicable, match="several layers"):
+        run(depth, source, fine=models["fine"], other=perfect())
+
+
+def test_experiments_on_features(source):
+    models = {"coarse": of_a_layer("coarse", 4)}
+    found = run(reconstructions, source, **models).metrics["coarse"]
+    # The pictures' features are the images'.
+    assert found["feature_fidelity"]["value"] in (None, pytest.approx(1))
+    found = run(logit_interpolation, source, **models).metrics["coarse"]
+    assert found["pixel_length"]["value"] == pytest.approx(1, abs=1e-4)
+    with pytest.raises(study.NotApplicable, match="the features of coarse"):
+        run(manipulation, source, **models)
+
+
+def test_perceptual_distances_are_of_the_reconstructions(source):
+    data = study.Study(
+        {"perfect": perfect()},
+        source,
+        lambda: source,
+        32,
+        perceptual=measures.pixel_mse,
+    )
+    found = reconstructions.run(data).metrics["perfect"]
+    assert found["perceptual_distance"]["value"] == 0
+    shuffled = found["shuffled_perceptual_distance"]
+    assert shuffled == found["shuffled_pixel_mse"]

@@ -251,3 +251,139 @@ def test_features_of_an_application(monkeypatch):
     )
     features_of = classifiers.load_features("keras.applications:MobileNetV2")
     assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 1280)
+
+
+@pytest.mark.parametrize("maps", ["pool", "flatten"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_features_are_those_of_the_layer(tmp_path, maps, nested):
+    inner = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(5, 3, name="maps"),
+            layers.Flatten(),
+            layers.Dense(4, name="logits"),
+        ]
+    )
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    kernel, bias = inner.get_layer("maps").get_weights()
+    windows = np.lib.stride_tricks.sliding_window_view(images, (3, 3), (1, 2))
+    expected = np.einsum("bhwcij,ijco->bhwo", windows, kernel) + bias
+    expected = (
+        expected.mean(axis=(1, 2))
+        if maps == "pool"
+        else expected.reshape(2, -1)
+    )
+    stack = [inner, layers.Softmax()] if nested else inner.layers
+    loaded = classifiers.load_classifier(save(tmp_path, *stack))
+    model = classifiers.add_features(loaded, "maps", maps)
+    logits, features = model(images)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(logits, inner(images), rtol=1e-4, atol=1e-3)
+    assert model.trainable_variables == []
+    # One network with one set of weights, not two.
+    assert len(model.weights) == len(inner.weights)
+
+
+@pytest.mark.parametrize(
+    "name, maps, message",
+    [
+        ("conv", "pool", "flatten, dense. Received: conv. Near: convolution."),
+        (
+            "tokens",
+            "pool",
+            r"Received: tokens, whose output is \(None, 36, 1\)",
+        ),
+        ("convolution", "flatten", "at most 30 features. Received: 36 of conv"),
+    ],
+)
+def test_layers_that_cannot_be_inverted(monkeypatch, name, maps, message):
+    monkeypatch.setattr(classifiers, "MOST_FEATURES", 30)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(1, 3, name="convolution"),
+            layers.Reshape((36, 1), name="tokens"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(3, name="dense"),
+        ]
+    )
+    with pytest.raises(errors.InputError, match=message) as raised:
+        classifiers.add_features(model, name, maps)
+    assert "\n" not in str(raised.value)
+
+
+def test_perceptual_distance_against_numpy(tmp_path):
+    """Two convolutions, of which the last at each resolution counts."""
+    inner = keras.Sequential(
+        [
+            keras.Input((4, 4, 3)),
+            layers.Conv2D(2, 1, activation="relu"),
+            layers.Conv2D(3, 1, activation="relu", name="first"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(4, 1, name="second"),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    path = save(tmp_path, inner, shape=(4, 4, 3))
+    distance = classifiers.load_perceptual(path)
+    one, other = np.random.default_rng(0).uniform(0, 255, (2, 5, 4, 4, 3))
+
+    def maps(images):
+        zero, first, second = (
+            layer.get_weights()
+            for layer in inner.layers
+            if isinstance(layer, layers.Conv2D)
+        )
+        x = np.maximum(images @ zero[0][0, 0] + zero[1], 0)
+        x = np.maximum(x @ first[0][0, 0] + first[1], 0)
+        pooled = x.reshape(5, 2, 2, 2, 2, 3).max(axis=(2, 4))
+        y = pooled @ second[0][0, 0] + second[1]
+        return [
+            features
+            / np.maximum(np.linalg.norm(features, axis=-1), 1e-10)[..., None]
+            for features in (x, y)
+        ]
+
+    expected = np.mean(
+        [
+            np.sum((a - b) ** 2, axis=-1).mean(axis=(1, 2))
+            for a, b in zip(maps(one), maps(other), strict=True)
+        ],
+        axis=0,
+    )
+    assert expected.max() > 1e-3
+    np.testing.assert_allclose(distance(one, other), expected, rtol=1e-3)
+    np.testing.assert_array_equal(distance(one, one), np.zeros(5))
+    # Of another size, they are brought to the network's.
+    assert distance(np.zeros((1, 9, 9, 3)), np.zeros((1, 9, 9, 3))) == 0
+
+
+def test_perceptual_distance_needs_maps(tmp_path):
+    path = save(tmp_path, layers.Flatten(), layers.Dense(3))
+    with pytest.raises(errors.InputError, match="which has none"):
+        classifiers.load_perceptual(path)
+
+
+def test_an_application_of_another_size_keeps_its_weights(tmp_path):
+    keras.utils.set_random_seed(1)
+    full = keras.applications.MobileNet(weights=None)
+    full.save_weights(tmp_path / "full.weights.h5")
+    loaded = classifiers.load_classifier(
+        "keras.applications:MobileNet", tmp_path / "full.weights.h5", 64
+    )
+    assert loaded.input_shape == (None, 64, 64, 3)
+    for one, other in zip(full.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name, size, message",
+    [
+        ("keras.applications:MobileNet", 8, "--classifier-size 8. Input size"),
+        ("classifier.keras", 64, "Leave out --classifier-size"),
+    ],
+)
+def test_sizes_that_cannot_be(name, size, message):
+    with pytest.raises(errors.InputError, match=message):
+        classifiers.load_classifier(name, "none", size)

@@ -202,3 +202,64 @@ def test_folder_without_classes_or_images(tmp_path):
         datasets.open_dataset(tmp_path, "train")
     with pytest.raises(errors.InputError, match="sub-folder test"):
         datasets.open_dataset(tmp_path, "test")
+
+
+def test_damage_inside_a_file_stops_the_stream_with_its_name(folder, capsys):
+    broken = folder / "odd" / "01.png"
+    data = bytearray(broken.read_bytes())
+    # The pixels; the first and the last chunk stay whole.
+    start = data.index(b"IDAT") + 4
+    data[start : start + 8] = bytes(8)
+    broken.write_bytes(data)
+    source = datasets.open_dataset(folder, "train[:100%]")
+    assert source.num_examples == 30
+
+    def read():
+        list(source.evaluation_batches(16, 7))
+
+    with pytest.raises(SystemExit):
+        errors.run(read)
+    message = capsys.readouterr().err
+    assert "01.png" in message and "--skip-unreadable" in message
+    assert len(message.splitlines()) == 1
+    source = datasets.open_dataset(folder, "train[:100%]", None, True)
+    assert (source.num_examples, source.num_skipped) == (29, 1)
+
+
+def test_opening_a_folder_decodes_no_image(folder, monkeypatch):
+    def load(image):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    assert datasets.open_dataset(folder, "train[:100%]").num_examples == 30
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".gif", ".bmp"])
+def test_files_that_were_cut_off_are_named(tmp_path, suffix):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a" / f"whole{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), "uint8")
+    Image.fromarray(pixels).save(path)
+    assert datasets.open_dataset(tmp_path, "train[:100%]").num_examples == 1
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(errors.InputError, match=f"whole{suffix}"):
+        datasets.open_dataset(tmp_path, "train[:100%]")
+
+
+def test_mocked_imagenet_is_cropped_alike_for_all():
+    with mocked_data():
+        source = datasets.open_dataset("imagenet2012", "train")
+        held_out = datasets.open_dataset("imagenet2012", "validation")
+    assert len(source.class_names) == 1000
+    crops = [
+        next(iter(source.training_batches(64, 8, seed=3, crop="random")))
+        for _ in range(2)
+    ]
+    # The crop is a function of the seed, one image for classifier and target.
+    np.testing.assert_array_equal(crops[0][0], crops[1][0])
+    assert crops[0][0].shape == (8, 64, 64, 3)
+    first, second = (
+        np.concatenate([x for x, _ in held_out.evaluation_batches(64, 8)])
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)

@@ -17,10 +17,11 @@ def make_model(
     size=32,
     normalization="standardize",
     discriminator_steps=2,
+    classifier=None,
     **options,
 ):
     keras.utils.set_random_seed(3)
-    classifier = keras.Sequential(
+    classifier = classifier or keras.Sequential(
         [
             keras.Input((size, size, 3)),
             keras.layers.Rescaling(1 / 255),
@@ -31,7 +32,7 @@ def make_model(
     )
     sizes = {
         "image_size": 32,
-        "num_classes": 5,
+        "condition_dim": 5,
         "base_channels": 4,
         "logit_normalization": normalization,
     }
@@ -47,6 +48,14 @@ def make_model(
     )
     model.compile(adam(), adam(), jit_compile=False)
     return model
+
+
+def featured_classifier(width=5):
+    """Seven logits, and so many features."""
+    images = keras.Input((32, 32, 3))
+    maps = keras.layers.Conv2D(width, 3, strides=2)(images / 255.0)
+    features = keras.layers.GlobalAveragePooling2D()(maps)
+    return keras.Model(images, [keras.layers.Dense(7)(features), features])
 
 
 def adam():
@@ -267,3 +276,39 @@ def test_call_reconstructs_images_of_another_size():
 def test_other_number_of_logits_is_refused():
     with pytest.raises(errors.InputError, match="classifier's 7 logits"):
         make_model(num_classes=7)
+
+
+def test_features_take_the_place_of_the_logits():
+    model = make_model(
+        normalization="whiten",
+        classifier=featured_classifier(),
+        logit_consistency=1.0,
+    )
+    images, labels = make_data()
+    logits, features = (np.array(x) for x in model.classifier(images))
+    model.set_logit_statistics(features)
+    assert model.generator.normalize_logits.mean.shape == (5,)
+    np.testing.assert_allclose(
+        model.class_deviation.mean, features.mean(axis=0), rtol=1e-4
+    )
+    noise = tf.random.stateless_normal((24, 120), seed=[1, -1])
+    pictures = np.array(
+        model.averaged_generator(
+            {"logits": features, "noise": noise}, training=True
+        )
+    )
+    np.testing.assert_allclose(
+        model.reconstruct(images, noise), pictures, atol=0.1
+    )
+    dataset = tf.data.Dataset.from_tensors((images, labels))
+    results = model.evaluate(dataset, return_dict=True, verbose=0)
+    again = np.array(model.classifier(pictures)[0])
+    agreement = np.mean(logits.argmax(1) == again.argmax(1))
+    assert results["agreement"] == pytest.approx(agreement, abs=0.05)
+    history = fit(model).history
+    assert np.isfinite(history["generator_loss"][0])
+
+
+def test_other_number_of_features_is_refused():
+    with pytest.raises(errors.InputError, match="classifier's 6 features"):
+        make_model(classifier=featured_classifier(6))

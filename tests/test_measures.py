@@ -208,3 +208,12 @@ def test_kernel_distance_of_one_distribution_is_unbiased(random):
 def test_inception_score():
     assert measures.inception_score(np.full((9, 4), 0.25)) == pytest.approx(1)
     assert measures.inception_score(np.eye(4)) == pytest.approx(4)
+
+
+def test_psnr_in_closed_form():
+    images = np.zeros((3, 4, 4, 3))
+    others = images + np.array([0, 1, 25.5])[:, None, None, None]
+    # 20 log10(255) of an error of one grey level; a tenth of the range: 20.
+    np.testing.assert_allclose(
+        measures.psnr(images, others), [100, 48.1308, 20], rtol=1e-5
+    )

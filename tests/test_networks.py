@@ -13,8 +13,9 @@ def parameters(network):
 
 def inputs_of(generator, batch=4):
     rng = np.random.default_rng(0)
+    shape = (batch, generator.condition_dim)
     return {
-        "logits": rng.normal(size=(batch, generator.num_classes)).astype("f4"),
+        "logits": rng.normal(size=shape).astype("f4"),
         "noise": rng.normal(size=(batch, generator.noise_dim)).astype("f4"),
     }
 
@@ -216,6 +217,13 @@ def test_file_round_trip(network, tmp_path):
     ],
 )
 def test_wrong_options_say_what_was_received(options, received):
-    valid = {"image_size": 32, "num_classes": 5, "base_channels": 4}
+    valid = {"image_size": 32, "condition_dim": 5, "base_channels": 4}
     with pytest.raises(errors.InputError, match=f"Received: {received}"):
         networks.Generator(**{**valid, **options})
+
+
+def test_networks_saved_before_conditions_had_a_name_are_loaded():
+    for network in (networks.Generator, networks.Discriminator):
+        config = network(32, 5, 4).get_config()
+        config["num_classes"] = config.pop("condition_dim")
+        assert network.from_config(config).condition_dim == 5

@@ -269,3 +269,40 @@ def test_imports_nothing_of_the_training_side():
         "kinv.files",
         "kinv.pipeline",
     }
+
+
+def test_a_model_of_a_layer_is_given_features():
+    """Its one feature is the mean of the image, its logits the mean colour."""
+
+    def predict(inputs):
+        logits = inputs["images"].mean(axis=(1, 2))
+        features = logits.mean(axis=-1, keepdims=True)
+        levels = features[:, None] * inputs["logit_scale"][..., None]
+        levels = levels + inputs["logit_shift"]
+        shape = (*inputs["noise"].shape[:2], SIZE, SIZE, 3)
+        return {
+            "logits": logits,
+            "features": features,
+            "reconstructions": np.broadcast_to(levels[..., None, None], shape),
+        }
+
+    layer = {"layer": "mean", "layer_maps": "pool", "condition_dim": 1}
+    model = pipeline.Pipeline(predict, {**METADATA, **layer})
+    images, noise = random_inputs(4, 2)
+    logits, given = model.classify(images)
+    np.testing.assert_allclose(logits, images.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(given[:, 0], logits.mean(axis=-1), rtol=1e-5)
+    pictures = model.reconstruct(images, noise, 0.5, np.full((4, 2, 1), 3.0))
+    np.testing.assert_allclose(
+        pictures[:, 1, 0, 0, 0], 0.5 * given[:, 0] + 3, rtol=1e-5
+    )
+    made = model.generate([[7.0], [8.0]], noise[:2, 0])
+    np.testing.assert_allclose(made[:, 0, 0, 0], [7, 8])
+    with pytest.raises(errors.InputError, match="logits of shape"):
+        model.generate([[7.0, 1.0, 2.0]], noise[:1, 0])
+
+
+def test_classify_gives_logits_twice_without_a_layer(model):
+    images, _ = random_inputs(4, 1)
+    logits, given = model.classify(images)
+    assert given is logits

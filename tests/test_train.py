@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import callbacks, errors
-from tools import train
+from kinv import callbacks, errors, pipeline
+from tools import analyze, export, train
 
 
 def arguments(folder, classifier, out, *more):
@@ -302,3 +302,75 @@ def test_non_finite_loss_stops_and_keeps_the_checkpoint(
     command = arguments(image_folder, classifier_file, out)
     with pytest.raises(errors.NonFiniteError, match="epoch"):
         train.main([*command, "--generator-learning-rate=1e38"])
+
+
+def test_a_layer_is_inverted_from_flags_to_experiments(
+    image_folder, classifier_file, tmp_path, capsys
+):
+    model = keras.models.load_model(classifier_file)
+    added = next(x for x in model.layers if isinstance(x, keras.layers.Add))
+    for name, maps, width in (
+        ("maps", "flatten", 16 * 16 * 4),
+        ("mean", "pool", 4),
+    ):
+        out = tmp_path / name
+        train.main(
+            arguments(
+                image_folder,
+                classifier_file,
+                out,
+                f"--layer={added.name}",
+                f"--layer-maps={maps}",
+                "--logit-normalization=standardize",
+                "--steps=1",
+            )
+        )
+        config = json.loads((out / "config.json").read_text())
+        assert config["generator"]["condition_dim"] == width
+        export.main(
+            [
+                f"--run={out}",
+                f"--out={tmp_path / 'exported' / name}",
+                "--statistics-examples=20",
+                "--validation-examples=10",
+            ]
+        )
+    exported = tmp_path / "exported"
+    loaded = pipeline.Pipeline.load(exported / "maps")
+    images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3))
+    images = images.astype("float32")
+    expected = keras.Model(model.inputs[0], added.output)(images)
+    logits, features = loaded.classify(images)
+    np.testing.assert_allclose(
+        features, np.reshape(expected, (3, -1)), rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(logits, model(images), rtol=1e-3, atol=1e-3)
+    capsys.readouterr()
+    analyze.main(
+        [
+            *(f"--model={exported / name}" for name in ("maps", "mean")),
+            f"--out={tmp_path / 'results'}",
+            f"--perceptual={classifier_file}",
+            "--quick",
+            "--experiments",
+            *("reconstructions", "manipulation", "noise_resampling", "depth"),
+        ]
+    )
+    assert f"maps inverts the features of {added.name}" in (
+        capsys.readouterr().out
+    )
+    found = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    measured = found["experiments"]["reconstructions"]["maps"]
+    assert measured["perceptual_distance"]["value"] > 0
+    assert set(found["experiments"]["depth"]) == {"maps", "mean"}
+
+
+def test_normalisations_of_a_layer(capsys):
+    command = ["--dataset=d", "--classifier=c", "--out=o", "--layer=add"]
+    options = train.parse_arguments(command)
+    assert options.logit_normalization == "whiten"
+    options = train.parse_arguments([*command, "--preset=paper"])
+    assert options.logit_normalization == "none"
+    with pytest.raises(SystemExit):
+        train.parse_arguments([*command, "--logit-normalization=one-hot"])
+    assert "features do not tell the class" in capsys.readouterr().err

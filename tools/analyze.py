@@ -34,6 +34,7 @@ EXPERIMENTS = (
     "distributions",
     "memorisation",
     "two_inversions",
+    "depth",
 )
 
 
@@ -86,6 +87,13 @@ def parse_arguments(argv):
         help="network that describes images, for FID and KID: "
         "keras.applications:InceptionV3, or a .keras file (default: of "
         "kinv_scenes the one that reads their factors)",
+    )
+    add(
+        "--perceptual",
+        metavar="NETWORK",
+        help="network by whose maps reconstructions also compares pictures "
+        "with images, as LPIPS does but without its learned weights: "
+        "keras.applications:VGG16, or a .keras file",
     )
     add(
         "--quick",
@@ -163,12 +171,16 @@ def main(argv=None):
         "split": split,
         "training_split": options.training_split,
         "features": options.features,
+        "perceptual": options.perceptual,
         "quick": options.quick,
         "seed": options.seed,
     }
     features = None
     if options.features:
         features = classifiers.load_features(options.features), options.features
+    perceptual = None
+    if options.perceptual:
+        perceptual = classifiers.load_perceptual(options.perceptual)
     out = open_results(options.out, settings)
     data = study.Study(
         models,
@@ -178,6 +190,7 @@ def main(argv=None):
         options.seed,
         options.quick,
         features,
+        perceptual,
     )
 
     skipped = []
@@ -290,6 +303,10 @@ def open_results(path, settings):
 def describe(metadata):
     """A line about an export."""
     parts = [f"{metadata['num_classes']} classes"]
+    if layer := metadata.get("layer"):
+        parts.append(
+            f"{metadata['condition_dim']} features of {layer} instead of logits"
+        )
     parts.append(f"{metadata['image_size']} px")
     if agreement := metadata.get("metrics", {}).get("agreement"):
         parts.append(f"agreement as exported {agreement:.1%}")

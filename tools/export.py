@@ -70,12 +70,19 @@ def main(argv=None):
     trained = config["options"]
     classifier = classifiers.load_classifier(run / "classifier.keras")
     classifier_size = classifier.input_shape[1]
+    num_classes = classifier.output_shape[-1]
+    layer = trained.get("layer")
+    if layer:
+        classifier = classifiers.add_features(
+            classifier, layer, trained["layer_maps"]
+        )
     generator = export.load_generator(run / "generator.keras")
-    if classifier.output_shape[-1] != generator.num_classes:
+    width = classifier.outputs[-1].shape[-1]
+    if width != generator.condition_dim:
+        kind = "features" if layer else "logits"
         raise errors.InputError(
-            f"Expected a classifier of {generator.num_classes} logits in "
-            f"{run}, as its generator takes. Received: one of "
-            f"{classifier.output_shape[-1]}."
+            f"Expected a classifier of {generator.condition_dim} {kind} in "
+            f"{run}, as its generator takes. Received: one of {width}."
         )
 
     def open_split(split):
@@ -105,7 +112,7 @@ def main(argv=None):
     )
     metadata = {
         "class_names": config["class_names"],
-        "num_classes": generator.num_classes,
+        "num_classes": num_classes,
         "noise_dim": generator.noise_dim,
         "image_size": generator.image_size,
         "classifier_size": classifier_size,
@@ -129,6 +136,11 @@ def main(argv=None):
             "export": files.git_commit(),
         },
     }
+    if layer:
+        # What the outputs `features` are, and scale and shift act on.
+        metadata["layer"] = layer
+        metadata["layer_maps"] = trained["layer_maps"]
+        metadata["condition_dim"] = width
     # The place first: what cannot be written should not be computed.
     with export.new_version(options.out) as (temporary, final):
         print(f"filling statistics with {num_batches * batch_size} images")

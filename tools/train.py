@@ -65,6 +65,9 @@ PRESETS["adversarial"] = {
 # goes on learning for long.
 PRESETS["demo"] = {**PRESETS["small"], "decoder_steps": 2000}
 
+# Of features, instead of a normalisation that needs the class.
+LAYER_NORMALIZATION = "whiten"
+
 # What may differ between a run and its resumption.
 RESUME_MAY_CHANGE = {
     "resume",
@@ -107,6 +110,26 @@ def parse_arguments(argv):
         metavar="WEIGHTS",
         help="of keras.applications: imagenet, none for random ones, or a file "
         "(default: imagenet)",
+    )
+    add(
+        "--classifier-size",
+        type=errors.positive_int,
+        metavar="PIXELS",
+        help="of keras.applications: height and width of the images that the "
+        "classifier sees (default: its own, often 224)",
+    )
+    add(
+        "--layer",
+        metavar="NAME",
+        help="invert the output of this layer of a Keras classifier instead of "
+        "its logits; a name that it does not have prints those that it has",
+    )
+    add(
+        "--layer-maps",
+        choices=("pool", "flatten"),
+        default="pool",
+        help="what becomes of a layer's maps: the mean of each channel, or all "
+        "numbers, at most 4096 (default: pool)",
     )
     add("--out", required=True, metavar="DIR", help="run directory to write")
     add(
@@ -270,7 +293,8 @@ def parse_arguments(argv):
         ),
         help="fixed map of the logits before both networks: none as the paper; "
         "standardize; whiten (principal components); within-classes, also what "
-        "they are beyond their class; one-hot, the class alone (a control)",
+        "they are beyond their class; one-hot, the class alone (a control). "
+        "With --layer the preset's within-classes becomes whiten",
     )
 
     data = parser.add_argument_group("data")
@@ -341,9 +365,18 @@ def parse_arguments(argv):
         help="0 silent, 1 progress bar, 2 a line per epoch (default: 1)",
     )
 
-    preset = parser.parse_known_args(argv)[0].preset
-    parser.set_defaults(**PRESETS[preset])
+    known = parser.parse_known_args(argv)[0]
+    parser.set_defaults(**PRESETS[known.preset])
+    of_classes = ("within-classes", "one-hot")
+    if known.layer and parser.get_default("logit_normalization") in of_classes:
+        parser.set_defaults(logit_normalization=LAYER_NORMALIZATION)
     options = parser.parse_args(argv)
+    if options.layer and options.logit_normalization in of_classes:
+        parser.error(
+            "argument --logit-normalization: expected none, standardize or "
+            "whiten with --layer, since features do not tell the class; "
+            f"received {options.logit_normalization}"
+        )
     if options.decoder_steps and not (
         options.logit_consistency or options.pixel_consistency
     ):
@@ -412,10 +445,17 @@ def main(argv=None):
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
         classifier = classifiers.load_classifier(
-            options.classifier, options.classifier_weights
+            options.classifier,
+            options.classifier_weights,
+            options.classifier_size,
         )
         classifier_size = classifier.input_shape[1]
         num_classes = classifier.output_shape[-1]
+        inverted = classifier
+        if options.layer:
+            inverted = classifiers.add_features(
+                classifier, options.layer, options.layer_maps
+            )
         if num_classes != len(source.class_names):
             raise errors.InputError(
                 f"Expected a classifier for the {len(source.class_names)} "
@@ -424,7 +464,7 @@ def main(argv=None):
             )
         sizes = {
             "image_size": options.image_size,
-            "num_classes": num_classes,
+            "condition_dim": inverted.outputs[-1].shape[-1],
             "base_channels": options.base_channels,
             "attention": options.attention,
             "logit_normalization": options.logit_normalization,
@@ -441,7 +481,7 @@ def main(argv=None):
             start_from(generator, export.load_generator(options.generator))
         discriminator = networks.Discriminator(**sizes)
         model = inversion.InversionGAN(
-            classifier,
+            inverted,
             generator,
             discriminator,
             discriminator_steps=options.discriminator_steps,
@@ -494,11 +534,10 @@ def main(argv=None):
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
     elif options.logit_normalization != "none" or options.logit_consistency:
         statistics = source.evaluation_batches(classifier_size, 500, 10_000)
-        model.set_logit_statistics(
-            classifier.predict(
-                statistics.map(lambda images, labels: images), verbose=0
-            )
+        found = inverted.predict(
+            statistics.map(lambda images, labels: images), verbose=0
         )
+        model.set_logit_statistics(found[-1] if options.layer else found)
 
     def save_generator(epoch, logs):
         with files.atomic_path(run / "generator.keras") as temporary:

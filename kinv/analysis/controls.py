@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from kinv import images as images_lib
-from kinv import measures
+from kinv import measures, pipeline
 from kinv.analysis import reconstructions, study
 
 TITLE = "Controls"
@@ -23,9 +23,10 @@ SMOOTHNESS = 1e-3
 def run(data):
     """Compares reconstructions with other ways to make an image of logits.
 
-    * `class only`: the generator, given the mean logits of the predicted
-      class. What it gets right, the prior knows.
-    * `nearest image`: the training image whose logits are nearest.
+    * `class only`: the generator, given the mean logits, or features, of the
+      predicted class. What it gets right, the prior knows.
+    * `nearest image`: the training image whose logits, or features, are
+      nearest.
     * `optimisation`: gradient descent on pixels towards the logits, with a
       penalty on rough images. Only of a model that runs in this process.
 
@@ -39,9 +40,9 @@ def run(data):
     metrics, rows, figures = {}, [], []
     images, _, _ = data.first(data.count(IMAGES))
     for name, model in data.models.items():
-        logits = model.logits(images)
+        logits, given = model.classify(images)
         noise = data.noise(model, len(images), 1, "controls")
-        nearest, class_means = _search(data, name, model, logits)
+        nearest, class_means = _search(data, name, model, logits, given)
 
         def reconstruct(model=model, noise=noise):
             return model.reconstruct(images, noise)[:, 0]
@@ -55,8 +56,8 @@ def run(data):
             "nearest image": nearest,
         }
         if model.signature:
-            ways["optimisation"] = lambda model=model, logits=logits: optimise(
-                data, model, logits, f"optimisation, {name}"
+            ways["optimisation"] = lambda model=model, given=given: optimise(
+                data, model, given, f"optimisation, {name}"
             )
         grid = [list(images[:SHOWN])]
         metrics[name] = {}
@@ -108,10 +109,11 @@ def run(data):
     return study.Result(metrics, {"measures": rows}, figures)
 
 
-def _search(data, name, model, logits):
+def _search(data, name, model, logits, given):
     """The nearest training image for each row of logits, and class means.
 
-    One pass over the training images, which keeps the nearest so far.
+    Of a model that inverts another layer, by the layer's features. One pass
+    over the training images, which keeps the nearest so far.
 
     Returns:
         Function without arguments to the nearest images, which repeats the
@@ -120,14 +122,14 @@ def _search(data, name, model, logits):
     """
     source = data.training_source()
     limit = min(data.count(TRAINING_IMAGES), source.num_examples)
-    sums = np.zeros((model.num_classes, model.num_classes))
+    sums = np.zeros((model.num_classes, model.condition_dim))
     counts = np.zeros(model.num_classes)
     gallery = []
 
     def embed(images):
-        found = model.logits(images)
+        logits, found = model.classify(images)
         gallery.append(found)
-        classes = found.argmax(-1)
+        classes = logits.argmax(-1)
         np.add.at(sums, classes, found)
         np.add.at(counts, classes, 1)
         return found
@@ -137,7 +139,7 @@ def _search(data, name, model, logits):
         f"nearest image, {name}",
         -(-limit // 500),
     )
-    nearest, _ = study.nearest(batches, logits, embed)
+    nearest, _ = study.nearest(batches, given, embed)
     nearest = study.target(nearest, model)
     gallery = np.concatenate(gallery)
     counts = counts[:, None]
@@ -147,7 +149,7 @@ def _search(data, name, model, logits):
     )
 
     def look_up():
-        study.squared_distances(logits, gallery).argmin(axis=1)
+        study.squared_distances(given, gallery).argmin(axis=1)
         return nearest
 
     return look_up, means[logits.argmax(-1)].astype("float32")
@@ -162,7 +164,8 @@ def optimise(data, model, logits, label):
     Args:
         data: `study.Study`, for the progress bar.
         model: `pipeline.Pipeline` with a `signature` in this process.
-        logits: `(images, num_classes)` to reach.
+        logits: `(images, condition_dim)` to reach; features of a layer, of a
+            model that inverts one.
         label: of the progress bar.
 
     Returns:
@@ -182,12 +185,13 @@ def optimise(data, model, logits, label):
         "logit_scale": tf.ones((count, 1)),
         "logit_shift": tf.zeros((count, 1, 1)),
     }
+    output = pipeline.FEATURES if model.layer else "logits"
     lengths = tf.maximum(tf.reduce_sum(logits**2, axis=-1), 1e-12)
 
     @tf.function
     def step():
         with tf.GradientTape() as tape:
-            found = model.signature(images=pixels.value, **others)["logits"]
+            found = model.signature(images=pixels.value, **others)[output]
             error = tf.reduce_sum((found - logits) ** 2, axis=-1)
             rough = tf.image.total_variation(pixels.value / 255) / size**2
             loss = tf.reduce_sum(error / lengths + SMOOTHNESS * rough)

@@ -82,7 +82,9 @@ def run(data):
     """Measures the information efficiency of each factor.
 
     What the logits know of a factor is the R² of the best of three probes: a
-    linear one, one for each predicted class, and a small network. What the
+    linear one, one for each predicted class, and a small network. Of a model
+    that inverts another layer, what its features know; there without the probes
+    by class, whose images are too few for as many numbers. What the
     pictures show is the R² of a factor network's readings, averaged over 16
     noises and calibrated by a linear fit on the other half of the images.
     Their ratio is the efficiency: 1 when the pictures show all that the logits
@@ -112,7 +114,7 @@ def run(data):
         predict, class_means = _train_probes(data, name, model)
         parts = []
         for index, (images, _, values) in enumerate(batches):
-            logits = model.logits(images)
+            logits, given = model.classify(images)
             codes = encode(values)
             noise = data.noise(model, len(images), SAMPLES, str(index))
             pictures = model.reconstruct(images, noise)
@@ -121,7 +123,7 @@ def run(data):
             parts.append(
                 {
                     "codes": codes,
-                    "probed": predict(logits),
+                    "probed": predict(given, logits.argmax(-1)),
                     "readings": read(network, pictures),
                     "control": read(network, control),
                 }
@@ -209,10 +211,11 @@ def _train_probes(data, name, model):
     """The best of three probes for each factor, and the classes' mean logits.
 
     A linear probe, one for each predicted class, and a small network; the best
-    on held-out training images.
+    on held-out training images. Of logits, or of the layer's features.
 
     Returns:
-        Function of logits to codes, and float32 `(num_classes, num_classes)`.
+        Function of logits or features, and predicted classes, to codes; and
+        float32 `(num_classes, condition_dim)`.
     """
     source = data.training_source()
     limit = min(data.count(PROBE_IMAGES), source.num_examples)
@@ -221,23 +224,25 @@ def _train_probes(data, name, model):
         f"probes, {name}",
         -(-limit // 500),
     )
-    found = study.concatenate(
-        [
-            {"logits": model.logits(images), "codes": encode(values)}
-            for images, _, values in batches
-        ]
-    )
-    logits, codes = found["logits"], found["codes"]
-    classes = logits.argmax(-1)
-    held_out = slice(0, len(logits) // 5)
+    parts = []
+    for images, _, values in batches:
+        logits, given = model.classify(images)
+        classes = logits.argmax(-1)
+        parts.append(
+            {"given": given, "classes": classes, "codes": encode(values)}
+        )
+    found = study.concatenate(parts)
+    given, classes, codes = found["given"], found["classes"], found["codes"]
+    held_out = slice(0, len(given) // 5)
     fit = slice(held_out.stop, None)
-    whiten = _whitener(logits[fit])
-    inputs = whiten(logits)
-    probes = (
+    whiten = _whitener(given[fit])
+    inputs = whiten(given)
+    probes = [
         _linear_probe(inputs[fit], codes[fit]),
-        _class_probe(inputs[fit], codes[fit], classes[fit]),
         _network_probe(inputs, codes, fit, held_out, data.seed),
-    )
+    ]
+    if not model.layer:
+        probes.insert(1, _class_probe(inputs[fit], codes[fit], classes[fit]))
 
     def predict_each(inputs, classes):
         return [probe(inputs, classes) for probe in probes]
@@ -253,8 +258,8 @@ def _train_probes(data, name, model):
         for part in PARTS.values()
     ]
 
-    def predict(logits):
-        guesses = predict_each(whiten(logits), logits.argmax(-1))
+    def predict(given, classes):
+        guesses = predict_each(whiten(given), classes)
         return np.concatenate(
             [
                 guesses[index][:, part]
@@ -263,9 +268,9 @@ def _train_probes(data, name, model):
             axis=-1,
         )
 
-    means = np.tile(logits.mean(axis=0), (model.num_classes, 1))
+    means = np.tile(given.mean(axis=0), (model.num_classes, 1))
     for index in np.unique(classes):
-        means[index] = logits[classes == index].mean(axis=0)
+        means[index] = given[classes == index].mean(axis=0)
     return predict, means
 
 

@@ -15,6 +15,8 @@ STEPS = 9
 def run(data):
     """Interpolates linearly between the logits of pairs of images.
 
+    Of a model that inverts another layer, between the layer's features.
+
     Args:
         data: `study.Study`.
 
@@ -69,9 +71,10 @@ def run(data):
         figures.append(
             study.Figure(
                 name,
-                f"{name}: linear interpolation between the logits of two "
-                "images with one noise. The ends, left and right, are the "
-                "images themselves; beside them their reconstructions.",
+                f"{name}: linear interpolation between the "
+                f"{study.inverted(model)} of two images with one noise. The "
+                "ends, left and right, are the images themselves; beside them "
+                "their reconstructions.",
                 images_lib.captioned_grid(
                     shown,
                     column_captions=[
@@ -127,6 +130,7 @@ def interpolate(model, first, second, noise, steps=STEPS):
         float32 `(steps, image_size, image_size, 3)` in [0, 255].
     """
     t = np.linspace(0, 1, steps, dtype="float32")
-    shift = t[None, :, None] * model.logits(second[None])[:, None]
+    _, given = model.classify(second[None])
+    shift = t[None, :, None] * given[:, None]
     noise = np.repeat(noise, steps, axis=1)
     return model.reconstruct(first[None], noise, 1 - t[None], shift)[0]

@@ -42,7 +42,17 @@ def run(data):
     Returns:
         `study.Result`. Effects are differences from the picture of the same
         noise and unchanged logits.
+
+    Raises:
+        study.NotApplicable: of models that invert another layer.
     """
+    for name, model in data.models.items():
+        if model.layer:
+            raise study.NotApplicable(
+                f"needs models that invert logits, {name} inverts the "
+                f"{study.inverted(model)}: to shift or scale them all alike "
+                "means nothing"
+            )
     metrics, rows, figures = {}, [], []
     for name, model, batches in data.by_model(
         data.count(IMAGES), "manipulation"

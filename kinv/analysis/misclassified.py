@@ -86,7 +86,7 @@ def _collect(data, name, model):
         again = model.logits(pictures)
         part = reconstructions.compare(images, pictures, logits, again)
         part["quality"] = 1 - part["pixel_mse"] / part.pop("shuffled_pixel_mse")
-        del part["shuffled_ssim"]
+        del part["shuffled_ssim"], part["shuffled_psnr"]
         predicted = logits.argmax(-1)
         parts.append({**part, "right": predicted == labels})
         again = again.argmax(-1)

@@ -20,8 +20,11 @@ def run(data):
     Returns:
         `study.Result`. Metrics by model: agreement, the fidelity to what
         logits know beyond the class (`measures.logit_fidelity`), cosine and
-        relative l2 distance of logits, pixel MSE and SSIM against the image and
-        against a shuffled pairing, each with a 95 % interval.
+        relative l2 distance of logits, pixel MSE, PSNR and SSIM against the
+        image and against a shuffled pairing, each with a 95 % interval; with a
+        perceptual distance, that too. Of a model that inverts another layer
+        `feature_fidelity`, the fidelity to what its features know beyond the
+        class.
     """
     shown, _, _ = data.first(SHOWN)
     grid, names, captions, marked = [list(shown)], ["image"], [[""] * SHOWN], []
@@ -40,13 +43,21 @@ def run(data):
         captions.append([model.class_names[index] for index in after])
         marked.append(list(after != before))
 
-        parts, pairs = [], []
+        parts, pairs, features = [], [], []
         for index, (images, _, _) in enumerate(batches):
             noise = data.noise(model, len(images), 1, "measured", str(index))
             pictures = model.reconstruct(images, noise)[:, 0]
-            logits, again = model.logits(images), model.logits(pictures)
-            parts.append(compare(images, pictures, logits, again))
+            logits, given = model.classify(images)
+            again, given_again = model.classify(pictures)
+            parts.append(
+                {
+                    **compare(images, pictures, logits, again),
+                    **_perceptual(data, study.target(images, model), pictures),
+                }
+            )
             pairs.append({"logits": logits, "again": again})
+            if model.layer:
+                features.append({"logits": given, "again": given_again})
         found, pairs = study.concatenate(parts), study.concatenate(pairs)
         hits = found.pop("agreement")
         metrics[name] = {
@@ -62,6 +73,17 @@ def run(data):
                 )
             ),
         }
+        if features:
+            metrics[name]["feature_fidelity"] = study.summary(
+                measures.bootstrap_interval(
+                    measures.logit_fidelity,
+                    measures.within_class_errors(
+                        **study.concatenate(features),
+                        classes=pairs["logits"].argmax(-1),
+                    ),
+                    data.random("features", name),
+                )
+            )
         for measure_name, values in found.items():
             metrics[name][measure_name] = study.summary(
                 measures.mean_interval(values)
@@ -71,10 +93,13 @@ def run(data):
             for key, value in metrics[name].items()
             if key != "images"
         ]
+    what = "logits"
+    if any(model.layer for model in data.models.values()):
+        what = "logits, or the features of the layer that a model inverts"
     figure = study.Figure(
         "grid",
         "Held-out images over their reconstructions from nothing but the "
-        "classifier's logits, one noise each. Below: the class that the "
+        f"classifier's {what}, one noise each. Below: the class that the "
         "classifier gives the reconstruction, red where it gave the image "
         "another.",
         images_lib.captioned_grid(
@@ -82,6 +107,16 @@ def run(data):
         ),
     )
     return study.Result(metrics, {"measures": rows}, [figure])
+
+
+def _perceptual(data, images, pictures):
+    if not data.perceptual:
+        return {}
+    shuffled = np.roll(pictures, 1, axis=0)
+    return {
+        "perceptual_distance": data.perceptual(images, pictures),
+        "shuffled_perceptual_distance": data.perceptual(images, shuffled),
+    }
 
 
 def compare(images, pictures, logits, again):
@@ -103,6 +138,8 @@ def compare(images, pictures, logits, again):
         "agreement": logits.argmax(-1) == again.argmax(-1),
         "logit_cosine": measures.logit_cosine(logits, again),
         "logit_distance": measures.logit_distance(logits, again),
+        "psnr": measures.psnr(images, pictures),
+        "shuffled_psnr": measures.psnr(images, shuffled),
         "pixel_mse": measures.pixel_mse(images, pictures),
         "shuffled_pixel_mse": measures.pixel_mse(images, shuffled),
         "ssim": measures.ssim(images, pictures),

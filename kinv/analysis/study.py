@@ -12,6 +12,8 @@ import tqdm
 from kinv import images as images_lib
 
 BATCH_SIZE = 50
+# Images whose logits tell one classifier from another.
+COMPARED = 8
 # `--quick` takes this share of the images.
 QUICK_SHARE = 0.2
 
@@ -86,6 +88,8 @@ class Study:
         quick: whether to take fewer images.
         features: function of images in [0, 255] to their features `(batch,
             width)` and a name for it, for distances of distributions; or None.
+        perceptual: function of images and others in [0, 255] to distances
+            `(batch,)`, as of `classifiers.load_perceptual`; or None.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Study:
         seed=0,
         quick=False,
         features=None,
+        perceptual=None,
     ):
         self.models = models
         self.source = source
@@ -105,6 +110,7 @@ class Study:
         self.seed = seed
         self.quick = quick
         self.features = features
+        self.perceptual = perceptual
 
     def count(self, full):
         """Number of images to take where `full` is the default."""
@@ -167,6 +173,23 @@ class Study:
             for role in ("robust", "standard")
         ]
         return None if None in found else found
+
+
+def inverted(model):
+    """What a model inverts, in words."""
+    return f"features of {model.layer}" if model.layer else "logits"
+
+
+def same_classifier(data, names):
+    """Whether models have the same classifier and make images of one size."""
+    images, _, _ = data.first(COMPARED)
+    models = [data.models[name] for name in names]
+    if len({(m.num_classes, m.image_size) for m in models}) > 1:
+        return False
+    first, *others = (model.logits(images) for model in models)
+    return all(
+        np.allclose(first, other, rtol=1e-3, atol=1e-3) for other in others
+    )
 
 
 def target(images, model):

@@ -38,7 +38,7 @@ def run(data):
     pairs = [
         pair
         for pair in itertools.combinations(data.models, 2)
-        if _same_classifier(data, *pair)
+        if study.same_classifier(data, pair)
     ]
     if not pairs:
         raise study.NotApplicable(
@@ -96,15 +96,6 @@ def run(data):
             )
         )
     return study.Result(metrics, {"agreement": rows}, figures)
-
-
-def _same_classifier(data, *names):
-    images, _, _ = data.first(SHOWN)
-    models = [data.models[name] for name in names]
-    if len({(m.num_classes, m.image_size) for m in models}) > 1:
-        return False
-    first, second = (model.logits(images) for model in models)
-    return np.allclose(first, second, rtol=1e-3, atol=1e-3)
 
 
 def _means(data, name, batches, model, network):
