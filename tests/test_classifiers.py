@@ -219,13 +219,36 @@ def test_load_rejects_other_outputs(tmp_path, stack):
         classifiers.load_classifier(path)
 
 
-def test_load_rejects_two_outputs(tmp_path):
-    inputs = keras.Input((8, 8, 3))
+def two_outputs(as_dict):
+    inputs = keras.Input((8, 8, 3), name="images")
     features = layers.Flatten()(inputs)
-    outputs = [layers.Dense(3)(features), layers.Dense(4)(features)]
-    keras.Model(inputs, outputs).save(tmp_path / "classifier.keras")
-    with pytest.raises(errors.InputError, match="one output"):
-        classifiers.load_classifier(tmp_path / "classifier.keras")
+    outputs = {
+        name: layers.Dense(units, name=name)(features)
+        for name, units in (("kinds", 3), ("hues", 4))
+    }
+    outputs = outputs if as_dict else list(outputs.values())
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_output_names_one_of_several(tmp_path, as_dict):
+    model = two_outputs(as_dict)
+    path = tmp_path / "classifier.keras"
+    model.save(path)
+    loaded = classifiers.load_classifier(path, output="hues")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    expected = model(images)["hues" if as_dict else 1]
+    np.testing.assert_allclose(loaded(images), expected, rtol=1e-5)
+    for output, received in ((None, "no --output"), ("size", "--output size")):
+        with pytest.raises(
+            errors.InputError,
+            match=f"classifier.keras: .*(kinds|hues).*Received: {received}",
+        ):
+            classifiers.load_classifier(path, output=output)
+    with pytest.raises(errors.InputError, match="--output to name"):
+        classifiers.load_classifier(
+            save(tmp_path, layers.Flatten(), layers.Dense(3)), output="size"
+        )
 
 
 def test_features_are_the_input_of_the_last_layer(tmp_path):
