@@ -7,14 +7,19 @@ import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
-from kinv import errors
+from kinv import errors, files, robust_resnet, saved_models
 from kinv import images as images_lib
 
 APPLICATION = "keras.applications:"
 # Whitening takes the square of it, in both networks and the average.
 MOST_FEATURES = 4096
+# Pixels, of networks that name no size of their own.
+IMAGENET_SIZE = 224
+# What pixel values are, outside of every network.
+PIXELS = (0.0, 255.0)
 # What a classifier may end in: of all of these logits come before.
 ACTIVATIONS = (
     "softmax",
@@ -102,21 +107,35 @@ def _convolution(x, channels, kernel_size, strides=1):
     )(x)
 
 
-def load_classifier(name, weights="imagenet", size=None):
+def load_classifier(
+    name,
+    weights="imagenet",
+    output=None,
+    size=None,
+    input_range=None,
+    log_probabilities=False,
+):
     """Loads a classifier to be inverted.
 
     A final softmax or sigmoid is taken off: the logits are what comes before.
 
     Args:
         name: a file written by `keras.Model.save`, of any classifier that
-            takes square RGB images in [0, 255]; or `keras.applications:NAME`,
-            such as `keras.applications:ResNet50`, whose preprocessing is put
-            in front.
+            takes square RGB images in [0, 255]; a SavedModel, see
+            `saved_models.load`; `keras.applications:NAME`, such as
+            `keras.applications:ResNet50`, whose preprocessing is put in front;
+            or an `.npz` file of `robust_resnet.load`.
         weights: of an application: `imagenet`, `none` for random ones, or a
             file of weights.
-        size: height and width of an application's images in pixels, if not its
-            own. Its weights serve another size where it averages its last maps,
-            as a ResNet does.
+        output: name of the output that holds the logits, of several.
+        size: side in pixels of the images that a classifier gets which takes
+            any. Defaults to its own; of applications and `.npz` files, to
+            that which they were trained at.
+        input_range: pair of numbers, what a file or SavedModel takes the pixel
+            values 0 and 255 as. Defaults to 0 and 255.
+        log_probabilities: whether the outputs are probabilities, whose
+            logarithms are the logits but for a constant per image. Those below
+            the smallest normal float32 number count as that.
 
     Returns:
         A frozen `keras.Model`; its input size is `model.input_shape[1]`. Its
@@ -124,21 +143,32 @@ def load_classifier(name, weights="imagenet", size=None):
 
     Raises:
         errors.InputError: if there is no such file or application, it is not a
-            Keras model, has other inputs or outputs, or ends in a softmax that
-            cannot be taken off.
+            Keras model or SavedModel, has other inputs or outputs, or ends in
+            a softmax that cannot be taken off.
     """
+    path = pathlib.Path(name)
+    if input_range and is_of_imagenet(name):
+        raise errors.InputError(
+            "Expected --input-range for a classifier without preprocessing. "
+            f"Received: {name}, which gets its own. Leave the option out."
+        )
     if str(name).startswith(APPLICATION):
         model = _application(str(name).removeprefix(APPLICATION), weights, size)
-    elif size:
-        raise errors.InputError(
-            "Expected a size only with keras.applications:NAME. Received: "
-            f"{name}, which has its own. Leave out --classifier-size."
-        )
+    elif path.suffix == ".npz":
+        model = robust_resnet.load(path, size or IMAGENET_SIZE)
+    elif path.is_dir():
+        model = saved_models.load(path, output, size, input_range or PIXELS)
+        # Both are inside now.
+        output = input_range = None
     else:
-        model = _load_file(pathlib.Path(name))
-    _check_interface(model, name)
-    model = _without_activation(model)
-    _check_logits(model, name)
+        model = _load_file(path)
+    model = _with_one_output(model, name, output)
+    model = _with_images(model, name, size, input_range or PIXELS)
+    if log_probabilities:
+        model = _logarithm(model, name)
+    else:
+        model = _without_activation(model)
+        _check_logits(model, name)
     if model.outputs[0].dtype != "float32":
         cast = layers.Activation("linear", dtype="float32")
         model = keras.Model(model.inputs[0], cast(model.outputs[0]))
@@ -231,6 +261,86 @@ def _with_outputs_of(model, names):
     # What is not an operation is the input itself.
     features = [found.get(name, model.inputs[0]) for name in names]
     return keras.Model(model.inputs[0], [model.outputs[0], *features])
+
+
+def is_of_imagenet(name):
+    """Whether a classifier, as `load_classifier` takes it, is ImageNet's.
+
+    Its preprocessing and the order of its classes are known then.
+    """
+    return str(name).startswith(APPLICATION) or str(name).endswith(".npz")
+
+
+def check_gradient(classifier, name):
+    """Checks that a loss of the logits can be followed back to the images.
+
+    Args:
+        classifier: keras model, images to logits.
+        name: of the classifier, for the message.
+
+    Raises:
+        errors.InputError: if it has no gradient, as where it rounds images.
+    """
+    images = tf.zeros((1, *classifier.input_shape[1:]))
+    try:
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            logits = classifier(images, training=False)
+        gradient = tape.gradient(logits, images)
+        reason = "which has none"
+    # An operation without one, in as many ways as TensorFlow has.
+    except Exception as error:
+        gradient, reason = None, f"where {errors.reason(error)}"
+    if gradient is None:
+        raise errors.InputError(
+            "Expected a classifier whose gradient reaches its input, for "
+            f"--logit-consistency. Received: {name}, {reason}. Give "
+            "--logit-consistency 0."
+        )
+
+
+def read_class_names(path, num_classes):
+    """Reads what to call the classes.
+
+    Args:
+        path: a text file of one name per line, in the order of the logits; or
+            Keras's `imagenet_class_index.json`, `{"0": ["n01440764",
+            "tench"], ...}`.
+        num_classes: how many there must be.
+
+    Returns:
+        List of str.
+
+    Raises:
+        errors.InputError: if the file cannot be read, or has another length.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".json":
+        index = files.read_json(path)
+        try:
+            names = [index[str(i)][1] for i in range(len(index))]
+        except (KeyError, IndexError, TypeError):
+            raise errors.InputError(
+                "Expected class names as in Keras's imagenet_class_index.json, "
+                'such as {"0": ["n01440764", "tench"], ...}. Received: '
+                f"{path}, of another form."
+            ) from None
+    else:
+        try:
+            names = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise errors.InputError(
+                "Expected a text file of class names, one per line. Received: "
+                f"{path} ({reason})."
+            ) from None
+        names = [line.strip() for line in names if line.strip()]
+    if len(names) != num_classes:
+        raise errors.InputError(
+            f"Expected {num_classes} class names, one for each logit. "
+            f"Received: {path} with {len(names)}."
+        )
+    return names
 
 
 def load_features(name):
@@ -369,23 +479,21 @@ def _application(name, weights, size=None, **options):
         )
     build = getattr(keras.applications, name)
     try:
-        pretrained = None if weights == "none" else weights
-        if size:
-            model = _of_size(build, pretrained, size)
-        else:
-            model = build(weights=pretrained, **options)
-    except errors.InputError:
-        raise
+        model = build(weights=None if weights == "none" else weights, **options)
     # A failed download, or whatever another model's file makes h5py raise.
     except Exception as error:
-        reason = errors.reason(error)
+        reason = errors.reason(error).rstrip(".")
         home = os.environ.get("KERAS_HOME", "~/.keras")
         raise errors.InputError(
-            f"Expected weights for {name}. Received: {reason} Put the file "
+            f"Expected weights for {name}. Received: {reason}. Put the file "
             f"that the message names into {home}/models, name a file with "
             "--classifier-weights, or take random weights with "
             "--classifier-weights none."
         ) from error
+    # Without a size of their own they take the one of ImageNet models.
+    size = size or model.input_shape[1] or IMAGENET_SIZE
+    if model.input_shape[1] not in (None, size):
+        model = _resized_application(build, model, size, options)
     # Of the families that scale their input outside the model.
     module = next(
         (
@@ -397,32 +505,23 @@ def _application(name, weights, size=None, **options):
         ),
         None,
     )
-    # Without a size of their own they take the one of ImageNet models.
-    size = model.input_shape[1] or 224
     images = keras.Input((size, size, 3), name="images")
     inputs = module.preprocess_input(images) if module else images
     return keras.Model(images, model(inputs), name=name.lower())
 
 
-def _of_size(build, weights, size):
-    """An application for images of another size than its weights are of."""
+def _resized_application(build, model, size, options):
+    """The same network for images of another size."""
     try:
-        model = build(weights=None, input_shape=(size, size, 3))
+        resized = build(weights=None, input_shape=(size, size, 3), **options)
+        resized.set_weights(model.get_weights())
+    # A size below the least, or dense layers that count on a size.
     except ValueError as error:
         raise errors.InputError(
-            f"Expected a size that {build.__name__} can have. Received: "
-            f"--classifier-size {size}. {errors.reason(error)}"
+            f"Expected a size of images that {model.name} takes. Received: "
+            f"--classifier-size {size}: {errors.reason(error)}"
         ) from error
-    if weights:
-        others = build(weights=weights).get_weights()
-        if [x.shape for x in others] != [x.shape for x in model.get_weights()]:
-            raise errors.InputError(
-                "Expected an application whose weights serve any size. "
-                f"Received: {build.__name__}, whose last layers depend on the "
-                f"size, with --classifier-size {size}. Leave it out."
-            )
-        model.set_weights(others)
-    return model
+    return resized
 
 
 def _without_activation(model):
@@ -472,37 +571,109 @@ def _activation_name(operation):
     return name.lower()
 
 
-def _check_interface(model, path):
-    inputs = getattr(model, "inputs", None) or []
+def _with_one_output(model, name, output):
+    """The model up to the output of a name, if it has several."""
     outputs = getattr(model, "outputs", None) or []
-    shapes = [tuple(x.shape) for x in inputs]
-    height, width = (*shapes[0], 0, 0, 0)[1:3] if shapes else (0, 0)
-    if shapes != [(None, height, width, 3)] or not height or height != width:
+    if len(outputs) < 2 and output is None:
+        return model
+    if len(outputs) > 1 and isinstance(model.output, dict):
+        named = model.output
+    else:
+        names = [x._keras_history.operation.name for x in outputs]
+        if len(set(names)) < len(names):
+            names = [f"output_{index}" for index in range(len(names))]
+        named = dict(zip(names, outputs, strict=True))
+    chosen = saved_models.choose_output(output, list(named), name)
+    inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+    return keras.Model(inputs, named[chosen], name=model.name)
+
+
+def _with_images(model, name, size, input_range):
+    """The model from square images of one size to one vector each."""
+    shapes = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
+    received = f"Received: {name} with inputs {shapes}."
+    batch, height, width, channels = (
+        shapes[0] if [len(shape) for shape in shapes] == [4] else (0, 0, 0, 0)
+    )
+    if batch is not None:
         raise errors.InputError(
-            "Expected a classifier with one input of shape (batch, size, size, "
-            f"3), of a fixed size. Received: {path} with inputs {shapes}. Wrap "
-            "it in a keras.Model with keras.Input((size, size, 3)) and save "
-            "that."
+            "Expected a classifier that takes images, one input of shape "
+            f"(batch, size, size, 3). {received} Wrap it in a keras.Model with "
+            "keras.Input((size, size, 3)) and save that."
         )
-    shapes = [tuple(x.shape) for x in outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2 or (shapes[0][1] or 0) < 2:
+    if channels != 3:
         raise errors.InputError(
-            "Expected a classifier with one output of shape (batch, "
-            f"num_classes), at least 2 classes. Received: {path} with outputs "
-            f"{shapes}. Save a keras.Model that returns only the logits."
+            "Expected a classifier of red, green and blue, an input of shape "
+            f"(batch, size, size, 3). {received} Wrap it in a keras.Model that "
+            "makes its channels of three, and save that."
         )
+    outputs = [tuple(x.shape) for x in model.outputs]
+    if [len(shape) for shape in outputs] != [2] or (outputs[0][1] or 0) < 2:
+        raise errors.InputError(
+            "Expected a classifier whose output is of shape (batch, "
+            f"num_classes), at least 2 classes. Received: {name} with outputs "
+            f"{outputs}. Save a keras.Model that returns only the logits."
+        )
+    resizable = height is None and width is None and size
+    if not resizable and (height is None or height != width):
+        raise errors.InputError(
+            "Expected a classifier of square images of one size. "
+            f"{received} Where it takes any, choose with --classifier-size."
+        )
+    if not resizable and size not in (None, height):
+        raise errors.InputError(
+            f"Expected --classifier-size {height}, or none. {received}"
+        )
+    rescales = tuple(input_range) != PIXELS
+    if not (resizable or rescales):
+        return model
+    size = size or height
+    inputs = keras.Input((size, size, 3), name="images")
+    x = inputs
+    if rescales:
+        low, high = input_range
+        rescaling = layers.Rescaling((high - low) / 255, low, dtype="float32")
+        x = rescaling(inputs)
+    return keras.Model(inputs, model(x), name=model.name)
+
+
+def _outputs_of_noise(model):
+    size = model.input_shape[1]
+    images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3))
+    outputs = model(images.astype("float32"), training=False)
+    return np.asarray(outputs, "float64")
+
+
+def _are_probabilities(outputs):
+    return outputs.min() >= 0 and np.allclose(outputs.sum(axis=1), 1, atol=1e-2)
 
 
 def _check_logits(model, name):
-    size = model.input_shape[1]
-    images = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3))
-    outputs = np.asarray(model(images.astype("float32"), training=False))
-    sums = outputs.astype("float64").sum(axis=1)
+    outputs = _outputs_of_noise(model)
     # A softmax hidden where the graph does not show it.
-    if outputs.min() >= 0 and np.allclose(sums, 1, atol=1e-2):
+    if _are_probabilities(outputs):
         raise errors.InputError(
             f"Expected a classifier that returns logits. Received: {name}, "
-            "whose outputs are probabilities, of a softmax that cannot be "
-            "taken off. Save it without (Dense(num_classes) and "
-            "from_logits=True in the loss)."
+            f"whose {outputs.shape[1]} outputs are probabilities, of a softmax "
+            "that cannot be taken off. Take their logarithms for logits with "
+            "--log-probabilities: they equal the logits but for a constant per "
+            "image. Or save it without the softmax."
         )
+
+
+def _logarithm(model, name):
+    """The model with the logarithms of its probabilities for logits."""
+    outputs = _outputs_of_noise(model)
+    if not _are_probabilities(outputs):
+        low, high = outputs.min(), outputs.max()
+        raise errors.InputError(
+            "Expected a classifier that returns probabilities, of sum 1, for "
+            f"--log-probabilities. Received: {name}, whose outputs for noise "
+            f"lie in [{low:.3g}, {high:.3g}] and add up to "
+            f"{outputs[0].sum():.3g}. Leave the option out."
+        )
+    probabilities = keras.ops.cast(model.outputs[0], "float32")
+    logits = keras.ops.log(
+        keras.ops.maximum(probabilities, float(np.finfo("float32").tiny))
+    )
+    return keras.Model(model.inputs[0], logits, name=model.name)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import inspect
 import os
 import pathlib
 import re
@@ -57,6 +58,17 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
     if pathlib.Path(name).is_dir():
         return _open_directory(pathlib.Path(name), split, skip_unreadable)
     return _open_tfds(name, split, data_dir)
+
+
+def imagenet_class_names():
+    """ImageNet's 1000 classes as WordNet numbers, as classifiers order them.
+
+    Those that TensorFlow Datasets carries for `imagenet2012`. The classes of
+    its `imagenet_resized` are in another order.
+    """
+    builder = tfds.builder_cls("imagenet2012")
+    path = pathlib.Path(inspect.getfile(builder)).parent / "labels.txt"
+    return path.read_text().split()
 
 
 class Source:

@@ -1,9 +1,14 @@
+import json
+import urllib.error
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
+from keras.src.utils import file_utils
 
-from kinv import classifiers, errors
+from kinv import classifiers, errors, export, networks
 
 
 @pytest.fixture
@@ -160,23 +165,39 @@ def test_load_takes_the_final_activation_off(tmp_path, end, activation):
 @pytest.mark.parametrize(
     "name", ["ResNet50", "MobileNetV3Small", "EfficientNetB0"]
 )
-def test_applications_keep_their_preprocessing(tmp_path, name):
+def test_exported_applications_keep_their_preprocessing(tmp_path, name):
     keras.utils.set_random_seed(0)
-    loaded = classifiers.load_classifier(f"keras.applications:{name}", "none")
-    size = loaded.input_shape[1]
+    loaded = classifiers.load_classifier(
+        f"keras.applications:{name}", "none", size=32
+    )
+    generator = networks.Generator(
+        32, 1000, 1, noise_dim=2, embedding_dim=2, gain_offset=1
+    )
+    inputs = {"logits": np.zeros((2, 1000)), "noise": np.zeros((2, 2))}
+    generator.fold_spectral_norms(iterations=1)
+    generator.fill_standing_statistics([inputs])
+    export.save(tmp_path / "exported", loaded, generator, {})
+    exported = tf.saved_model.load(tmp_path / "exported")
     random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (2, size, size, 3)).astype("float32")
-    logits = np.asarray(loaded(images), "float64")
-    # The same weights in the application as Keras makes it.
-    original = getattr(keras.applications, name)(weights=None)
+    images = random.uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    logits = exported.signatures["serving_default"](
+        images=tf.constant(images),
+        noise=tf.zeros((2, 0, 2)),
+        logit_scale=tf.ones((1, 1)),
+        logit_shift=tf.zeros((1, 1, 1)),
+    )["logits"]
+    # The same weights in the application as Keras makes it without softmax.
+    original = getattr(keras.applications, name)(
+        weights=None, input_shape=(32, 32, 3), classifier_activation=None
+    )
     original.set_weights(loaded.get_weights())
     inputs = images
     if name == "ResNet50":
         # Blue, green, red, less ImageNet's means (its "caffe" mode).
         inputs = images[..., ::-1] - [103.939, 116.779, 123.68]
-    np.testing.assert_allclose(
-        softmax(logits), np.asarray(original(inputs)), rtol=1e-4
-    )
+    expected = np.asarray(original(inputs, training=False))
+    assert np.std(expected) > 1e-3
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 def test_applications_are_checked(tmp_path):
@@ -186,6 +207,14 @@ def test_applications_are_checked(tmp_path):
         classifiers.load_classifier(
             "keras.applications:MobileNetV2", str(tmp_path / "absent.h5")
         )
+    with pytest.raises(errors.InputError, match="at least 32x32"):
+        classifiers.load_classifier(
+            "keras.applications:MobileNetV2", "none", size=8
+        )
+    with pytest.raises(errors.InputError, match="which gets its own"):
+        classifiers.load_classifier(
+            "keras.applications:MobileNetV2", "none", input_range=(0, 1)
+        )
     (tmp_path / "no.weights.h5").write_bytes(b"no")
     with pytest.raises(errors.InputError, match="--classifier-weights none"):
         classifiers.load_classifier(
@@ -193,17 +222,120 @@ def test_applications_are_checked(tmp_path):
         )
 
 
+def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
+    def fail(*arguments):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(file_utils, "urlretrieve", fail)
+    monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path))
+    with pytest.raises(
+        errors.InputError,
+        match=r"mobilenet_v2_weights\S+h5: .*\. Put the file .*/models, name a",
+    ) as raised:
+        classifiers.load_classifier("keras.applications:MobileNetV2")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
-    "shape", [(8, 8, 1), (8, 6, 3), (None, None, 3), (192,)]
+    "shape, message",
+    [
+        ((8, 8, 1), "red, green and blue.*with inputs"),
+        ((8, 6, 3), "square images.*with inputs"),
+        ((None, None, 3), "with inputs.*--classifier-size"),
+        ((192,), "takes images.*with inputs"),
+    ],
 )
-def test_load_rejects_other_inputs(tmp_path, shape):
+def test_load_rejects_other_inputs(tmp_path, shape, message):
     if len(shape) == 3:
         stack = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
     else:
         stack = [layers.Dense(3)]
     path = save(tmp_path, *stack, shape=shape)
-    with pytest.raises(errors.InputError, match="with inputs"):
+    with pytest.raises(errors.InputError, match=message):
         classifiers.load_classifier(path)
+
+
+def test_images_of_any_size_and_of_another_range(tmp_path):
+    stack = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    path = save(tmp_path, *stack, shape=(None, None, 3))
+    loaded = classifiers.load_classifier(path, size=10, input_range=(-1, 1))
+    assert loaded.input_shape == (None, 10, 10, 3)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 10, 10, 3))
+    expected = keras.models.load_model(path)(images / 127.5 - 1)
+    np.testing.assert_allclose(loaded(images), expected, atol=1e-5)
+    path = save(tmp_path, layers.Flatten(), layers.Dense(3))
+    with pytest.raises(errors.InputError, match="--classifier-size 8, or none"):
+        classifiers.load_classifier(path, size=9)
+
+
+def test_logarithms_of_probabilities(tmp_path):
+    def normalized(inputs):
+        powers = keras.ops.exp(inputs)
+        return powers / keras.ops.sum(powers, axis=-1, keepdims=True)
+
+    inputs = keras.Input((8, 8, 3))
+    dense = layers.Dense(3)
+    outputs = normalized(dense(layers.Flatten()(inputs)))
+    model = keras.Model(inputs, outputs)
+    path = tmp_path / "classifier.keras"
+    kernel = np.zeros((192, 3))
+    kernel[0] = (0.0, 1.0, 0.25)
+    dense.set_weights([kernel, np.zeros(3)])
+    model.save(path)
+    with pytest.raises(errors.InputError, match="with --log-probabilities"):
+        classifiers.load_classifier(path)
+    loaded = classifiers.load_classifier(path, log_probabilities=True)
+    loaded.save(tmp_path / "again.keras")
+    again = classifiers.load_classifier(tmp_path / "again.keras")
+    images = np.zeros((2, 8, 8, 3), "float32")
+    images[:, 0, 0, 0] = (8, 88)
+    logits = np.array([[0.0, 8, 2], [0, 88, 22]])
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    # The first of the last is no normal float32: 2^-126 stands for it.
+    assert expected[1, 0] < -126 * np.log(2)
+    expected[1, 0] = -126 * np.log(2)
+    for classifier in (loaded, again):
+        np.testing.assert_allclose(classifier(images), expected, atol=1e-4)
+    path = save(tmp_path, layers.Flatten(), layers.Dense(3))
+    with pytest.raises(errors.InputError, match="Leave the option out"):
+        classifiers.load_classifier(path, log_probabilities=True)
+
+
+def test_a_gradient_that_does_not_reach_the_images(tmp_path):
+    class Comparison(layers.Layer):
+        def call(self, images):
+            return keras.ops.cast(images > 99, "float32")
+
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), Comparison(), layers.Flatten()]
+    )
+    with pytest.raises(errors.InputError, match="Received: the-name, which"):
+        classifiers.check_gradient(model, "the-name")
+    classifiers.check_gradient(classifiers.build_classifier(8, 2, 1), "own")
+
+
+def test_class_names(tmp_path):
+    lines = tmp_path / "names.txt"
+    lines.write_text("tench\n great white shark\n\n")
+    names = ["tench", "great white shark"]
+    assert classifiers.read_class_names(lines, 2) == names
+    index = tmp_path / "imagenet_class_index.json"
+    index.write_text(
+        json.dumps({"1": ["n01484850", names[1]], "0": ["n01440764", "tench"]})
+    )
+    assert classifiers.read_class_names(index, 2) == names
+    with pytest.raises(
+        errors.InputError, match=r"Expected 3 class names.*names.txt with 2\."
+    ):
+        classifiers.read_class_names(lines, 3)
+    index.write_text(json.dumps({"0": "tench"}))
+    with pytest.raises(errors.InputError, match="of another form"):
+        classifiers.read_class_names(index, 1)
+    with pytest.raises(errors.InputError, match="No such file"):
+        classifiers.read_class_names(tmp_path / "absent.txt", 1)
+    lines.write_bytes(b"\xff\xfe")
+    with pytest.raises(errors.InputError, match="not text"):
+        classifiers.read_class_names(lines, 1)
 
 
 @pytest.mark.parametrize(
@@ -219,13 +351,36 @@ def test_load_rejects_other_outputs(tmp_path, stack):
         classifiers.load_classifier(path)
 
 
-def test_load_rejects_two_outputs(tmp_path):
-    inputs = keras.Input((8, 8, 3))
+def two_outputs(as_dict):
+    inputs = keras.Input((8, 8, 3), name="images")
     features = layers.Flatten()(inputs)
-    outputs = [layers.Dense(3)(features), layers.Dense(4)(features)]
-    keras.Model(inputs, outputs).save(tmp_path / "classifier.keras")
-    with pytest.raises(errors.InputError, match="one output"):
-        classifiers.load_classifier(tmp_path / "classifier.keras")
+    outputs = {
+        name: layers.Dense(units, name=name)(features)
+        for name, units in (("kinds", 3), ("hues", 4))
+    }
+    outputs = outputs if as_dict else list(outputs.values())
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_output_names_one_of_several(tmp_path, as_dict):
+    model = two_outputs(as_dict)
+    path = tmp_path / "classifier.keras"
+    model.save(path)
+    loaded = classifiers.load_classifier(path, output="hues")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    expected = model(images)["hues" if as_dict else 1]
+    np.testing.assert_allclose(loaded(images), expected, rtol=1e-5)
+    for output, received in ((None, "no --output"), ("size", "--output size")):
+        with pytest.raises(
+            errors.InputError,
+            match=f"classifier.keras: .*(kinds|hues).*Received: {received}",
+        ):
+            classifiers.load_classifier(path, output=output)
+    with pytest.raises(errors.InputError, match="--output to name"):
+        classifiers.load_classifier(
+            save(tmp_path, layers.Flatten(), layers.Dense(3)), output="size"
+        )
 
 
 def test_features_are_the_input_of_the_last_layer(tmp_path):
@@ -370,20 +525,19 @@ def test_an_application_of_another_size_keeps_its_weights(tmp_path):
     full = keras.applications.MobileNet(weights=None)
     full.save_weights(tmp_path / "full.weights.h5")
     loaded = classifiers.load_classifier(
-        "keras.applications:MobileNet", tmp_path / "full.weights.h5", 64
+        "keras.applications:MobileNet",
+        tmp_path / "full.weights.h5",
+        size=64,
     )
     assert loaded.input_shape == (None, 64, 64, 3)
     for one, other in zip(full.weights, loaded.weights, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "name, size, message",
-    [
-        ("keras.applications:MobileNet", 8, "--classifier-size 8. Input size"),
-        ("classifier.keras", 64, "Leave out --classifier-size"),
-    ],
-)
-def test_sizes_that_cannot_be(name, size, message):
-    with pytest.raises(errors.InputError, match=message):
-        classifiers.load_classifier(name, "none", size)
+def test_a_size_that_an_application_cannot_have():
+    with pytest.raises(
+        errors.InputError, match="--classifier-size 8: Input size"
+    ):
+        classifiers.load_classifier(
+            "keras.applications:MobileNet", "none", size=8
+        )

@@ -101,8 +101,10 @@ def parse_arguments(argv):
         "--classifier",
         required=True,
         metavar="FILE",
-        help="the classifier to invert: a .keras file, images in [0, 255] to "
-        "logits or probabilities, or keras.applications:NAME",
+        help="the classifier to invert, images in [0, 255] to logits or "
+        "probabilities: a .keras file, a SavedModel's directory, "
+        "keras.applications:NAME, or R152.npz or R152-Denoise.npz of "
+        "facebookresearch/ImageNet-Adversarial-Training",
     )
     add(
         "--classifier-weights",
@@ -110,13 +112,6 @@ def parse_arguments(argv):
         metavar="WEIGHTS",
         help="of keras.applications: imagenet, none for random ones, or a file "
         "(default: imagenet)",
-    )
-    add(
-        "--classifier-size",
-        type=errors.positive_int,
-        metavar="PIXELS",
-        help="of keras.applications: height and width of the images that the "
-        "classifier sees (default: its own, often 224)",
     )
     add(
         "--layer",
@@ -142,6 +137,42 @@ def parse_arguments(argv):
         "--resume",
         action="store_true",
         help="continue the run in --out from its last checkpoint",
+    )
+
+    classifier = parser.add_argument_group("classifier")
+    add = classifier.add_argument
+    add(
+        "--output",
+        metavar="NAME",
+        help="the classifier's output that holds the logits, of several",
+    )
+    add(
+        "--classifier-size",
+        type=errors.positive_int,
+        metavar="PIXELS",
+        help="size of the images that the classifier gets, where it takes any "
+        "(default: its own, or that which it was trained at)",
+    )
+    add(
+        "--input-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="what a .keras file or SavedModel takes the pixel values 0 and "
+        "255 as, such as 0 1 for TF Hub's (default: 0 255)",
+    )
+    add(
+        "--log-probabilities",
+        action="store_true",
+        help="the classifier gives probabilities of which no softmax can be "
+        "taken off: take their logarithms, which equal the logits but for a "
+        "constant per image",
+    )
+    add(
+        "--class-names",
+        metavar="FILE",
+        help="names of the classes, one per line in the order of the logits, "
+        "or Keras's imagenet_class_index.json (default: the data set's)",
     )
 
     training = parser.add_argument_group("training")
@@ -443,12 +474,22 @@ def main(argv=None):
         )
     precision = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
+    # A run keeps its classifier: what it was made of may be gone.
+    own_classifier = run / "classifier.keras"
     with strategy.scope():
-        classifier = classifiers.load_classifier(
-            options.classifier,
-            options.classifier_weights,
-            options.classifier_size,
-        )
+        if options.resume and own_classifier.exists():
+            classifier = classifiers.load_classifier(own_classifier)
+        else:
+            classifier = classifiers.load_classifier(
+                options.classifier,
+                options.classifier_weights,
+                options.output,
+                options.classifier_size,
+                options.input_range,
+                options.log_probabilities,
+            )
+        if options.logit_consistency:
+            classifiers.check_gradient(classifier, options.classifier)
         classifier_size = classifier.input_shape[1]
         num_classes = classifier.output_shape[-1]
         inverted = classifier
@@ -462,6 +503,10 @@ def main(argv=None):
                 f"classes of {options.dataset}. Received: "
                 f"{options.classifier}, which has {num_classes} logits."
             )
+        # Those of a resumed run are in its config.json.
+        class_names = (
+            None if resumed else name_classes(options, source, num_classes)
+        )
         sizes = {
             "image_size": options.image_size,
             "condition_dim": inverted.outputs[-1].shape[-1],
@@ -516,7 +561,7 @@ def main(argv=None):
                 "options": vars(options),
                 "precision": precision,
                 "dataset": options.dataset,
-                "class_names": source.class_names,
+                "class_names": class_names,
                 "generator": generator.get_config(),
                 "discriminator": discriminator.get_config(),
                 "versions": files.versions(),
@@ -524,7 +569,7 @@ def main(argv=None):
             },
         )
     if chief:
-        with files.atomic_path(run / "classifier.keras") as temporary:
+        with files.atomic_path(own_classifier) as temporary:
             classifier.save(temporary)
 
     # Where a previous process stopped.
@@ -610,6 +655,27 @@ def main(argv=None):
             )
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")
+
+
+def name_classes(options, source, num_classes):
+    """What to call the logits: as asked, as the data set does, or ImageNet."""
+    from kinv import classifiers, datasets
+
+    if options.class_names:
+        return classifiers.read_class_names(options.class_names, num_classes)
+    names = source.class_names
+    if classifiers.is_of_imagenet(options.classifier) and num_classes == 1000:
+        imagenet = datasets.imagenet_class_names()
+        numbered = all(name.isdecimal() for name in names)
+        if numbered or set(names) == set(imagenet):
+            if not numbered and names != imagenet:
+                print(
+                    f"{options.dataset} numbers its classes in another order "
+                    f"than {options.classifier}: accuracy, which compares "
+                    "labels and logits, will be wrong; all else will not"
+                )
+            return imagenet
+    return names
 
 
 def start_from(generator, other):
