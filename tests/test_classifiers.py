@@ -149,6 +149,7 @@ def sigmoid(logits):
     ],
 )
 def test_load_takes_the_final_activation_off(tmp_path, end, activation):
+    keras.utils.set_random_seed(0)
     path = save(tmp_path, layers.Rescaling(1 / 255), layers.Flatten(), *end)
     logits_of = classifiers.load_classifier(path)
     images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
