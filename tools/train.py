@@ -69,7 +69,8 @@ PRESETS["demo"] = {
     "ema_decay": 0.995,
 }
 
-# Of features, instead of a normalisation that needs the class.
+# Of features, instead of a normalisation that needs the class; learned from
+# sooner than `standardize` (docs/measurements.md).
 LAYER_NORMALIZATION = "whiten"
 
 # What may differ between a run and its resumption.
