@@ -37,7 +37,7 @@ def commands():
             yield tool[1], shlex.split(line)[1:]
 
 
-@pytest.mark.parametrize("tool, words", commands())
+@pytest.mark.parametrize("tool, words", list(commands()))
 def test_the_tools_take_the_commands(tool, words):
     TOOLS[tool].parse_arguments(words)
 

@@ -65,7 +65,8 @@ PRESETS["adversarial"] = {
 # goes on learning for long.
 PRESETS["demo"] = {**PRESETS["small"], "decoder_steps": 2000}
 
-# Of features, instead of a normalisation that needs the class.
+# Of features, instead of a normalisation that needs the class; learned from
+# sooner than `standardize` (docs/measurements.md).
 LAYER_NORMALIZATION = "whiten"
 
 # What may differ between a run and its resumption.
