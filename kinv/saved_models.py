@@ -170,22 +170,23 @@ def _function_of_images(loaded, directory):
         def function(images):
             return signature(**{next(iter(inputs)): images})
 
-        candidates = [inputs]
+        candidates = [(function, inputs)]
     else:
-        function = _call_for_inference(loaded)
         candidates = [
-            _tensors(concrete.structured_input_signature)
+            _function_of_tensors(concrete)
             for concrete in getattr(
                 getattr(loaded, "__call__", None), "concrete_functions", ()
             )
+            # As for `training=True`.
+            if True not in tf.nest.flatten(concrete.structured_input_signature)
         ]
-    for inputs in candidates:
+    for function, inputs in candidates:
         specs = list(inputs.values())
         if len(specs) == 1 and _takes_images(specs[0]):
             return function, specs[0]
     found = "; ".join(
         ", ".join(f"{x.dtype.name} {x.shape}" for x in inputs.values())
-        for inputs in candidates
+        for _, inputs in candidates
     )
     raise errors.InputError(
         "Expected a SavedModel that takes images, one input of shape (batch, "
@@ -195,24 +196,22 @@ def _function_of_images(loaded, directory):
     )
 
 
-def _call_for_inference(loaded):
+def _function_of_tensors(concrete):
+    """One trace of a call: its function, and its tensors by position."""
+    structure = concrete.structured_input_signature
+
     def function(images):
-        try:
-            return loaded(images, training=False)
-        # It has no such argument.
-        except (TypeError, ValueError):
-            return loaded(images)
+        args, kwargs = tf.nest.map_structure(
+            lambda x: images if isinstance(x, tf.TensorSpec) else x, structure
+        )
+        return concrete(*args, **kwargs)
 
-    return function
-
-
-def _tensors(structure):
-    """The tensors among a function's arguments, by position."""
-    return {
+    tensors = {
         index: spec
         for index, spec in enumerate(tf.nest.flatten(structure))
         if isinstance(spec, tf.TensorSpec)
     }
+    return function, tensors
 
 
 def _takes_images(spec):
