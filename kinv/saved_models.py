@@ -1,5 +1,6 @@
 """SavedModels as classifiers: one as a Keras layer, inside a `.keras` file."""
 
+import logging
 import pathlib
 import tempfile
 
@@ -47,7 +48,7 @@ class SavedModelLayer(keras.layers.Layer):
     def load_assets(self, directory):
         """Reads the SavedModel; called by `keras.models.load_model`."""
         # Its variables live as long as what was loaded.
-        self._loaded = tf.saved_model.load(str(directory))
+        self._loaded = _load(directory)
         self.function = self._loaded.signatures[SIGNATURE]
 
 
@@ -80,7 +81,7 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
             "that keras.Model.export or tf.saved_model.save has written."
         )
     try:
-        loaded = tf.saved_model.load(str(directory))
+        loaded = _load(directory)
     # TensorFlow lets through whatever a damaged or incomplete one makes it
     # raise.
     except Exception as error:
@@ -145,6 +146,18 @@ def choose_output(output, names, classifier):
         f"Expected --output to name an output of {classifier}: "
         f"{', '.join(names)}. Received: {received}."
     )
+
+
+def _load(directory):
+    # TensorFlow warns of gradients of gradients, which nobody asks for, in a
+    # line for each function.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return tf.saved_model.load(str(directory))
+    finally:
+        logger.setLevel(level)
 
 
 def _save(function, directory):
