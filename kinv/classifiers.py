@@ -1,4 +1,4 @@
-"""Classifiers: kinv's own small one, and any other that Keras can load."""
+"""Classifiers: kinv's own small one, and any other."""
 
 import difflib
 import inspect
