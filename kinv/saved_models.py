@@ -1,5 +1,6 @@
 """SavedModels as classifiers: one as a Keras layer, inside a `.keras` file."""
 
+import concurrent.futures
 import logging
 import pathlib
 import tempfile
@@ -43,10 +44,20 @@ class SavedModelLayer(keras.layers.Layer):
 
     def save_assets(self, directory):
         """Writes the SavedModel; called by `keras.Model.save`."""
-        _save(self.function, directory)
+        for name, content in self._files.items():
+            path = pathlib.Path(directory, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
     def load_assets(self, directory):
         """Reads the SavedModel; called by `keras.models.load_model`."""
+        # As it was written: TensorFlow cannot write again what several
+        # replicas have read.
+        self._files = {
+            str(path.relative_to(directory)): path.read_bytes()
+            for path in pathlib.Path(directory).rglob("*")
+            if path.is_file()
+        }
         # Its variables live as long as what was loaded.
         self._loaded = _load(directory)
         self.function = self._loaded.signatures[SIGNATURE]
@@ -80,6 +91,47 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
             "without a saved_model.pb. Name a .keras file, or a directory "
             "that keras.Model.export or tf.saved_model.save has written."
         )
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        # The scope of a strategy, in which TensorFlow cannot write it, ends at
+        # the thread.
+        concurrent.futures.ThreadPoolExecutor(1) as thread,
+    ):
+        size, num_outputs = thread.submit(
+            _convert, directory, output, size, input_range, temporary
+        ).result()
+        layer = SavedModelLayer(
+            num_outputs, dtype="float32", trainable=False, name="saved_model"
+        )
+        layer.load_assets(temporary)
+    inputs = keras.Input((size, size, 3), name="images")
+    return keras.Model(inputs, layer(inputs), name="classifier")
+
+
+def choose_output(output, names, classifier):
+    """Name of the output to take, which is free where there is but one.
+
+    Raises:
+        errors.InputError: if there are several and `output` is None, or there
+            is none of that name.
+    """
+    if output in names:
+        return output
+    if output is None and len(names) == 1:
+        return names[0]
+    received = f"--output {output}" if output else "no --output"
+    raise errors.InputError(
+        f"Expected --output to name an output of {classifier}: "
+        f"{', '.join(names)}. Received: {received}."
+    )
+
+
+def _convert(directory, output, size, input_range, target):
+    """Writes what `SavedModelLayer` reads.
+
+    Returns:
+        `(size, num_outputs)`.
+    """
     try:
         loaded = _load(directory)
     # TensorFlow lets through whatever a damaged or incomplete one makes it
@@ -109,43 +161,38 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
         chosen = choose_output(output, sorted(outputs), directory)
         return {"outputs": tf.cast(outputs[chosen], "float32")}
 
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            num_outputs = _save(classify.get_concrete_function(), temporary)
-        except errors.InputError:
-            raise
-        # An input that the function itself refuses, or state that TensorFlow
-        # cannot save a second time.
-        except Exception as error:
-            reason = errors.reason(error)
-            raise errors.InputError(
-                f"Expected {directory} to classify images of shape (batch, "
-                f"{size}, {size}, 3). Received: {reason}"
-            ) from error
-        layer = SavedModelLayer(
-            num_outputs, dtype="float32", trainable=False, name="saved_model"
+    try:
+        concrete = classify.get_concrete_function()
+        # Only the variables that it reads.
+        module = tf.Module()
+        module.weights = list(concrete.graph.variables)
+        tf.saved_model.save(module, target, signatures=concrete)
+    except errors.InputError:
+        raise
+    # An input that the function itself refuses, or state that TensorFlow
+    # cannot save a second time.
+    except Exception as error:
+        reason = errors.reason(error)
+        raise errors.InputError(
+            f"Expected {directory} to classify images of shape (batch, {size}, "
+            f"{size}, 3). Received: {reason}"
+        ) from error
+    return size, _num_outputs(concrete, size, directory)
+
+
+def _num_outputs(concrete, size, directory):
+    """Length of the vectors, from one image where the graph leaves it open."""
+    shape = concrete.structured_outputs["outputs"].shape
+    if shape.rank is None or None in shape[1:]:
+        images = tf.zeros((1, size, size, 3))
+        shape = concrete(images=images)["outputs"].shape
+    if shape.rank != 2:
+        raise errors.InputError(
+            "Expected a SavedModel whose output is of shape (batch, "
+            f"num_classes). Received: {directory} with outputs {shape}. Choose "
+            "another with --output."
         )
-        layer.load_assets(temporary)
-    inputs = keras.Input((size, size, 3), name="images")
-    return keras.Model(inputs, layer(inputs), name="classifier")
-
-
-def choose_output(output, names, classifier):
-    """Name of the output to take, which is free where there is but one.
-
-    Raises:
-        errors.InputError: if there are several and `output` is None, or there
-            is none of that name.
-    """
-    if output in names:
-        return output
-    if output is None and len(names) == 1:
-        return names[0]
-    received = f"--output {output}" if output else "no --output"
-    raise errors.InputError(
-        f"Expected --output to name an output of {classifier}: "
-        f"{', '.join(names)}. Received: {received}."
-    )
+    return shape[1]
 
 
 def _load(directory):
@@ -158,18 +205,6 @@ def _load(directory):
         return tf.saved_model.load(str(directory))
     finally:
         logger.setLevel(level)
-
-
-def _save(function, directory):
-    """Writes a function of images and the variables that it reads.
-
-    Returns:
-        Length of the vectors that it gives.
-    """
-    module = tf.Module()
-    module.weights = list(function.graph.variables)
-    tf.saved_model.save(module, str(directory), signatures=function)
-    return function.structured_outputs["outputs"].shape[-1]
 
 
 def _function_of_images(loaded, directory):
