@@ -51,15 +51,14 @@ class SavedModelLayer(keras.layers.Layer):
 
     def load_assets(self, directory):
         """Reads the SavedModel; called by `keras.models.load_model`."""
-        # As it was written: TensorFlow cannot write again what several
-        # replicas have read.
+        # As it was written, to be written again.
         self._files = {
             str(path.relative_to(directory)): path.read_bytes()
             for path in pathlib.Path(directory).rglob("*")
             if path.is_file()
         }
         # Its variables live as long as what was loaded.
-        self._loaded = _load(directory)
+        self._loaded = _outside_of_scopes(_load, directory)
         self.function = self._loaded.signatures[SIGNATURE]
 
 
@@ -91,15 +90,10 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
             "without a saved_model.pb. Name a .keras file, or a directory "
             "that keras.Model.export or tf.saved_model.save has written."
         )
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        # The scope of a strategy, in which TensorFlow cannot write it, ends at
-        # the thread.
-        concurrent.futures.ThreadPoolExecutor(1) as thread,
-    ):
-        size, num_outputs = thread.submit(
+    with tempfile.TemporaryDirectory() as temporary:
+        size, num_outputs = _outside_of_scopes(
             _convert, directory, output, size, input_range, temporary
-        ).result()
+        )
         layer = SavedModelLayer(
             num_outputs, dtype="float32", trainable=False, name="saved_model"
         )
@@ -193,6 +187,17 @@ def _num_outputs(concrete, size, directory):
             "another with --output."
         )
     return shape[1]
+
+
+def _outside_of_scopes(function, *arguments):
+    """Calls a function outside of every strategy's scope.
+
+    TensorFlow can neither write a loaded function whose variables belong to
+    several replicas nor call it on one of them. Scopes end at the thread. The
+    variables then lie on the first device.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *arguments).result()
 
 
 def _load(directory):

@@ -131,6 +131,22 @@ def test_logits_and_gradients_are_the_models(tmp_path, write):
     np.testing.assert_allclose(*gradients, atol=1e-7)
 
 
+def test_two_replicas(tmp_path):
+    model = make_model()
+    write_keras_export(model, str(tmp_path / "model"))
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        loaded = classifiers.load_classifier(tmp_path / "model")
+    images = tf.constant(random_images())
+    replies = tf.function(lambda: strategy.run(loaded, args=(images,)))()
+    for logits in strategy.experimental_local_results(replies):
+        np.testing.assert_allclose(logits, model(images), rtol=1e-4)
+    # The chief writes it to the run directory.
+    loaded.save(tmp_path / "classifier.keras")
+    again = classifiers.load_classifier(tmp_path / "classifier.keras")
+    np.testing.assert_allclose(again(images), model(images), rtol=1e-4)
+
+
 def test_images_of_any_size(tmp_path):
     model = make_model(None)
     write_keras_export(model, str(tmp_path / "any"))
