@@ -1,4 +1,4 @@
-"""Classifiers: kinv's own small one, and any other that Keras can load."""
+"""Classifiers: kinv's own small one, and any other."""
 
 import difflib
 import inspect
@@ -318,8 +318,9 @@ def read_class_names(path, num_classes):
     if path.suffix == ".json":
         index = files.read_json(path)
         try:
-            names = [index[str(i)][1] for i in range(len(index))]
-        except (KeyError, IndexError, TypeError):
+            entries = [index[str(i)] for i in range(len(index))]
+            names = [name for _, name in entries]
+        except (KeyError, TypeError, ValueError):
             raise errors.InputError(
                 "Expected class names as in Keras's imagenet_class_index.json, "
                 'such as {"0": ["n01440764", "tench"], ...}. Received: '

@@ -1,5 +1,7 @@
 """SavedModels as classifiers: one as a Keras layer, inside a `.keras` file."""
 
+import concurrent.futures
+import logging
 import pathlib
 import tempfile
 
@@ -42,12 +44,21 @@ class SavedModelLayer(keras.layers.Layer):
 
     def save_assets(self, directory):
         """Writes the SavedModel; called by `keras.Model.save`."""
-        _save(self.function, directory)
+        for name, content in self._files.items():
+            path = pathlib.Path(directory, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
     def load_assets(self, directory):
         """Reads the SavedModel; called by `keras.models.load_model`."""
+        # As it was written, to be written again.
+        self._files = {
+            str(path.relative_to(directory)): path.read_bytes()
+            for path in pathlib.Path(directory).rglob("*")
+            if path.is_file()
+        }
         # Its variables live as long as what was loaded.
-        self._loaded = tf.saved_model.load(str(directory))
+        self._loaded = _outside_of_scopes(_load, directory)
         self.function = self._loaded.signatures[SIGNATURE]
 
 
@@ -79,8 +90,44 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
             "without a saved_model.pb. Name a .keras file, or a directory "
             "that keras.Model.export or tf.saved_model.save has written."
         )
+    with tempfile.TemporaryDirectory() as temporary:
+        size, num_outputs = _outside_of_scopes(
+            _convert, directory, output, size, input_range, temporary
+        )
+        layer = SavedModelLayer(
+            num_outputs, dtype="float32", trainable=False, name="saved_model"
+        )
+        layer.load_assets(temporary)
+    inputs = keras.Input((size, size, 3), name="images")
+    return keras.Model(inputs, layer(inputs), name="classifier")
+
+
+def choose_output(output, names, classifier):
+    """Name of the output to take, which is free where there is but one.
+
+    Raises:
+        errors.InputError: if there are several and `output` is None, or there
+            is none of that name.
+    """
+    if output in names:
+        return output
+    if output is None and len(names) == 1:
+        return names[0]
+    received = f"--output {output}" if output else "no --output"
+    raise errors.InputError(
+        f"Expected --output to name an output of {classifier}: "
+        f"{', '.join(names)}. Received: {received}."
+    )
+
+
+def _convert(directory, output, size, input_range, target):
+    """Writes what `SavedModelLayer` reads.
+
+    Returns:
+        `(size, num_outputs)`.
+    """
     try:
-        loaded = tf.saved_model.load(str(directory))
+        loaded = _load(directory)
     # TensorFlow lets through whatever a damaged or incomplete one makes it
     # raise.
     except Exception as error:
@@ -108,55 +155,61 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
         chosen = choose_output(output, sorted(outputs), directory)
         return {"outputs": tf.cast(outputs[chosen], "float32")}
 
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            num_outputs = _save(classify.get_concrete_function(), temporary)
-        except errors.InputError:
-            raise
-        # An input that the function itself refuses, or state that TensorFlow
-        # cannot save a second time.
-        except Exception as error:
-            reason = errors.reason(error)
-            raise errors.InputError(
-                f"Expected {directory} to classify images of shape (batch, "
-                f"{size}, {size}, 3). Received: {reason}"
-            ) from error
-        layer = SavedModelLayer(
-            num_outputs, dtype="float32", trainable=False, name="saved_model"
+    try:
+        concrete = classify.get_concrete_function()
+        # Only the variables that it reads.
+        module = tf.Module()
+        module.weights = list(concrete.graph.variables)
+        tf.saved_model.save(module, target, signatures=concrete)
+    except errors.InputError:
+        raise
+    # An input that the function itself refuses, or state that TensorFlow
+    # cannot save a second time.
+    except Exception as error:
+        reason = errors.reason(error)
+        raise errors.InputError(
+            f"Expected {directory} to classify images of shape (batch, {size}, "
+            f"{size}, 3). Received: {reason}"
+        ) from error
+    return size, _num_outputs(concrete, size, directory)
+
+
+def _num_outputs(concrete, size, directory):
+    """Length of the vectors, from one image where the graph leaves it open."""
+    shape = concrete.structured_outputs["outputs"].shape
+    if shape.rank is None or None in shape[1:]:
+        images = tf.zeros((1, size, size, 3))
+        shape = concrete(images=images)["outputs"].shape
+    if shape.rank != 2:
+        raise errors.InputError(
+            "Expected a SavedModel whose output is of shape (batch, "
+            f"num_classes). Received: {directory} with outputs {shape}. Choose "
+            "another with --output."
         )
-        layer.load_assets(temporary)
-    inputs = keras.Input((size, size, 3), name="images")
-    return keras.Model(inputs, layer(inputs), name="classifier")
+    return shape[1]
 
 
-def choose_output(output, names, classifier):
-    """Name of the output to take, which is free where there is but one.
+def _outside_of_scopes(function, *arguments):
+    """Calls a function outside of every strategy's scope.
 
-    Raises:
-        errors.InputError: if there are several and `output` is None, or there
-            is none of that name.
+    TensorFlow can neither write a loaded function whose variables belong to
+    several replicas nor call it on one of them. Scopes end at the thread. The
+    variables then lie on the first device.
     """
-    if output in names:
-        return output
-    if output is None and len(names) == 1:
-        return names[0]
-    received = f"--output {output}" if output else "no --output"
-    raise errors.InputError(
-        f"Expected --output to name an output of {classifier}: "
-        f"{', '.join(names)}. Received: {received}."
-    )
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *arguments).result()
 
 
-def _save(function, directory):
-    """Writes a function of images and the variables that it reads.
-
-    Returns:
-        Length of the vectors that it gives.
-    """
-    module = tf.Module()
-    module.weights = list(function.graph.variables)
-    tf.saved_model.save(module, str(directory), signatures=function)
-    return function.structured_outputs["outputs"].shape[-1]
+def _load(directory):
+    # TensorFlow warns of gradients of gradients, which nobody asks for, in a
+    # line for each function.
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return tf.saved_model.load(str(directory))
+    finally:
+        logger.setLevel(level)
 
 
 def _function_of_images(loaded, directory):
@@ -170,22 +223,23 @@ def _function_of_images(loaded, directory):
         def function(images):
             return signature(**{next(iter(inputs)): images})
 
-        candidates = [inputs]
+        candidates = [(function, inputs)]
     else:
-        function = _call_for_inference(loaded)
         candidates = [
-            _tensors(concrete.structured_input_signature)
+            _function_of_tensors(concrete)
             for concrete in getattr(
                 getattr(loaded, "__call__", None), "concrete_functions", ()
             )
+            # As for `training=True`.
+            if True not in tf.nest.flatten(concrete.structured_input_signature)
         ]
-    for inputs in candidates:
+    for function, inputs in candidates:
         specs = list(inputs.values())
         if len(specs) == 1 and _takes_images(specs[0]):
             return function, specs[0]
     found = "; ".join(
         ", ".join(f"{x.dtype.name} {x.shape}" for x in inputs.values())
-        for inputs in candidates
+        for _, inputs in candidates
     )
     raise errors.InputError(
         "Expected a SavedModel that takes images, one input of shape (batch, "
@@ -195,24 +249,22 @@ def _function_of_images(loaded, directory):
     )
 
 
-def _call_for_inference(loaded):
+def _function_of_tensors(concrete):
+    """One trace of a call: its function, and its tensors by position."""
+    structure = concrete.structured_input_signature
+
     def function(images):
-        try:
-            return loaded(images, training=False)
-        # It has no such argument.
-        except (TypeError, ValueError):
-            return loaded(images)
+        args, kwargs = tf.nest.map_structure(
+            lambda x: images if isinstance(x, tf.TensorSpec) else x, structure
+        )
+        return concrete(*args, **kwargs)
 
-    return function
-
-
-def _tensors(structure):
-    """The tensors among a function's arguments, by position."""
-    return {
+    tensors = {
         index: spec
         for index, spec in enumerate(tf.nest.flatten(structure))
         if isinstance(spec, tf.TensorSpec)
     }
+    return function, tensors
 
 
 def _takes_images(spec):

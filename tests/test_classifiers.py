@@ -280,7 +280,7 @@ def test_logarithms_of_probabilities(tmp_path):
     model = keras.Model(inputs, outputs)
     path = tmp_path / "classifier.keras"
     kernel = np.zeros((192, 3))
-    kernel[0] = (0.0, 1.0, 0.25)
+    kernel[0] = (-0.2, 0.3, 0.0)
     dense.set_weights([kernel, np.zeros(3)])
     model.save(path)
     with pytest.raises(errors.InputError, match="with --log-probabilities"):
@@ -289,8 +289,8 @@ def test_logarithms_of_probabilities(tmp_path):
     loaded.save(tmp_path / "again.keras")
     again = classifiers.load_classifier(tmp_path / "again.keras")
     images = np.zeros((2, 8, 8, 3), "float32")
-    images[:, 0, 0, 0] = (8, 88)
-    logits = np.array([[0.0, 8, 2], [0, 88, 22]])
+    images[:, 0, 0, 0] = (10, 250)
+    logits = np.array([[-2.0, 3, 0], [-50, 75, 0]])
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     # The first of the last is no normal float32: 2^-126 stands for it.
     assert expected[1, 0] < -126 * np.log(2)

@@ -7,7 +7,12 @@ import shlex
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
+
+from kinv import classifiers
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,7 +57,7 @@ def test_the_links_lead_somewhere():
 
 
 def test_the_exported_model_answers_without_kinv():
-    [code] = [block for block in PYTHON if "signatures" in block]
+    [code] = [block for block in PYTHON if "signatures[" in block]
     blocked = "import sys; sys.modules['kinv'] = None\n"
     result = subprocess.run(
         [sys.executable, "-c", blocked + code],
@@ -64,6 +69,31 @@ def test_the_exported_model_answers_without_kinv():
     name, shape = result.stdout.splitlines()
     assert name == "lime cylinder"
     assert shape == "(1, 8, 32, 32, 3)"
+
+
+def test_a_saved_model_is_wrapped(tmp_path, monkeypatch):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((224, 224, 3))
+    pooled = keras.layers.AveragePooling2D(112)(inputs)
+    outputs = keras.layers.Dense(4)(keras.layers.Flatten()(pooled))
+    model = keras.Model(inputs, outputs)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, 224, 224, 3), tf.float32)]
+    )
+    def call(images):
+        return model(images)
+
+    module = tf.Module()
+    module.model, module.__call__ = model, call
+    monkeypatch.chdir(tmp_path)
+    tf.saved_model.save(module, "mobilenet")
+    [code] = [block for block in PYTHON if "mobilenet" in block]
+    exec(code, {})  # noqa: S102 (what the README tells users to run)
+    classifier = classifiers.load_classifier("classifier")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3))
+    expected = model(images / 255)[:, 1:]
+    np.testing.assert_allclose(classifier(images), expected, rtol=1e-3)
 
 
 def test_the_digits_become_a_folder(tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import h5py
 import keras
@@ -293,6 +294,31 @@ def test_classifier_of_other_classes(image_folder, tmp_path):
         train.main(
             arguments(image_folder, tmp_path / "seven.keras", tmp_path / "run")
         )
+
+
+def test_classes_are_named_by_the_data_set_or_as_imagenets(capsys):
+    def names(classifier, given):
+        options = train.parse_arguments(
+            ["--dataset=d", f"--classifier={classifier}", "--out=o"]
+        )
+        source = types.SimpleNamespace(class_names=given)
+        return train.name_classes(options, source, len(given))
+
+    numbers = [str(index) for index in range(1000)]
+    imagenet = names("keras.applications:ResNet50", numbers)
+    # Tench and toilet tissue, the first and the last in Keras's index.
+    assert (imagenet[0], imagenet[999]) == ("n01440764", "n15075141")
+    assert imagenet == sorted(imagenet)
+    assert names("R152.npz", numbers) == imagenet
+    assert names("R152.npz", imagenet) == imagenet
+    assert capsys.readouterr().out == ""
+    # As imagenet_resized has them.
+    assert names("R152.npz", imagenet[::-1]) == imagenet
+    assert "in another order" in capsys.readouterr().out
+    animals = [f"animal {index}" for index in range(1000)]
+    assert names("R152.npz", animals) == animals
+    assert names("classifier.keras", numbers) == numbers
+    assert names("keras.applications:ResNet50", ["0", "1"]) == ["0", "1"]
 
 
 def test_non_finite_loss_stops_and_keeps_the_checkpoint(
