@@ -171,7 +171,7 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
         f"keras.applications:{name}", "none", size=32
     )
     generator = networks.Generator(
-        32, 1000, 1, noise_dim=2, embedding_dim=2, gain_offset=1
+        32, 1000, 4, noise_dim=2, embedding_dim=2, gain_offset=1
     )
     inputs = {"logits": np.zeros((2, 1000)), "noise": np.zeros((2, 2))}
     generator.fold_spectral_norms(iterations=1)
