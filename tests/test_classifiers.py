@@ -171,9 +171,9 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
         f"keras.applications:{name}", "none", size=32
     )
     generator = networks.Generator(
-        32, 1000, 4, noise_dim=2, embedding_dim=2, gain_offset=1
+        32, 1000, 4, noise_dim=4, embedding_dim=2, gain_offset=1
     )
-    inputs = {"logits": np.zeros((2, 1000)), "noise": np.zeros((2, 2))}
+    inputs = {"logits": np.zeros((2, 1000)), "noise": np.zeros((2, 4))}
     generator.fold_spectral_norms(iterations=1)
     generator.fill_standing_statistics([inputs])
     export.save(tmp_path / "exported", loaded, generator, {})
@@ -182,7 +182,7 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
     images = random.uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     logits = exported.signatures["serving_default"](
         images=tf.constant(images),
-        noise=tf.zeros((2, 0, 2)),
+        noise=tf.zeros((2, 0, 4)),
         logit_scale=tf.ones((1, 1)),
         logit_shift=tf.zeros((1, 1, 1)),
     )["logits"]
