@@ -196,8 +196,10 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
         # Blue, green, red, less ImageNet's means (its "caffe" mode).
         inputs = images[..., ::-1] - [103.939, 116.779, 123.68]
     expected = np.asarray(original(inputs, training=False))
-    assert np.std(expected) > 1e-3
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    # Random weights may make logits of any size.
+    atol = 1e-4 * min(1, np.std(expected))
+    assert atol > 0
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)
 
 
 def test_applications_are_checked(tmp_path):
