@@ -172,9 +172,9 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
         f"keras.applications:{name}", "none", size=32
     )
     generator = networks.Generator(
-        32, 1000, 1, noise_dim=2, embedding_dim=2, gain_offset=1
+        32, 1000, 4, noise_dim=4, embedding_dim=2, gain_offset=1
     )
-    inputs = {"logits": np.zeros((2, 1000)), "noise": np.zeros((2, 2))}
+    inputs = {"logits": np.zeros((2, 1000)), "noise": np.zeros((2, 4))}
     generator.fold_spectral_norms(iterations=1)
     generator.fill_standing_statistics([inputs])
     export.save(tmp_path / "exported", loaded, generator, {})
@@ -183,7 +183,7 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
     images = random.uniform(0, 255, (2, 32, 32, 3)).astype("float32")
     logits = exported.signatures["serving_default"](
         images=tf.constant(images),
-        noise=tf.zeros((2, 0, 2)),
+        noise=tf.zeros((2, 0, 4)),
         logit_scale=tf.ones((1, 1)),
         logit_shift=tf.zeros((1, 1, 1)),
     )["logits"]
@@ -197,8 +197,10 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
         # Blue, green, red, less ImageNet's means (its "caffe" mode).
         inputs = images[..., ::-1] - [103.939, 116.779, 123.68]
     expected = np.asarray(original(inputs, training=False))
-    assert np.std(expected) > 1e-3
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    # Random weights may make logits of any size.
+    atol = 1e-4 * min(1, np.std(expected))
+    assert atol > 0
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=atol)
 
 
 def test_applications_are_checked(tmp_path):
