@@ -118,6 +118,7 @@ class Source:
             examples.map(prepare, tf.data.AUTOTUNE)
             .batch(batch_size, drop_remainder=True)
             .prefetch(tf.data.AUTOTUNE)
+            .with_options(_shared_by_examples())
         )
 
     def evaluation_batches(
@@ -148,7 +149,20 @@ class Source:
             examples.map(prepare, tf.data.AUTOTUNE)
             .batch(batch_size)
             .prefetch(tf.data.AUTOTUNE)
+            .with_options(_shared_by_examples())
         )
+
+
+def _shared_by_examples():
+    """Options with which several workers share out each batch.
+
+    TensorFlow's default gives them different files, in another order.
+    """
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    return options
 
 
 def _to_square(image, image_size):

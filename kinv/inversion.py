@@ -270,7 +270,7 @@ class InversionGAN(keras.Model):
             # Each second image twice, with different noise: neighbours, so
             # that replicas share out the pairs as one would have them.
             images, logits = (
-                ops.repeat(x[: x.shape[0] // 2 * 2 : 2], 2, axis=0)
+                ops.repeat(x[: tf.shape(x)[0] // 2 * 2 : 2], 2, axis=0)
                 for x in (images, logits)
             )
         noise = self._noise(logits, self.discriminator_steps)
@@ -312,7 +312,8 @@ class InversionGAN(keras.Model):
     def _noise(self, logits, batch):
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
-        shape = (replicas, logits.shape[0], self.generator.noise_dim)
+        # The size of a worker's share is known at run time only.
+        shape = (replicas, tf.shape(logits)[0], self.generator.noise_dim)
         step = self.generator_optimizer.iterations
         draws = step * (self.discriminator_steps + 1) + batch
         noise = tf.random.stateless_normal(

@@ -84,7 +84,7 @@ def weights(model):
     ],
     ids=["paper", "with consistency"],
 )
-def test_one_step_on_two_replicas_equals_one(options):
+def test_one_step_on_several_replicas_equals_one(options):
     alone = make_model(**options)
     fit(alone)
     strategy = devices.make_strategy("mirrored")
@@ -97,8 +97,9 @@ def test_one_step_on_two_replicas_equals_one(options):
             one.numpy(), two.numpy(), atol=2e-5, err_msg=one.path
         )
     for variable in together.variables:
-        first, second = strategy.experimental_local_results(variable.value)
-        np.testing.assert_array_equal(first, second, err_msg=variable.path)
+        first, *others = strategy.experimental_local_results(variable.value)
+        for other in others:
+            np.testing.assert_array_equal(first, other, err_msg=variable.path)
 
 
 def test_a_step_updates_both_networks_and_leaves_the_classifier():

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -302,3 +304,61 @@ def test_non_finite_loss_stops_and_keeps_the_checkpoint(
     command = arguments(image_folder, classifier_file, out)
     with pytest.raises(errors.NonFiniteError, match="epoch"):
         train.main([*command, "--generator-learning-rate=1e38"])
+
+
+def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
+    def start_workers(out, *more):
+        with socket.socket() as one, socket.socket() as two:
+            for listener in (one, two):
+                listener.bind(("127.0.0.1", 0))
+            ports = [listener.getsockname()[1] for listener in (one, two)]
+        workers = [f"127.0.0.1:{port}" for port in ports]
+        words = arguments(
+            image_folder,
+            classifier_file,
+            tmp_path / out,
+            "--strategy=multiworker",
+            *more,
+        )
+        return [
+            subprocess.Popen(
+                [sys.executable, "tools/train.py", *words],
+                env={
+                    **os.environ,
+                    "TF_CONFIG": json.dumps(
+                        {
+                            "cluster": {"worker": workers},
+                            "task": {"type": "worker", "index": index},
+                        }
+                    ),
+                },
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(2)
+        ]
+
+    chief, lost = start_workers("lost", "--steps=1000000")
+    checkpoint = tmp_path / "lost" / "checkpoint.weights.h5"
+    for _ in range(3000):
+        if checkpoint.exists():
+            break
+        time.sleep(0.1)
+    lost.kill()
+    lost.communicate()
+    message = chief.communicate(timeout=60)[1].splitlines()[-1]
+    assert chief.returncode == 2
+    assert "error: lost another worker" in message and "--resume" in message
+
+    last = checkpoint_values(tmp_path / "lost")["epoch"] + 1
+    pairs = (
+        start_workers("lost", f"--steps={last}", "--resume"),
+        start_workers("whole", f"--steps={last}"),
+    )
+    for worker in (worker for pair in pairs for worker in pair):
+        printed = worker.communicate()[1]
+        assert worker.returncode == 0, printed
+    one, two = (checkpoint_values(tmp_path / x) for x in ("lost", "whole"))
+    assert one.keys() == two.keys() and len(one) > 100
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)

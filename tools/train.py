@@ -545,26 +545,28 @@ def main(argv=None):
             if start_epoch and epoch == start_epoch and adversary:
                 model.begin_adversary(adversary)
             model.discriminator_steps = adversary
-            history = model.fit(
-                source.training_batches(
-                    classifier_size,
-                    images_per_step,
-                    options.seed,
-                    examples_before + (epoch - start_epoch) * images_per_epoch,
-                    options.crop,
-                ),
-                validation_data=validation_batches,
-                epochs=end_epoch,
-                initial_epoch=epoch,
-                steps_per_epoch=options.steps_per_epoch,
-                shuffle=False,
-                verbose=options.verbose,
-                callbacks=[
-                    callbacks.TerminateOnNonFinite(),
-                    callbacks.TimeRemaining(),
-                    *writers,
-                ],
-            )
+            with devices.explain_lost_workers(strategy):
+                history = model.fit(
+                    source.training_batches(
+                        classifier_size,
+                        images_per_step,
+                        options.seed,
+                        examples_before
+                        + (epoch - start_epoch) * images_per_epoch,
+                        options.crop,
+                    ),
+                    validation_data=validation_batches,
+                    epochs=end_epoch,
+                    initial_epoch=epoch,
+                    steps_per_epoch=options.steps_per_epoch,
+                    shuffle=False,
+                    verbose=options.verbose,
+                    callbacks=[
+                        callbacks.TerminateOnNonFinite(),
+                        callbacks.TimeRemaining(),
+                        *writers,
+                    ],
+                )
         examples_before += (end_epoch - start_epoch) * images_per_epoch
     if history:
         fidelity = history.history["val_logit_fidelity"][-1]
