@@ -50,6 +50,12 @@ class InversionGAN(keras.Model):
             With an adversary, that of the mean over noise: the product of the
             errors of two reconstructions with different noise, which leaves to
             the adversary how they vary. 0 as the paper.
+        micro_batches: parts, one after the other, into which every update
+            splits each replica's share of the batch, so that the activations
+            of one part are in memory at a time. Exact but for the moments: in
+            the generator each part (over all replicas) is normalised by its
+            own. Parts are of an even number of images where a pixel term goes
+            with an adversary.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
@@ -72,6 +78,7 @@ class InversionGAN(keras.Model):
         seed,
         logit_consistency=0.0,
         pixel_consistency=0.0,
+        micro_batches=1,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -106,6 +113,7 @@ class InversionGAN(keras.Model):
         self.seed = seed
         self.logit_consistency = logit_consistency
         self.pixel_consistency = pixel_consistency
+        self.micro_batches = micro_batches
         self.class_deviation = layers.ClassDeviation()
         self.class_deviation.build((None, num_classes))
         self.trackers = [
@@ -221,7 +229,10 @@ class InversionGAN(keras.Model):
                 `batches` apart, so that replicas share out every batch.
         """
         images, _ = data
-        logits = self._classify(images)
+        logits = []
+        for part in tf.split(images, self.micro_batches):
+            logits.append(self._classify(*_after(logits, (part,))))
+        logits = ops.concatenate(logits)
         images = _resize(images, self.generator.image_size)
         batches = self.discriminator_steps + 1
 
@@ -242,27 +253,31 @@ class InversionGAN(keras.Model):
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
     def _update_discriminator(self, images, logits, batch):
-        inputs = {"logits": logits, "noise": self._noise(logits, batch)}
+        noise = self._noise(logits, batch)
         # Outside the tape: these reconstructions are constants.
-        reconstructions = self.generator(inputs, training=True)
-        both = {
-            "images": ops.concatenate([images, reconstructions]),
-            "logits": ops.concatenate([logits, logits]),
-        }
-        variables = self.discriminator.trainable_variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in variables])
+        reconstructions = []
+        for part in self._micro_batches((logits, noise), reconstructions):
+            inputs = dict(zip(("logits", "noise"), part, strict=True))
+            reconstructions.append(self.generator(inputs, training=True))
+        reconstructions = ops.concatenate(reconstructions)
+
+        def mean_loss(images, reconstructions, logits):
+            both = {
+                "images": ops.concatenate([images, reconstructions]),
+                "logits": ops.concatenate([logits, logits]),
+            }
             scores = self.discriminator(both, training=True)
             real_scores, fake_scores = ops.split(scores, 2)
-            loss = ops.mean(
+            return ops.mean(
                 losses.hinge_discriminator_loss(real_scores, fake_scores)
             )
-            scaled_loss = self._scale(loss, self.discriminator_optimizer)
-        gradients = tape.gradient(
-            scaled_loss, [variable.value for variable in variables]
+
+        return self._descend(
+            self.discriminator_optimizer,
+            self.discriminator.trainable_variables,
+            mean_loss,
+            (images, reconstructions, logits),
         )
-        self.discriminator_optimizer.apply(gradients, variables)
-        return loss
 
     def _update_generator(self, images, logits):
         pairs = self.discriminator_steps and self.pixel_consistency
@@ -274,9 +289,8 @@ class InversionGAN(keras.Model):
                 for x in (images, logits)
             )
         noise = self._noise(logits, self.discriminator_steps)
-        variables = self.generator.trainable_variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in variables])
+
+        def mean_loss(images, logits, noise):
             reconstructions = self.generator(
                 {"logits": logits, "noise": noise}, training=True
             )
@@ -297,12 +311,56 @@ class InversionGAN(keras.Model):
                 if pairs:
                     first, second = first[::2], first[1::2]
                 loss += self.pixel_consistency * ops.mean(first * second)
-            scaled_loss = self._scale(loss, self.generator_optimizer)
-        gradients = tape.gradient(
-            scaled_loss, [variable.value for variable in variables]
+            return loss
+
+        return self._descend(
+            self.generator_optimizer,
+            self.generator.trainable_variables,
+            mean_loss,
+            (images, logits, noise),
         )
-        self.generator_optimizer.apply(gradients, variables)
-        return loss
+
+    def _descend(self, optimizer, variables, mean_loss, batch):
+        """Updates variables once, on the mean loss over the micro-batches."""
+        values = [variable.value for variable in variables]
+        total_loss, sums = 0.0, []
+        for part in self._micro_batches(batch, sums):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                loss = mean_loss(*part)
+                scaled_loss = self._scale(loss / self.micro_batches, optimizer)
+            gradients = tape.gradient(scaled_loss, values)
+            total_loss += loss
+            sums[:] = (
+                [
+                    one + other
+                    for one, other in zip(sums, gradients, strict=True)
+                ]
+                if sums
+                else gradients
+            )
+        optimizer.apply(sums, variables)
+        return total_loss / self.micro_batches
+
+    def _micro_batches(self, batch, results):
+        """Yields the parts of a batch, each after `results` of the ones before.
+
+        Otherwise the activations of all of them would live at once. Every part
+        sees the same normalised kernels: power iterations move once per update.
+        """
+        vectors = [
+            variable
+            for network in (self.generator, self.discriminator)
+            for variable in network.non_trainable_variables
+            if variable.name == "spectral_vector"
+        ]
+        starts = [tf.identity(vector.value) for vector in vectors]
+        parts = (tf.split(tensor, self.micro_batches) for tensor in batch)
+        for index, part in enumerate(zip(*parts, strict=True)):
+            if index:
+                for vector, start in zip(vectors, starts, strict=True):
+                    vector.assign(start)
+            yield _after(results, part)
 
     def _scale(self, loss, optimizer):
         # Optimizers sum the gradients of replicas; the loss is a mean.
@@ -392,6 +450,14 @@ class InversionGAN(keras.Model):
             shuffled_error - error, shuffled_error
         )
         return logs
+
+
+def _after(earlier, tensors):
+    """Tensors that are there only when `earlier` ones are."""
+    if not earlier:
+        return tensors
+    with tf.control_dependencies(earlier):
+        return [tf.identity(tensor) for tensor in tensors]
 
 
 def _squared_error(first, second):

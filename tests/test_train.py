@@ -253,6 +253,7 @@ def test_paper_preset_is_section_7_2():
         (["--classifier=missing.keras"], "missing.keras"),
         (["--image-size=48"], "image_size=48"),
         (["--batch-size=4000"], "Lower --batch-size"),
+        (["--micro-batches=3"], "a multiple of 3 for 3 micro-batches"),
         (["--train-split=dev"], "sub-folder dev"),
     ],
 )
@@ -273,6 +274,7 @@ def test_wrong_input_is_one_helpful_line(
         ["--ema-decay=1"],
         ["--seed=-1"],
         ["--preset=paper", "--decoder-steps=5"],
+        ["--micro-batches=0"],
     ],
 )
 def test_wrong_numbers_end_with_status_two(more, capsys):

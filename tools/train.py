@@ -142,6 +142,16 @@ def parse_arguments(argv):
         "steps + 1)",
     )
     add(
+        "--micro-batches",
+        type=errors.positive_int,
+        default=1,
+        metavar="PARTS",
+        help="parts of every batch that are computed one after the other and "
+        "make one update, to save memory. Exact but for the generator's batch "
+        "norm, which takes the moments of each part: keep them large "
+        "(default: 1)",
+    )
+    add(
         "--discriminator-steps",
         type=errors.non_negative_int,
         default=2,
@@ -412,6 +422,17 @@ def main(argv=None):
             f"devices share evenly. Received: --batch-size "
             f"{options.batch_size}."
         )
+    # Pairs of reconstructions of one image stay together.
+    whole = (
+        2 if options.pixel_consistency and options.discriminator_steps else 1
+    )
+    whole *= strategy.num_replicas_in_sync * options.micro_batches
+    if options.micro_batches > 1 and options.batch_size % whole:
+        raise errors.InputError(
+            f"Expected a batch size that is a multiple of {whole} for "
+            f"{options.micro_batches} micro-batches. Received: --batch-size "
+            f"{options.batch_size}."
+        )
     precision = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
@@ -454,6 +475,7 @@ def main(argv=None):
             seed=options.seed,
             logit_consistency=options.logit_consistency,
             pixel_consistency=options.pixel_consistency,
+            micro_batches=options.micro_batches,
         )
 
         def adam(learning_rate):
