@@ -1,6 +1,7 @@
 """Image data sets: from TensorFlow Datasets by name, or a folder of images."""
 
 import functools
+import hashlib
 import pathlib
 import re
 
@@ -59,6 +60,7 @@ class Source:
         num_examples: number of examples.
         factor_names: names of the scalars that are known of each image.
         num_skipped: number of unreadable files that were left out.
+        identity: str that changes when the examples do.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Source:
         num_examples,
         factor_names=(),
         num_skipped=0,
+        identity="",
     ):
         self.examples = examples
         self.decode = decode
@@ -76,6 +79,7 @@ class Source:
         self.num_examples = num_examples
         self.factor_names = list(factor_names)
         self.num_skipped = num_skipped
+        self.identity = identity
 
     def training_batches(
         self, image_size, batch_size, seed, start=0, crop="center"
@@ -93,7 +97,9 @@ class Source:
 
         Returns:
             `tf.data.Dataset` of float32 images `(batch_size, image_size,
-            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`.
+            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`;
+            float32 logits `(batch_size, num_classes)` as well where the
+            examples have them.
         """
         first_pass, offset = divmod(start, self.num_examples)
 
@@ -110,7 +116,10 @@ class Source:
             if crop == "random":
                 image = _random_square(image, tf.stack([seed, index]))
             image = _to_square(image, image_size)
-            return image, example["label"]
+            elements = (image, example["label"])
+            if "logits" in example:
+                return *elements, example["logits"]
+            return elements
 
         passes = tf.data.Dataset.range(first_pass, np.iinfo("int64").max)
         examples = passes.flat_map(one_pass).skip(offset).enumerate(start)
@@ -122,7 +131,7 @@ class Source:
         )
 
     def evaluation_batches(
-        self, image_size, batch_size, limit=None, with_factors=False
+        self, image_size, batch_size, limit=None, with_factors=False, start=0
     ):
         """Every example once, in a fixed order.
 
@@ -131,6 +140,7 @@ class Source:
             batch_size: images per batch; the last may have fewer.
             limit: number of examples to stop after. Defaults to all.
             with_factors: whether a dict of the factors follows the labels.
+            start: number of examples to pass over.
 
         Returns:
             `tf.data.Dataset` of float32 images `(batch, image_size,
@@ -146,7 +156,8 @@ class Source:
 
         examples = self.examples if limit is None else self.examples.take(limit)
         return (
-            examples.map(prepare, tf.data.AUTOTUNE)
+            examples.skip(start)
+            .map(prepare, tf.data.AUTOTUNE)
             .batch(batch_size)
             .prefetch(tf.data.AUTOTUNE)
             .with_options(_shared_by_examples())
@@ -267,6 +278,7 @@ def _open_tfds(name, split, data_dir):
         names,
         num_examples,
         factors,
+        identity=f"{builder.info.full_name} {split}",
     )
 
 
@@ -325,6 +337,13 @@ def _open_directory(directory, split, skip_unreadable):
             f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the sub-folders "
             f"of {root}. Received: none that can be read in split {split}."
         )
+    digest = hashlib.sha256()
+    for i in readable:
+        status = paths[i].stat()
+        place = paths[i].relative_to(root)
+        digest.update(
+            f"{place} {status.st_size} {status.st_mtime_ns}\n".encode()
+        )
     examples = tf.data.Dataset.from_tensor_slices(
         {
             "image": [str(paths[i]) for i in readable],
@@ -337,6 +356,7 @@ def _open_directory(directory, split, skip_unreadable):
         class_names,
         len(readable),
         num_skipped=len(order) - len(readable),
+        identity=digest.hexdigest(),
     )
 
 

@@ -216,7 +216,7 @@ class InversionGAN(keras.Model):
         return self.averaged_generator(inputs, training=True)
 
     def _classify(self, images):
-        images = _resize(images, self.classifier.input_shape[1])
+        images = resize(images, self.classifier.input_shape[1])
         logits = self.classifier(images, training=False)
         return ops.cast(logits, "float32")
 
@@ -225,15 +225,16 @@ class InversionGAN(keras.Model):
 
         Args:
             data: images `(batches * batch, size, size, 3)` and labels, where
-                `batches = discriminator_steps + 1`. The images of a batch lie
-                `batches` apart, so that replicas share out every batch.
+                `batches = discriminator_steps + 1`, and the images' logits
+                where they are known. The images of a batch lie `batches`
+                apart, so that replicas share out every batch.
         """
-        images, _ = data
-        logits = []
-        for part in tf.split(images, self.micro_batches):
-            logits.append(self._classify(*_after(logits, (part,))))
+        images, _, *logits = data
+        if not logits:
+            for part in tf.split(images, self.micro_batches):
+                logits.append(self._classify(*_after(logits, (part,))))
         logits = ops.concatenate(logits)
-        images = _resize(images, self.generator.image_size)
+        images = resize(images, self.generator.image_size)
         batches = self.discriminator_steps + 1
 
         discriminator_loss = 0.0
@@ -410,7 +411,7 @@ class InversionGAN(keras.Model):
         noise = tf.random.stateless_normal(shape, seed=[self.seed, -1])
         reconstructions = self._generate(logits, noise)
         again = self._classify(reconstructions)
-        images = _resize(images, self.generator.image_size)
+        images = resize(images, self.generator.image_size)
 
         classes = ops.argmax(logits, axis=-1)
         same = classes == ops.argmax(again, axis=-1)
@@ -466,7 +467,7 @@ def _squared_error(first, second):
     return ops.mean(ops.reshape(squares, (ops.shape(squares)[0], -1)), axis=-1)
 
 
-def _resize(images, size):
+def resize(images, size):
     """Antialiased resize to `size` pixels; nothing where it fits already."""
     if images.shape[1:3] == (size, size):
         return images

@@ -274,6 +274,7 @@ def test_wrong_input_is_one_helpful_line(
         ["--ema-decay=1"],
         ["--seed=-1"],
         ["--preset=paper", "--decoder-steps=5"],
+        ["--cache-logits=cache", "--crop=random"],
         ["--micro-batches=0"],
     ],
 )
@@ -306,6 +307,24 @@ def test_non_finite_loss_stops_and_keeps_the_checkpoint(
     command = arguments(image_folder, classifier_file, out)
     with pytest.raises(errors.NonFiniteError, match="epoch"):
         train.main([*command, "--generator-learning-rate=1e38"])
+
+
+def test_a_run_with_a_logit_cache(image_folder, classifier_file, tmp_path):
+    for out, more in {
+        "run": [],
+        "cached": [f"--cache-logits={tmp_path / 'cache'}"],
+    }.items():
+        train.main(
+            arguments(image_folder, classifier_file, tmp_path / out, *more)
+        )
+    losses = []
+    for out in ("run", "cached"):
+        with open(tmp_path / out / "metrics.csv") as table:
+            rows = list(csv.DictReader(table))
+        losses.append([float(row["discriminator_loss"]) for row in rows])
+    # The same images in the same order; logits rounded to float16.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert len(list((tmp_path / "cache").glob("*.logits"))) == 1
 
 
 def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):

@@ -314,6 +314,14 @@ def parse_arguments(argv):
         "classifier and target (default: center)",
     )
     add(
+        "--cache-logits",
+        metavar="DIR",
+        help="compute the logits of the training images once and keep them, "
+        "with the images, in DIR, which runs may share; an interrupted pass "
+        "goes on. For --crop center. The classifier still reads "
+        "reconstructions for --logit-consistency, and held-out images",
+    )
+    add(
         "--data-dir",
         metavar="DIR",
         help="where TFDS keeps data sets (default: TFDS's own)",
@@ -365,6 +373,11 @@ def parse_arguments(argv):
             "argument --decoder-steps: expected --logit-consistency or "
             "--pixel-consistency for the decoder to learn from, received 0"
         )
+    if options.cache_logits and options.crop != "center":
+        parser.error(
+            "argument --cache-logits: expected --crop center, of which logits "
+            f"can be kept, received --crop {options.crop}"
+        )
     if options.ema_decay >= 1:
         parser.error(
             f"argument --ema-decay: expected a number in [0, 1), received "
@@ -387,6 +400,7 @@ def main(argv=None):
         devices,
         export,
         inversion,
+        logit_cache,
         measures,
         networks,
     )
@@ -526,6 +540,15 @@ def main(argv=None):
             )
         )
 
+    training, training_size = source, classifier_size
+    if options.cache_logits:
+        kept = (source, classifier, options.image_size, options.cache_logits)
+        if chief:
+            logit_cache.write(*kept, verbose=options.verbose)
+        devices.wait_for_workers(strategy)
+        training = logit_cache.read(*kept)
+        training_size = options.image_size
+
     def save_generator(epoch, logs):
         with files.atomic_path(run / "generator.keras") as temporary:
             model.averaged_generator.save(temporary)
@@ -569,8 +592,8 @@ def main(argv=None):
             model.discriminator_steps = adversary
             with devices.explain_lost_workers(strategy):
                 history = model.fit(
-                    source.training_batches(
-                        classifier_size,
+                    training.training_batches(
+                        training_size,
                         images_per_step,
                         options.seed,
                         examples_before
