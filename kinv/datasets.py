@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import hashlib
 import inspect
 import os
 import pathlib
@@ -82,6 +83,7 @@ class Source:
         num_examples: number of examples.
         factor_names: names of the scalars that are known of each image.
         num_skipped: number of unreadable files that were left out.
+        identity: str that changes when the examples do.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Source:
         num_examples,
         factor_names=(),
         num_skipped=0,
+        identity="",
     ):
         self.examples = examples
         self.decode = decode
@@ -99,6 +102,7 @@ class Source:
         self.num_examples = num_examples
         self.factor_names = list(factor_names)
         self.num_skipped = num_skipped
+        self.identity = identity
 
     def training_batches(
         self, image_size, batch_size, seed, start=0, crop="center"
@@ -116,7 +120,9 @@ class Source:
 
         Returns:
             `tf.data.Dataset` of float32 images `(batch_size, image_size,
-            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`.
+            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`;
+            float32 logits `(batch_size, num_classes)` as well where the
+            examples have them.
         """
         first_pass, offset = divmod(start, self.num_examples)
 
@@ -133,7 +139,10 @@ class Source:
             if crop == "random":
                 image = _random_square(image, tf.stack([seed, index]))
             image = _to_square(image, image_size)
-            return image, example["label"]
+            elements = (image, example["label"])
+            if "logits" in example:
+                return *elements, example["logits"]
+            return elements
 
         passes = tf.data.Dataset.range(first_pass, np.iinfo("int64").max)
         examples = passes.flat_map(one_pass).skip(offset).enumerate(start)
@@ -143,7 +152,7 @@ class Source:
         return _in_background(batches)
 
     def evaluation_batches(
-        self, image_size, batch_size, limit=None, with_factors=False
+        self, image_size, batch_size, limit=None, with_factors=False, start=0
     ):
         """Every example once, in a fixed order.
 
@@ -152,6 +161,7 @@ class Source:
             batch_size: images per batch; the last may have fewer.
             limit: number of examples to stop after. Defaults to all.
             with_factors: whether a dict of the factors follows the labels.
+            start: number of examples to pass over.
 
         Returns:
             `tf.data.Dataset` of float32 images `(batch, image_size,
@@ -166,7 +176,11 @@ class Source:
             return *element, {name: example[name] for name in self.factor_names}
 
         examples = self.examples if limit is None else self.examples.take(limit)
-        batches = examples.map(prepare, tf.data.AUTOTUNE).batch(batch_size)
+        batches = (
+            examples.skip(start)
+            .map(prepare, tf.data.AUTOTUNE)
+            .batch(batch_size)
+        )
         return _in_background(batches)
 
 
@@ -176,6 +190,11 @@ def _in_background(batches):
     # Its thread sleeps for 10 ms, then twice as long each time, up to a minute,
     # and an iterator that is in use for long ends only when it wakes.
     options.autotune.enabled = False
+    # Several workers share out each batch. TensorFlow's default gives them
+    # different files, in another order.
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
     return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
@@ -281,6 +300,7 @@ def _open_tfds(name, split, data_dir):
         names,
         num_examples,
         factors,
+        identity=f"{builder.info.full_name} {split}",
     )
 
 
@@ -350,6 +370,13 @@ def _open_directory(directory, split, skip_unreadable):
             f"of {root}. Received: none that can be read in split {split}."
         )
     _opened.extend(paths[i] for i in readable)
+    digest = hashlib.sha256()
+    for i in readable:
+        status = paths[i].stat()
+        place = paths[i].relative_to(root)
+        digest.update(
+            f"{place} {status.st_size} {status.st_mtime_ns}\n".encode()
+        )
     examples = tf.data.Dataset.from_tensor_slices(
         {
             "image": [str(paths[i]) for i in readable],
@@ -362,6 +389,7 @@ def _open_directory(directory, split, skip_unreadable):
         class_names,
         len(readable),
         num_skipped=len(order) - len(readable),
+        identity=digest.hexdigest(),
     )
 
 

@@ -1,8 +1,10 @@
 """Where training runs, and in which precision."""
 
+import contextlib
 import functools
 import os
 import platform
+import re
 
 import keras
 import tensorflow as tf
@@ -22,6 +24,8 @@ def make_strategy(name):
     Raises:
         errors.InputError: if the devices that `name` needs are not there.
     """
+    if name == "multiworker":
+        return _multi_worker_strategy()
     accelerators = tf.config.list_logical_devices("GPU")
     if name == "auto":
         name = "mirrored" if len(accelerators) > 1 else "single"
@@ -30,14 +34,6 @@ def make_strategy(name):
     if name == "mirrored":
         devices = accelerators or tf.config.list_logical_devices("CPU")
         return _mirrored_strategy(tuple(device.name for device in devices))
-    if name == "multiworker":
-        if "TF_CONFIG" not in os.environ:
-            raise errors.InputError(
-                "Expected the environment variable TF_CONFIG to describe the "
-                "workers of --strategy multiworker. Received: none. Set it on "
-                "every worker, or use --strategy mirrored on one host."
-            )
-        return tf.distribute.MultiWorkerMirroredStrategy()
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, tf.errors.NotFoundError):
@@ -48,11 +44,80 @@ def make_strategy(name):
     return tf.distribute.TPUStrategy(resolver)
 
 
+def _multi_worker_strategy():
+    # Before anything else of TensorFlow: listing devices would already be
+    # too late.
+    if "TF_CONFIG" not in os.environ:
+        raise errors.InputError(
+            "Expected the environment variable TF_CONFIG to describe the "
+            "workers of --strategy multiworker. Received: none. Set it on "
+            "every worker, or use --strategy mirrored on one host."
+        )
+    return _MultiWorkerStrategy()
+
+
+class _MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):
+    """Reduces what Keras asks it to: nested values, scalars along an axis."""
+
+    def reduce(self, reduce_op, value, axis=None):
+        reduce = super().reduce
+
+        def reduce_one(value):
+            local = self.experimental_local_results(value)[0]
+            along = axis if local.shape.rank else None
+            return reduce(reduce_op, value, along)
+
+        return tf.nest.map_structure(reduce_one, value)
+
+
 @functools.cache
 def _mirrored_strategy(devices):
     # One in a process: TensorFlow numbers the collective operations of every
     # strategy from the same start, and takes those of two for each other.
     return tf.distribute.MirroredStrategy(devices)
+
+
+def wait_for_workers(strategy):
+    """Waits until all workers have come here; of one alone, not at all.
+
+    Args:
+        strategy: the `tf.distribute` strategy of the run.
+    """
+    if isinstance(strategy, _MultiWorkerStrategy):
+        strategy.reduce("SUM", strategy.run(lambda: tf.ones(())))
+
+
+@contextlib.contextmanager
+def explain_lost_workers(strategy):
+    """Context in which the loss of another worker is an error of one line.
+
+    Args:
+        strategy: the `tf.distribute` strategy of the run.
+
+    Raises:
+        errors.LostWorkerError: where TensorFlow tells of a lost connection.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if not isinstance(strategy, _MultiWorkerStrategy):
+            raise
+        # Without the names of operations.
+        reason = re.sub(r"{{.*?}} ?", "", errors.reason(error))
+        raise errors.LostWorkerError(
+            f"lost another worker ({reason}). Start all workers again with "
+            "--resume; finished epochs are kept."
+        ) from error
+
+
+# What TensorFlow raises in the workers that are left.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 
 
 def set_precision(name):

@@ -19,22 +19,26 @@ class NonFiniteError(RuntimeError):
     """A loss became NaN or infinite; the message names the step."""
 
 
+class LostWorkerError(RuntimeError):
+    """Another worker of a run on several hosts stopped."""
+
+
 def run(main, resumable=False):
     """Runs a tool's `main`; bad input ends in one line and exit status 2.
 
     Args:
-        main: function without arguments. `InputError`, `NonFiniteError` and
-            `OSError` (missing file, no permission, full disk) are printed to
-            standard error as `TOOL: error: MESSAGE`, as is the name of an image
-            that TensorFlow could not decode. Any other exception is a defect of
-            kinv and keeps its traceback.
+        main: function without arguments. `InputError`, `NonFiniteError`,
+            `LostWorkerError` and `OSError` (missing file, no permission, full
+            disk) are printed to standard error as `TOOL: error: MESSAGE`, as is
+            the name of an image that TensorFlow could not decode. Any other
+            exception is a defect of kinv and keeps its traceback.
         resumable: whether the tool has a flag `--resume`, which the message
             after Ctrl-C then offers.
     """
     tool = os.path.basename(sys.argv[0])
     try:
         main()
-    except (InputError, NonFiniteError, OSError) as error:
+    except (InputError, NonFiniteError, LostWorkerError, OSError) as error:
         message = " ".join(str(error).split())
         if getattr(error, "errno", None) == errno.ENOSPC:
             again = " with --resume" if resumable else ""

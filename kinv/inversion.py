@@ -56,6 +56,12 @@ class InversionGAN(keras.Model):
             With an adversary, that of the mean over noise: the product of the
             errors of two reconstructions with different noise, which leaves to
             the adversary how they vary. 0 as the paper.
+        micro_batches: parts, one after the other, into which every update
+            splits each replica's share of the batch, so that the activations
+            of one part are in memory at a time. Exact but for the moments: in
+            the generator each part (over all replicas) is normalised by its
+            own. Parts are of an even number of images where a pixel term goes
+            with an adversary.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
@@ -78,6 +84,7 @@ class InversionGAN(keras.Model):
         seed,
         logit_consistency=0.0,
         pixel_consistency=0.0,
+        micro_batches=1,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -113,6 +120,7 @@ class InversionGAN(keras.Model):
         self.seed = seed
         self.logit_consistency = logit_consistency
         self.pixel_consistency = pixel_consistency
+        self.micro_batches = micro_batches
         # Features do not tell the class whose mean they deviate from.
         self.class_deviation = (
             layers.ClassDeviation()
@@ -223,7 +231,7 @@ class InversionGAN(keras.Model):
 
     def _classify(self, images):
         """Logits, and what the networks are given: these, or features."""
-        images = _resize(images, self.classifier.input_shape[1])
+        images = resize(images, self.classifier.input_shape[1])
         outputs = self.classifier(images, training=False)
         if len(self.classifier.outputs) == 1:
             outputs = [outputs]
@@ -235,12 +243,17 @@ class InversionGAN(keras.Model):
 
         Args:
             data: images `(batches * batch, size, size, 3)` and labels, where
-                `batches = discriminator_steps + 1`. The images of a batch lie
-                `batches` apart, so that replicas share out every batch.
+                `batches = discriminator_steps + 1`, and the images' logits
+                where they are known. The images of a batch lie `batches`
+                apart, so that replicas share out every batch.
         """
-        images, _ = data
-        _, logits = self._classify(images)
-        images = _resize(images, self.generator.image_size)
+        images, _, *conditions = data
+        if not conditions:
+            for part in tf.split(images, self.micro_batches):
+                _, condition = self._classify(*_after(conditions, (part,)))
+                conditions.append(condition)
+        logits = ops.concatenate(conditions)
+        images = resize(images, self.generator.image_size)
         batches = self.discriminator_steps + 1
 
         discriminator_loss = 0.0
@@ -260,27 +273,31 @@ class InversionGAN(keras.Model):
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
     def _update_discriminator(self, images, logits, batch):
-        inputs = {"logits": logits, "noise": self._noise(logits, batch)}
+        noise = self._noise(logits, batch)
         # Outside the tape: these reconstructions are constants.
-        reconstructions = self.generator(inputs, training=True)
-        both = {
-            "images": ops.concatenate([images, reconstructions]),
-            "logits": ops.concatenate([logits, logits]),
-        }
-        variables = self.discriminator.trainable_variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in variables])
+        reconstructions = []
+        for part in self._micro_batches((logits, noise), reconstructions):
+            inputs = dict(zip(("logits", "noise"), part, strict=True))
+            reconstructions.append(self.generator(inputs, training=True))
+        reconstructions = ops.concatenate(reconstructions)
+
+        def mean_loss(images, reconstructions, logits):
+            both = {
+                "images": ops.concatenate([images, reconstructions]),
+                "logits": ops.concatenate([logits, logits]),
+            }
             scores = self.discriminator(both, training=True)
             real_scores, fake_scores = ops.split(scores, 2)
-            loss = ops.mean(
+            return ops.mean(
                 losses.hinge_discriminator_loss(real_scores, fake_scores)
             )
-            scaled_loss = self._scale(loss, self.discriminator_optimizer)
-        gradients = tape.gradient(
-            scaled_loss, [variable.value for variable in variables]
+
+        return self._descend(
+            self.discriminator_optimizer,
+            self.discriminator.trainable_variables,
+            mean_loss,
+            (images, reconstructions, logits),
         )
-        self.discriminator_optimizer.apply(gradients, variables)
-        return loss
 
     def _update_generator(self, images, logits):
         pairs = self.discriminator_steps and self.pixel_consistency
@@ -288,13 +305,12 @@ class InversionGAN(keras.Model):
             # Each second image twice, with different noise: neighbours, so
             # that replicas share out the pairs as one would have them.
             images, logits = (
-                ops.repeat(x[: x.shape[0] // 2 * 2 : 2], 2, axis=0)
+                ops.repeat(x[: tf.shape(x)[0] // 2 * 2 : 2], 2, axis=0)
                 for x in (images, logits)
             )
         noise = self._noise(logits, self.discriminator_steps)
-        variables = self.generator.trainable_variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([variable.value for variable in variables])
+
+        def mean_loss(images, logits, noise):
             reconstructions = self.generator(
                 {"logits": logits, "noise": noise}, training=True
             )
@@ -315,12 +331,56 @@ class InversionGAN(keras.Model):
                 if pairs:
                     first, second = first[::2], first[1::2]
                 loss += self.pixel_consistency * ops.mean(first * second)
-            scaled_loss = self._scale(loss, self.generator_optimizer)
-        gradients = tape.gradient(
-            scaled_loss, [variable.value for variable in variables]
+            return loss
+
+        return self._descend(
+            self.generator_optimizer,
+            self.generator.trainable_variables,
+            mean_loss,
+            (images, logits, noise),
         )
-        self.generator_optimizer.apply(gradients, variables)
-        return loss
+
+    def _descend(self, optimizer, variables, mean_loss, batch):
+        """Updates variables once, on the mean loss over the micro-batches."""
+        values = [variable.value for variable in variables]
+        total_loss, sums = 0.0, []
+        for part in self._micro_batches(batch, sums):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                loss = mean_loss(*part)
+                scaled_loss = self._scale(loss / self.micro_batches, optimizer)
+            gradients = tape.gradient(scaled_loss, values)
+            total_loss += loss
+            sums[:] = (
+                [
+                    one + other
+                    for one, other in zip(sums, gradients, strict=True)
+                ]
+                if sums
+                else gradients
+            )
+        optimizer.apply(sums, variables)
+        return total_loss / self.micro_batches
+
+    def _micro_batches(self, batch, results):
+        """Yields the parts of a batch, each after `results` of the ones before.
+
+        Otherwise the activations of all of them would live at once. Every part
+        sees the same normalised kernels: power iterations move once per update.
+        """
+        vectors = [
+            variable
+            for network in (self.generator, self.discriminator)
+            for variable in network.non_trainable_variables
+            if variable.name == "spectral_vector"
+        ]
+        starts = [tf.identity(vector.value) for vector in vectors]
+        parts = (tf.split(tensor, self.micro_batches) for tensor in batch)
+        for index, part in enumerate(zip(*parts, strict=True)):
+            if index:
+                for vector, start in zip(vectors, starts, strict=True):
+                    vector.assign(start)
+            yield _after(results, part)
 
     def _scale(self, loss, optimizer):
         # Optimizers sum the gradients of replicas; the loss is a mean.
@@ -330,7 +390,8 @@ class InversionGAN(keras.Model):
     def _noise(self, logits, batch):
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
-        shape = (replicas, logits.shape[0], self.generator.noise_dim)
+        # The size of a worker's share is known at run time only.
+        shape = (replicas, tf.shape(logits)[0], self.generator.noise_dim)
         step = self.generator_optimizer.iterations
         draws = step * (self.discriminator_steps + 1) + batch
         noise = tf.random.stateless_normal(
@@ -369,7 +430,7 @@ class InversionGAN(keras.Model):
         noise = tf.random.stateless_normal(shape, seed=[self.seed, -1])
         reconstructions = self._generate(given, noise)
         again, _ = self._classify(reconstructions)
-        images = _resize(images, self.generator.image_size)
+        images = resize(images, self.generator.image_size)
 
         classes = ops.argmax(logits, axis=-1)
         same = classes == ops.argmax(again, axis=-1)
@@ -411,13 +472,21 @@ class InversionGAN(keras.Model):
         return logs
 
 
+def _after(earlier, tensors):
+    """Tensors that are there only when `earlier` ones are."""
+    if not earlier:
+        return tensors
+    with tf.control_dependencies(earlier):
+        return [tf.identity(tensor) for tensor in tensors]
+
+
 def _squared_error(first, second):
     """Mean over all but the first axis, `(batch,)`."""
     squares = ops.square(first - second)
     return ops.mean(ops.reshape(squares, (ops.shape(squares)[0], -1)), axis=-1)
 
 
-def _resize(images, size):
+def resize(images, size):
     """Antialiased resize to `size` pixels; nothing where it fits already."""
     if images.shape[1:3] == (size, size):
         return images

@@ -1,4 +1,4 @@
-"""Two logical devices, so that tests can train on two replicas."""
+"""Logical devices, so that tests can train on several replicas."""
 
 import dataclasses
 import functools
@@ -17,10 +17,13 @@ import tensorflow as tf  # noqa: E402
 from kinv import classifiers, datasets, images, scenes  # noqa: E402
 from tools import benchmark_serving  # noqa: E402
 
-# Before anything else: devices are fixed once TensorFlow has used one.
+# Before anything else: devices are fixed once TensorFlow has used one. Two, or
+# four in the process that tests/test_devices.py starts.
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    cpu,
+    [tf.config.LogicalDeviceConfiguration()]
+    * int(os.environ.get("KINV_REPLICAS", 2)),
 )
 
 

@@ -1,6 +1,9 @@
 import builtins
 import io
+import os
 import platform
+import subprocess
+import sys
 
 import keras
 import pytest
@@ -32,6 +35,22 @@ def test_there_is_one_mirrored_strategy():
     # Two would mix up each other's collective operations.
     strategy = devices.make_strategy("mirrored")
     assert devices.make_strategy("mirrored") is strategy
+
+
+def test_four_replicas_step_as_one_does():
+    # In a process of its own, since there is one mirrored strategy in each.
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("tests/test_inversion.py", "tests/test_robust.py"),
+            *("-k", "several_replicas"),
+        ],
+        env={**os.environ, "KINV_REPLICAS": "4"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout
+    assert "5 passed" in finished.stdout
 
 
 def test_a_value_is_summed_over_replicas():

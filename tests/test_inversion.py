@@ -93,7 +93,7 @@ def weights(model):
     ],
     ids=["paper", "with consistency"],
 )
-def test_one_step_on_two_replicas_equals_one(options):
+def test_one_step_on_several_replicas_equals_one(options):
     alone = make_model(**options)
     fit(alone)
     strategy = devices.make_strategy("mirrored")
@@ -106,8 +106,9 @@ def test_one_step_on_two_replicas_equals_one(options):
             one.numpy(), two.numpy(), atol=2e-5, err_msg=one.path
         )
     for variable in together.variables:
-        first, second = strategy.experimental_local_results(variable.value)
-        np.testing.assert_array_equal(first, second, err_msg=variable.path)
+        first, *others = strategy.experimental_local_results(variable.value)
+        for other in others:
+            np.testing.assert_array_equal(first, other, err_msg=variable.path)
 
 
 def test_a_step_updates_both_networks_and_leaves_the_classifier():
@@ -312,3 +313,74 @@ def test_features_take_the_place_of_the_logits():
 def test_other_number_of_features_is_refused():
     with pytest.raises(errors.InputError, match="classifier's 6 features"):
         make_model(classifier=featured_classifier(6))
+
+
+def assert_equal_but_for_rounding(whole, parts):
+    # Weights, spectral vectors, Adam's moments.
+    for one, two in zip(whole.variables, parts.variables, strict=True):
+        np.testing.assert_allclose(
+            one.numpy(), two.numpy(), atol=2e-5, err_msg=one.path
+        )
+
+
+def test_micro_batches_of_the_discriminator_are_one_batch(monkeypatch):
+    def call(self, inputs, training):
+        # A generator that normalises nothing.
+        tiles = tf.tile(inputs["noise"][:, :48], (1, 64))
+        return tf.reshape(127.5 + 30 * tiles, (-1, 32, 32, 3))
+
+    whole, parts = make_model(), make_model(micro_batches=4)
+    monkeypatch.setattr(networks.Generator, "call", call)
+    images = make_data(1)[0]
+    logits = np.array(whole.classifier(images))
+    before = weights(whole.discriminator)
+    losses = [
+        model._update_discriminator(tf.constant(images), tf.constant(logits), 0)
+        for model in (whole, parts)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    after = weights(whole.discriminator)
+    moved = [
+        np.abs(a - b).max() > 1e-5 for a, b in zip(before, after, strict=True)
+    ]
+    # All but the attention, whose scale is 0 at first.
+    assert np.mean(moved) > 0.5
+    assert_equal_but_for_rounding(whole, parts)
+
+
+@pytest.mark.parametrize("pixels", [0.0, 1.0])
+def test_micro_batches_of_equal_moments_are_one_batch(pixels, monkeypatch):
+    # Logits and noise come twice, so that the moments of a half are those of
+    # the whole; the targets differ.
+    draw = inversion.InversionGAN._noise
+
+    def same_noise(self, logits, batch):
+        half = draw(self, logits, batch)[: logits.shape[0] // 2]
+        return tf.concat([half, half], 0)
+
+    monkeypatch.setattr(inversion.InversionGAN, "_noise", same_noise)
+    options = {"logit_consistency": 1.0, "pixel_consistency": pixels}
+    whole = make_model(**options)
+    parts = make_model(**options, micro_batches=2)
+    images = make_data(1)[0]
+    logits = np.array(whole.classifier(images[: BATCH // 2]))
+    logits = np.concatenate([logits, logits])
+    losses = [
+        model._update_generator(tf.constant(images), tf.constant(logits))
+        for model in (whole, parts)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert_equal_but_for_rounding(whole, parts)
+
+
+def test_a_step_in_micro_batches_on_two_replicas():
+    strategy = devices.make_strategy("mirrored")
+    with strategy.scope():
+        model = make_model(micro_batches=2)
+    fit(model)
+    assert int(model.generator_optimizer.iterations) == 1
+    assert int(model.discriminator_optimizer.iterations) == 2
+    for variable in model.variables:
+        assert np.isfinite(variable.numpy()).all()
+        first, second = strategy.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(first, second, err_msg=variable.path)

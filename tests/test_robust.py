@@ -129,7 +129,7 @@ def take_a_step(strategy, norm):
 
 
 @pytest.mark.parametrize("norm", [None, "linf", "l2"])
-def test_two_replicas_step_as_one_does(norm):
+def test_several_replicas_step_as_one_does(norm):
     one, one_log = take_a_step(devices.make_strategy("single"), norm)
     two, two_log = take_a_step(devices.make_strategy("mirrored"), norm)
     keras.utils.set_random_seed(0)

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -252,6 +254,7 @@ def test_paper_preset_is_section_7_2():
         (["--classifier=missing.keras"], "missing.keras"),
         (["--image-size=48"], "image_size=48"),
         (["--batch-size=4000"], "Lower --batch-size"),
+        (["--micro-batches=3"], "a multiple of 3 for 3 micro-batches"),
         (["--train-split=dev"], "sub-folder dev"),
     ],
 )
@@ -272,6 +275,8 @@ def test_wrong_input_is_one_helpful_line(
         ["--ema-decay=1"],
         ["--seed=-1"],
         ["--preset=paper", "--decoder-steps=5"],
+        ["--cache-logits=cache", "--crop=random"],
+        ["--micro-batches=0"],
     ],
 )
 def test_wrong_numbers_end_with_status_two(more, capsys):
@@ -397,3 +402,79 @@ def test_normalisations_of_a_layer(capsys):
     with pytest.raises(SystemExit):
         train.parse_arguments([*command, "--logit-normalization=one-hot"])
     assert "features do not tell the class" in capsys.readouterr().err
+
+
+def test_a_run_with_a_logit_cache(image_folder, classifier_file, tmp_path):
+    for out, more in {
+        "run": [],
+        "cached": [f"--cache-logits={tmp_path / 'cache'}"],
+    }.items():
+        train.main(
+            arguments(image_folder, classifier_file, tmp_path / out, *more)
+        )
+    losses = []
+    for out in ("run", "cached"):
+        with open(tmp_path / out / "metrics.csv") as table:
+            rows = list(csv.DictReader(table))
+        losses.append([float(row["discriminator_loss"]) for row in rows])
+    # The same images in the same order; logits rounded to float16.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert len(list((tmp_path / "cache").glob("*.logits"))) == 1
+
+
+def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
+    def start_workers(out, *more):
+        with socket.socket() as one, socket.socket() as two:
+            for listener in (one, two):
+                listener.bind(("127.0.0.1", 0))
+            ports = [listener.getsockname()[1] for listener in (one, two)]
+        workers = [f"127.0.0.1:{port}" for port in ports]
+        words = arguments(
+            image_folder,
+            classifier_file,
+            tmp_path / out,
+            "--strategy=multiworker",
+            *more,
+        )
+        return [
+            subprocess.Popen(
+                [sys.executable, "tools/train.py", *words],
+                env={
+                    **os.environ,
+                    "TF_CONFIG": json.dumps(
+                        {
+                            "cluster": {"worker": workers},
+                            "task": {"type": "worker", "index": index},
+                        }
+                    ),
+                },
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(2)
+        ]
+
+    chief, lost = start_workers("lost", "--steps=1000000")
+    checkpoint = tmp_path / "lost" / "checkpoint.weights.h5"
+    for _ in range(3000):
+        if checkpoint.exists():
+            break
+        time.sleep(0.1)
+    lost.kill()
+    lost.communicate()
+    message = chief.communicate(timeout=60)[1].splitlines()[-1]
+    assert chief.returncode == 2
+    assert "error: lost another worker" in message and "--resume" in message
+
+    last = checkpoint_values(tmp_path / "lost")["epoch"] + 1
+    pairs = (
+        start_workers("lost", f"--steps={last}", "--resume"),
+        start_workers("whole", f"--steps={last}"),
+    )
+    for worker in (worker for pair in pairs for worker in pair):
+        printed = worker.communicate()[1]
+        assert worker.returncode == 0, printed
+    one, two = (checkpoint_values(tmp_path / x) for x in ("lost", "whole"))
+    assert one.keys() == two.keys() and len(one) > 100
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)

@@ -193,6 +193,16 @@ def parse_arguments(argv):
         "steps + 1)",
     )
     add(
+        "--micro-batches",
+        type=errors.positive_int,
+        default=1,
+        metavar="PARTS",
+        help="parts of every batch that are computed one after the other and "
+        "make one update, to save memory. Exact but for the generator's batch "
+        "norm, which takes the moments of each part: keep them large "
+        "(default: 1)",
+    )
+    add(
         "--discriminator-steps",
         type=errors.non_negative_int,
         default=2,
@@ -356,6 +366,14 @@ def parse_arguments(argv):
         "classifier and target (default: center)",
     )
     add(
+        "--cache-logits",
+        metavar="DIR",
+        help="compute the logits of the training images once and keep them, "
+        "with the images, in DIR, which runs may share; an interrupted pass "
+        "goes on. For --crop center. The classifier still reads "
+        "reconstructions for --logit-consistency, and held-out images",
+    )
+    add(
         "--data-dir",
         metavar="DIR",
         help="where TFDS keeps data sets (default: TFDS's own)",
@@ -416,6 +434,11 @@ def parse_arguments(argv):
             "argument --decoder-steps: expected --logit-consistency or "
             "--pixel-consistency for the decoder to learn from, received 0"
         )
+    if options.cache_logits and options.crop != "center":
+        parser.error(
+            "argument --cache-logits: expected --crop center, of which logits "
+            f"can be kept, received --crop {options.crop}"
+        )
     if options.ema_decay >= 1:
         parser.error(
             f"argument --ema-decay: expected a number in [0, 1), received "
@@ -438,6 +461,7 @@ def main(argv=None):
         devices,
         export,
         inversion,
+        logit_cache,
         measures,
         networks,
     )
@@ -471,6 +495,17 @@ def main(argv=None):
         raise errors.InputError(
             f"Expected a batch size that {strategy.num_replicas_in_sync} "
             f"devices share evenly. Received: --batch-size "
+            f"{options.batch_size}."
+        )
+    # Pairs of reconstructions of one image stay together.
+    whole = (
+        2 if options.pixel_consistency and options.discriminator_steps else 1
+    )
+    whole *= strategy.num_replicas_in_sync * options.micro_batches
+    if options.micro_batches > 1 and options.batch_size % whole:
+        raise errors.InputError(
+            f"Expected a batch size that is a multiple of {whole} for "
+            f"{options.micro_batches} micro-batches. Received: --batch-size "
             f"{options.batch_size}."
         )
     precision = devices.set_precision(options.precision)
@@ -536,6 +571,7 @@ def main(argv=None):
             seed=options.seed,
             logit_consistency=options.logit_consistency,
             pixel_consistency=options.pixel_consistency,
+            micro_batches=options.micro_batches,
         )
 
         def adam(learning_rate):
@@ -585,6 +621,16 @@ def main(argv=None):
         )
         model.set_logit_statistics(found[-1] if options.layer else found)
 
+    training, training_size = source, classifier_size
+    if options.cache_logits:
+        layer = options.layer and f"{options.layer}, {options.layer_maps}"
+        kept = source, inverted, layer, options.image_size, options.cache_logits
+        if chief:
+            logit_cache.write(*kept, verbose=options.verbose)
+        devices.wait_for_workers(strategy)
+        training = logit_cache.read(*kept)
+        training_size = options.image_size
+
     def save_generator(epoch, logs):
         with files.atomic_path(run / "generator.keras") as temporary:
             model.averaged_generator.save(temporary)
@@ -626,26 +672,28 @@ def main(argv=None):
             if start_epoch and epoch == start_epoch and adversary:
                 model.begin_adversary(adversary)
             model.discriminator_steps = adversary
-            history = model.fit(
-                source.training_batches(
-                    classifier_size,
-                    images_per_step,
-                    options.seed,
-                    examples_before + (epoch - start_epoch) * images_per_epoch,
-                    options.crop,
-                ),
-                validation_data=validation_batches,
-                epochs=end_epoch,
-                initial_epoch=epoch,
-                steps_per_epoch=options.steps_per_epoch,
-                shuffle=False,
-                verbose=options.verbose,
-                callbacks=[
-                    callbacks.TerminateOnNonFinite(),
-                    callbacks.TimeRemaining(),
-                    *writers,
-                ],
-            )
+            with devices.explain_lost_workers(strategy):
+                history = model.fit(
+                    training.training_batches(
+                        training_size,
+                        images_per_step,
+                        options.seed,
+                        examples_before
+                        + (epoch - start_epoch) * images_per_epoch,
+                        options.crop,
+                    ),
+                    validation_data=validation_batches,
+                    epochs=end_epoch,
+                    initial_epoch=epoch,
+                    steps_per_epoch=options.steps_per_epoch,
+                    shuffle=False,
+                    verbose=options.verbose,
+                    callbacks=[
+                        callbacks.TerminateOnNonFinite(),
+                        callbacks.TimeRemaining(),
+                        *writers,
+                    ],
+                )
         examples_before += (end_epoch - start_epoch) * images_per_epoch
     if history:
         fidelity = history.history["val_logit_fidelity"][-1]

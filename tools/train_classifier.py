@@ -237,28 +237,29 @@ def main(argv=None):
             callbacks.Checkpoint(checkpoint),
         ]
     start = time.monotonic()
-    model.fit(
-        train.training_batches(
-            options.image_size,
-            options.batch_size,
-            options.seed,
-            start=epochs_done * steps * options.batch_size,
-            crop=options.crop,
-        ),
-        epochs=options.epochs,
-        initial_epoch=epochs_done,
-        steps_per_epoch=steps,
-        validation_data=held_out.evaluation_batches(
-            options.image_size, options.batch_size, limit=2000
-        ),
-        shuffle=False,
-        callbacks=[
-            callbacks.TerminateOnNonFinite(),
-            callbacks.TimeRemaining(),
-            *writers,
-        ],
-        verbose=2 if not sys.stdout.isatty() else 1,
-    )
+    with devices.explain_lost_workers(strategy):
+        model.fit(
+            train.training_batches(
+                options.image_size,
+                options.batch_size,
+                options.seed,
+                start=epochs_done * steps * options.batch_size,
+                crop=options.crop,
+            ),
+            epochs=options.epochs,
+            initial_epoch=epochs_done,
+            steps_per_epoch=steps,
+            validation_data=held_out.evaluation_batches(
+                options.image_size, options.batch_size, limit=2000
+            ),
+            shuffle=False,
+            callbacks=[
+                callbacks.TerminateOnNonFinite(),
+                callbacks.TimeRemaining(),
+                *writers,
+            ],
+            verbose=2 if not sys.stdout.isatty() else 1,
+        )
     minutes = (time.monotonic() - start) / 60
     if not chief:
         return

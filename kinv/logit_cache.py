@@ -1,0 +1,191 @@
+"""Logits and target images of a data set, computed once and kept on disk.
+
+A cache is one file of records of equal length: the target image (uint8), the
+label (int64) and the logits, or features, (float16) of every example, in the data set's own
+order. It only ever grows at its end. So whatever a killed process has left is
+a prefix, and all of its whole records count.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from kinv import datasets, errors, files, inversion
+
+# Examples that are classified at a time.
+BATCH_SIZE = 100
+
+
+def describe(source, classifier, layer, image_size):
+    """What the content of a cache depends on, as a JSON value.
+
+    Args:
+        source: `datasets.Source` of one split.
+        classifier: Keras model, images in [0, 255] to logits, or to these and
+            features, which are then kept instead.
+        layer: name of the layer that gives the features, or None.
+        image_size: height and width of the targets.
+    """
+    digest = hashlib.sha256()
+    for layer in classifier._flatten_layers(include_self=False):
+        # Names are numbered within a process; models repeat their layers.
+        if not list(layer._flatten_layers(include_self=False)):
+            config = {**layer.get_config(), "name": None}
+            text = json.dumps(config, sort_keys=True, default=str)
+            digest.update(f"{type(layer).__name__} {text}".encode())
+    for weights in classifier.get_weights():
+        digest.update(np.ascontiguousarray(weights).tobytes())
+    return {
+        "data": source.identity,
+        "num_examples": source.num_examples,
+        "crop": "center",
+        "classifier": digest.hexdigest(),
+        "classifier_size": classifier.input_shape[1],
+        "layer": layer,
+        "condition_dim": classifier.outputs[-1].shape[-1],
+        "image_size": image_size,
+    }
+
+
+def cache_path(directory, description):
+    """Where a cache of this description lies when it is complete."""
+    text = json.dumps(description, sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return pathlib.Path(directory) / f"{name}.logits"
+
+
+def write(source, classifier, layer, image_size, directory, verbose=True):
+    """Computes what is missing of a cache; does nothing where it is complete.
+
+    Args:
+        source: `datasets.Source` of one split.
+        classifier: as of `describe`.
+        layer: as of `describe`.
+        image_size: height and width of the targets.
+        directory: where caches are kept; made if need be. Beside the cache a
+            JSON file says what it is of.
+        verbose: whether a progress bar is shown.
+
+    Raises:
+        errors.InputError: if the directory cannot be written, or if logits do
+            not fit into float16.
+        OSError: if the disk has too little room.
+    """
+    description = describe(source, classifier, layer, image_size)
+    path = cache_path(directory, description)
+    if path.exists():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path.with_suffix(".json"), description)
+    except OSError as error:
+        raise errors.InputError(
+            "Expected a directory for the logit cache that can be written. "
+            f"Received: {directory}: {error.strerror}."
+        ) from None
+    record = _record_bytes(image_size, description["condition_dim"])
+    partial = path.with_suffix(".partial")
+    with open(partial, "ab") as file:
+        # Half a record at the end is what a killed process left.
+        done = file.tell() // record
+        file.truncate(done * record)
+        todo = source.num_examples - done
+        files.require_space(path.parent, todo * record)
+        classify = tf.function(classifier, reduce_retracing=True)
+        progress = tqdm.tqdm(
+            desc="logits",
+            initial=done,
+            total=source.num_examples,
+            unit="image",
+            disable=not verbose,
+        )
+        batches = source.evaluation_batches(
+            classifier.input_shape[1], BATCH_SIZE, start=done
+        )
+        for images, labels in batches:
+            logits = classify(images, training=False)
+            if layer:
+                _, logits = logits
+            logits = np.asarray(logits, "float32")
+            with np.errstate(over="ignore"):
+                logits = logits.astype("float16")
+            if not np.isfinite(logits).all():
+                raise errors.InputError(
+                    "Expected finite logits below 65,504, which float16 holds. "
+                    "Received: larger ones. Train without --cache-logits."
+                )
+            targets = np.asarray(inversion.resize(images, image_size))
+            targets = np.clip(np.rint(targets), 0, 255).astype("uint8")
+            for target, label, row in zip(
+                targets, np.asarray(labels, "<i8"), logits, strict=True
+            ):
+                file.write(
+                    target.tobytes()
+                    + label.tobytes()
+                    + row.astype("<f2").tobytes()
+                )
+            file.flush()
+            progress.update(len(labels))
+        progress.close()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read(source, classifier, layer, image_size, directory):
+    """Opens a complete cache in place of the data set that it is of.
+
+    Args:
+        source: `datasets.Source` of one split.
+        classifier: as of `describe`.
+        layer: as of `describe`.
+        image_size: height and width of the targets.
+        directory: where caches are kept.
+
+    Returns:
+        `datasets.Source` with `logits` in its examples, streamed from disk.
+
+    Raises:
+        errors.InputError: if there is no such cache, or if it is damaged.
+    """
+    description = describe(source, classifier, layer, image_size)
+    path = cache_path(directory, description)
+    condition_dim = description["condition_dim"]
+    record = _record_bytes(image_size, condition_dim)
+    expected = source.num_examples * record
+    size = path.stat().st_size if path.exists() else 0
+    if size != expected:
+        raise errors.InputError(
+            f"Expected a logit cache {path} of {expected:,} bytes. Received: "
+            f"{size:,} bytes. Remove it if it is damaged; several workers need "
+            "one directory that all of them see."
+        )
+    pixels = image_size * image_size * 3
+
+    def parse(text):
+        values = tf.io.decode_raw(text, tf.uint8)
+        label = tf.bitcast(values[pixels : pixels + 8], tf.int64)
+        logits = tf.reshape(values[pixels + 8 :], (condition_dim, 2))
+        image = tf.reshape(values[:pixels], (image_size, image_size, 3))
+        return {
+            "image": image,
+            "label": label,
+            "logits": tf.cast(tf.bitcast(logits, tf.float16), tf.float32),
+        }
+
+    examples = tf.data.FixedLengthRecordDataset(str(path), record)
+    return datasets.Source(
+        examples.map(parse, tf.data.AUTOTUNE),
+        lambda image: image,
+        source.class_names,
+        source.num_examples,
+        identity=source.identity,
+    )
+
+
+def _record_bytes(image_size, condition_dim):
+    return image_size * image_size * 3 + 8 + 2 * condition_dim

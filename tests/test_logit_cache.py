@@ -1,0 +1,141 @@
+"""The cache of logits: what it holds, and what a killed process leaves."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kinv import classifiers, datasets, errors, logit_cache
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def source(image_folder):
+    return datasets.open_dataset(str(image_folder), "train")
+
+
+@pytest.fixture(scope="module")
+def classifier(classifier_file):
+    return keras.models.load_model(classifier_file)
+
+
+def everything(source, start=0):
+    """Arrays of images, labels and logits of two passes, in training order."""
+    batches = source.training_batches(SIZE, 12, seed=3, start=start)
+    batches = batches.take((2 * source.num_examples - start) // 12)
+    return [np.concatenate(x) for x in zip(*batches, strict=True)]
+
+
+def test_cache_holds_what_the_classifier_says_in_the_same_order(
+    source, classifier, tmp_path
+):
+    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
+    for start in (0, 60):
+        images, labels = everything(source, start)
+        cached_images, cached_labels, logits = everything(cached, start)
+        # These images are stored at that size in whole numbers.
+        np.testing.assert_array_equal(cached_images, images)
+        np.testing.assert_array_equal(cached_labels, labels)
+        # Half a unit of float16's 11 bits.
+        expected = np.array(classifier(images))
+        np.testing.assert_allclose(logits, expected, rtol=2**-11, atol=1e-6)
+
+
+def test_other_sizes_are_rounded_to_whole_numbers(source, classifier, tmp_path):
+    logit_cache.write(source, classifier, None, 16, tmp_path, verbose=False)
+    cached = logit_cache.read(source, classifier, None, 16, tmp_path)
+    images = next(iter(source.training_batches(SIZE, 12, seed=3)))[0]
+    targets = next(iter(cached.training_batches(16, 12, seed=3)))[0]
+    # Antialiasing by two, as Pillow's.
+    expected = keras.ops.image.resize(images, (16, 16), antialias=True)
+    np.testing.assert_allclose(targets, expected, atol=0.501)
+
+
+def test_a_pass_goes_on_where_it_was_killed(
+    source, classifier, tmp_path, monkeypatch
+):
+    logit_cache.write(
+        source, classifier, None, SIZE, tmp_path / "a", verbose=False
+    )
+    (whole,) = (tmp_path / "a").glob("*.logits")
+    content = whole.read_bytes()
+    (tmp_path / "b").mkdir()
+    partial = tmp_path / "b" / whole.with_suffix(".partial").name
+    # In the middle of the 41st record.
+    record = len(content) // source.num_examples
+    partial.write_bytes(content[: 40 * record + 17])
+    with pytest.raises(errors.InputError, match="Received: 0 bytes"):
+        logit_cache.read(source, classifier, None, SIZE, tmp_path / "b")
+    asked = []
+    batches = datasets.Source.evaluation_batches
+
+    def count(self, *arguments, start, **options):
+        asked.append(start)
+        return batches(self, *arguments, start=start, **options)
+
+    monkeypatch.setattr(datasets.Source, "evaluation_batches", count)
+    logit_cache.write(
+        source, classifier, None, SIZE, tmp_path / "b", verbose=False
+    )
+    assert asked == [40] and not partial.exists()
+    assert (tmp_path / "b" / whole.name).read_bytes() == content
+    # Complete: nothing to do.
+    logit_cache.write(
+        source, classifier, None, SIZE, tmp_path / "b", verbose=False
+    )
+    assert asked == [40]
+
+
+def test_another_classifier_split_or_size_is_another_cache(
+    source, classifier, image_folder, classifier_file
+):
+    def path(source=source, classifier=classifier, size=SIZE):
+        description = logit_cache.describe(source, classifier, None, size)
+        json.dumps(description)
+        return logit_cache.cache_path("cache", description)
+
+    again = keras.models.load_model(classifier_file)
+    assert path(classifier=again) == path()
+    keras.utils.set_random_seed(1)
+    other = classifiers.build_classifier(SIZE, 2, 4)
+    part = datasets.open_dataset(str(image_folder), "train[:50%]")
+    paths = {path(), path(classifier=other), path(part), path(size=64)}
+    assert len(paths) == 4
+
+
+def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
+    layers = [x.name for x in classifier.layers]
+    name = next(x for x in layers if x.startswith("global_average"))
+    model = classifiers.add_features(classifier, name, "pool")
+    logit_cache.write(source, model, name, SIZE, tmp_path, verbose=False)
+    cached = logit_cache.read(source, model, name, SIZE, tmp_path)
+    images, _, features = everything(cached)
+    expected = np.array(model(images)[1])
+    np.testing.assert_allclose(features, expected, rtol=2**-11, atol=1e-6)
+
+
+def test_a_damaged_cache_is_one_clear_line(source, classifier, tmp_path):
+    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    (path,) = tmp_path.glob("*.logits")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(errors.InputError, match="Remove it") as raised:
+        logit_cache.read(source, classifier, None, SIZE, tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_logits_beyond_float16_are_refused(source, tmp_path):
+    classifier = keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2, kernel_initializer="ones"),
+            keras.layers.Rescaling(1e6),
+        ]
+    )
+    with pytest.raises(errors.InputError, match="float16"):
+        logit_cache.write(
+            source, classifier, None, SIZE, tmp_path, verbose=False
+        )
