@@ -1,9 +1,9 @@
 """Logits and target images of a data set, computed once and kept on disk.
 
 A cache is one file of records of equal length: the target image (uint8), the
-label (int64) and the logits, or features, (float16) of every example, in the data set's own
-order. It only ever grows at its end. So whatever a killed process has left is
-a prefix, and all of its whole records count.
+label (int64) and the logits, or features, (float16) of every example, in the
+data set's own order. It only ever grows at its end. So whatever a killed
+process has left is a prefix, and all of its whole records count.
 """
 
 import hashlib
