@@ -84,6 +84,12 @@ def parse_arguments(argv):
         help="training steps, or batches, per measurement",
     )
     add(
+        "--classifier",
+        metavar="NAME",
+        help="classifier in the loop, as tools/train.py takes it, with random "
+        "weights; None is kinv's own small one",
+    )
+    add(
         "--only",
         action="append",
         default=[],
@@ -331,13 +337,17 @@ def make_workloads(options):
         keras.config.set_dtype_policy(precision)
         train = make_training(options, trivial)
         workloads["training", precision] = amount, train
-    train = make_training(options, small)
-    workloads["training, kinv's classifier", precision] = amount, train
+    classifier, called = small, "kinv's classifier"
+    if options.classifier:
+        called = options.classifier
+        classifier = classifiers.load_classifier(called, weights="none")
+    train = make_training(options, classifier)
+    workloads[f"training, {called}", precision] = amount, train
     for precision in PRECISIONS:
         keras.config.set_dtype_policy(precision)
         workloads["generation", precision] = (
             amount,
-            make_generation(options, make_generator(options)),
+            make_generation(options, make_generator(options, NUM_CLASSES)),
         )
     keras.config.set_dtype_policy("float32")
 
@@ -361,13 +371,13 @@ def make_workloads(options):
     return workloads
 
 
-def make_generator(options):
+def make_generator(options, num_classes):
     """The generator, in the dtype policy of the moment."""
     from kinv import networks
 
     return networks.Generator(
         options.image_size,
-        NUM_CLASSES,
+        num_classes,
         options.base_channels,
         noise_dim=NOISE_DIM,
         embedding_dim=EMBEDDING_DIM,
@@ -384,13 +394,14 @@ def make_training(options, classifier):
 
     from kinv import inversion, networks
 
+    num_classes = classifier.output_shape[-1]
     keras.utils.set_random_seed(0)
     model = inversion.InversionGAN(
         classifier,
-        make_generator(options),
+        make_generator(options, num_classes),
         networks.Discriminator(
             options.image_size,
-            NUM_CLASSES,
+            num_classes,
             options.base_channels,
             logit_normalization="standardize",
         ),
@@ -404,7 +415,7 @@ def make_training(options, classifier):
         keras.optimizers.Adam(4e-4, beta_1=0.0),
         jit_compile=on_one_gpu(),
     )
-    size = options.image_size
+    size = classifier.input_shape[1]
     images = np.random.default_rng(0).uniform(
         0, 255, (3 * options.batch_size, size, size, 3)
     )
@@ -448,7 +459,7 @@ def make_exported(options, classifier):
 
     from kinv import export
 
-    generator = make_generator(options)
+    generator = make_generator(options, NUM_CLASSES)
     generator.fold_spectral_norms(1)
     invert = export.signature(classifier, generator).get_concrete_function()
     size = options.image_size
