@@ -18,12 +18,12 @@ def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
             "--image-size=32",
             "--base-channels=4",
             "--batch-size=2",
-            "--rounds=2",
+            "--rounds=1",
             "--steps=1",
             # Tracing a step takes longer than all the rest.
             "--only=training (float32)",
             "--only=generation",
-            "--only=exported",
+            "--only=16 pictures",
             "--only=pipeline",
             "--only=rendering",
             f"--json={path}",
@@ -32,8 +32,8 @@ def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
     written = json.loads(path.read_text())
     assert written["machine"]["cores"] >= 1
     figures = {(row["workload"], row["how"]): row for row in written["figures"]}
-    assert len(figures) == 10
-    assert "exported signature, 64 x 16 pictures" in dict(figures)
+    assert len(figures) == 8
+    assert ("exported signature, 64 x 16 pictures", "float32") in figures
     peak = figures["matrix product, GFLOP", "float32"]["per_second"]
     for task, precision in (
         ("training", "float32"),
