@@ -496,7 +496,7 @@ def test_perceptual_distance_against_numpy(tmp_path):
         )
         x = np.maximum(images @ zero[0][0, 0] + zero[1], 0)
         x = np.maximum(x @ first[0][0, 0] + first[1], 0)
-        pooled = x.reshape(5, 2, 2, 2, 2, 3).max(axis=(2, 4))
+        pooled = x.reshape(5, 2, 2, 2, 2, 8).max(axis=(2, 4))
         y = pooled @ second[0][0, 0] + second[1]
         return [
             features
