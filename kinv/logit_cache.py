@@ -32,12 +32,12 @@ def describe(source, classifier, layer, image_size):
         image_size: height and width of the targets.
     """
     digest = hashlib.sha256()
-    for layer in classifier._flatten_layers(include_self=False):
+    for part in classifier._flatten_layers(include_self=False):
         # Names are numbered within a process; models repeat their layers.
-        if not list(layer._flatten_layers(include_self=False)):
-            config = {**layer.get_config(), "name": None}
+        if not list(part._flatten_layers(include_self=False)):
+            config = {**part.get_config(), "name": None}
             text = json.dumps(config, sort_keys=True, default=str)
-            digest.update(f"{type(layer).__name__} {text}".encode())
+            digest.update(f"{type(part).__name__} {text}".encode())
     for weights in classifier.get_weights():
         digest.update(np.ascontiguousarray(weights).tobytes())
     return {
