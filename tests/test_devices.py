@@ -43,14 +43,15 @@ def test_four_replicas_step_as_one_does():
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *("tests/test_inversion.py", "tests/test_robust.py"),
-            *("-k", "several_replicas"),
+            # One case of each: the others differ from it as with two.
+            *("-k", "several_replicas and (paper or linf)"),
         ],
         env={**os.environ, "KINV_REPLICAS": "4"},
         capture_output=True,
         text=True,
     )
     assert finished.returncode == 0, finished.stdout
-    assert "5 passed" in finished.stdout
+    assert "2 passed" in finished.stdout
 
 
 def test_a_value_is_summed_over_replicas():

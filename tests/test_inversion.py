@@ -378,8 +378,8 @@ def test_a_step_in_micro_batches_on_two_replicas():
     with strategy.scope():
         model = make_model(micro_batches=2)
     fit(model)
-    assert int(model.generator_optimizer.iterations) == 1
-    assert int(model.discriminator_optimizer.iterations) == 2
+    assert model.generator_optimizer.iterations.numpy() == 1
+    assert model.discriminator_optimizer.iterations.numpy() == 2
     for variable in model.variables:
         assert np.isfinite(variable.numpy()).all()
         first, second = strategy.experimental_local_results(variable.value)
