@@ -83,7 +83,8 @@ class Source:
         num_examples: number of examples.
         factor_names: names of the scalars that are known of each image.
         num_skipped: number of unreadable files that were left out.
-        identity: str that changes when the examples do.
+        identity: function without arguments to a str that changes when the
+            examples do.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Source:
         num_examples,
         factor_names=(),
         num_skipped=0,
-        identity="",
+        identity=None,
     ):
         self.examples = examples
         self.decode = decode
@@ -149,7 +150,7 @@ class Source:
         batches = examples.map(prepare, tf.data.AUTOTUNE).batch(
             batch_size, drop_remainder=True
         )
-        return _in_background(batches)
+        return in_background(batches)
 
     def evaluation_batches(
         self, image_size, batch_size, limit=None, with_factors=False, start=0
@@ -181,11 +182,11 @@ class Source:
             .map(prepare, tf.data.AUTOTUNE)
             .batch(batch_size)
         )
-        return _in_background(batches)
+        return in_background(batches)
 
 
-def _in_background(batches):
-    """The next batches are made while one is used."""
+def in_background(batches):
+    """Has the next batches of a `tf.data.Dataset` made while one is used."""
     options = tf.data.Options()
     # Its thread sleeps for 10 ms, then twice as long each time, up to a minute,
     # and an iterator that is in use for long ends only when it wakes.
@@ -300,7 +301,7 @@ def _open_tfds(name, split, data_dir):
         names,
         num_examples,
         factors,
-        identity=f"{builder.info.full_name} {split}",
+        identity=lambda: f"{builder.info.full_name} {split}",
     )
 
 
@@ -370,13 +371,6 @@ def _open_directory(directory, split, skip_unreadable):
             f"of {root}. Received: none that can be read in split {split}."
         )
     _opened.extend(paths[i] for i in readable)
-    digest = hashlib.sha256()
-    for i in readable:
-        status = paths[i].stat()
-        place = paths[i].relative_to(root)
-        digest.update(
-            f"{place} {status.st_size} {status.st_mtime_ns}\n".encode()
-        )
     examples = tf.data.Dataset.from_tensor_slices(
         {
             "image": [str(paths[i]) for i in readable],
@@ -389,8 +383,19 @@ def _open_directory(directory, split, skip_unreadable):
         class_names,
         len(readable),
         num_skipped=len(order) - len(readable),
-        identity=digest.hexdigest(),
+        identity=lambda: _digest(root, [paths[i] for i in readable]),
     )
+
+
+def _digest(root, paths):
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        place = path.relative_to(root)
+        digest.update(
+            f"{place} {status.st_size} {status.st_mtime_ns}\n".encode()
+        )
+    return digest.hexdigest()
 
 
 def find_unreadable():

@@ -41,7 +41,7 @@ def describe(source, classifier, layer, image_size):
     for weights in classifier.get_weights():
         digest.update(np.ascontiguousarray(weights).tobytes())
     return {
-        "data": source.identity,
+        "data": source.identity(),
         "num_examples": source.num_examples,
         "crop": "center",
         "classifier": digest.hexdigest(),

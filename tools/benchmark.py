@@ -201,7 +201,7 @@ def measure(options, peers):
             "slowest": workloads[task, how][0] / max(seconds[task, how]),
             "fastest": workloads[task, how][0] / min(seconds[task, how]),
             "first_call_seconds": first[task, how],
-            "peak_memory_mb": memory[task, how],
+            "peak_memory_so_far_mb": memory[task, how],
         }
         kind = task.split(",")[0]
         if kind in per_image:
@@ -238,7 +238,8 @@ def print_table(rows, peers, generator, discriminator):
         f"{generator:,}, discriminator {discriminator:,}; per image trained "
         f"on, {GENERATOR_PASSES} and {DISCRIMINATOR_PASSES} times as many"
     )
-    print(f"peak memory of this process: {rows[-1]['peak_memory_mb']:.0f} MB")
+    peak = rows[-1]["peak_memory_so_far_mb"]
+    print(f"peak memory of this process: {peak:.0f} MB")
 
 
 def multiply_adds(image_size, base_channels):
@@ -392,7 +393,7 @@ def make_training(options, classifier):
     import numpy as np
     import tensorflow as tf
 
-    from kinv import inversion, networks
+    from kinv import datasets, inversion, networks
 
     num_classes = classifier.output_shape[-1]
     keras.utils.set_random_seed(0)
@@ -419,13 +420,11 @@ def make_training(options, classifier):
     images = np.random.default_rng(0).uniform(
         0, 255, (3 * options.batch_size, size, size, 3)
     )
-    data = tf.data.Dataset.from_tensors(
-        (images.astype("float32"), np.zeros(len(images), "int64"))
-    ).repeat()
-    # As in kinv.datasets.
-    without_autotune = tf.data.Options()
-    without_autotune.autotune.enabled = False
-    data = data.with_options(without_autotune)
+    data = datasets.in_background(
+        tf.data.Dataset.from_tensors(
+            (images.astype("float32"), np.zeros(len(images), "int64"))
+        ).repeat()
+    )
     return lambda: model.fit(
         data, steps_per_epoch=options.steps, shuffle=False, verbose=0
     )

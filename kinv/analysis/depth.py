@@ -130,16 +130,7 @@ def _measure(data, model, batches, network):
     found, pairs = study.concatenate(parts), study.concatenate(pairs)
     hits = found.pop("agreement")
     result = {
-        "agreement": study.summary(
-            (hits.mean(), *measures.wilson_interval(hits.sum(), len(hits)))
-        ),
-        "logit_fidelity": study.summary(
-            measures.bootstrap_interval(
-                measures.logit_fidelity,
-                measures.within_class_errors(**pairs),
-                data.random("fidelity"),
-            )
-        ),
+        **reconstructions.read_back(hits, pairs, data.random("fidelity")),
         **{
             key: study.summary(measures.mean_interval(values))
             for key, values in found.items()

@@ -62,16 +62,7 @@ def run(data):
         hits = found.pop("agreement")
         metrics[name] = {
             "images": len(hits),
-            "agreement": study.summary(
-                (hits.mean(), *measures.wilson_interval(hits.sum(), len(hits)))
-            ),
-            "logit_fidelity": study.summary(
-                measures.bootstrap_interval(
-                    measures.logit_fidelity,
-                    measures.within_class_errors(**pairs),
-                    data.random("fidelity", name),
-                )
-            ),
+            **read_back(hits, pairs, data.random("fidelity", name)),
         }
         if features:
             metrics[name]["feature_fidelity"] = study.summary(
@@ -116,6 +107,28 @@ def _perceptual(data, images, pictures):
     return {
         "perceptual_distance": data.perceptual(images, pictures),
         "shuffled_perceptual_distance": data.perceptual(images, shuffled),
+    }
+
+
+def read_back(hits, pairs, random):
+    """Agreement of the class and fidelity beyond it, with intervals.
+
+    Args:
+        hits: bool `(images,)`, whether the class was found again.
+        pairs: dict of `logits` and `again`, as of `compare`, of all images.
+        random: `numpy.random.Generator` of the bootstrap.
+    """
+    return {
+        "agreement": study.summary(
+            (hits.mean(), *measures.wilson_interval(hits.sum(), len(hits)))
+        ),
+        "logit_fidelity": study.summary(
+            measures.bootstrap_interval(
+                measures.logit_fidelity,
+                measures.within_class_errors(**pairs),
+                random,
+            )
+        ),
     }
 
 
