@@ -9,8 +9,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
 
+# Two processes: most of the time goes into tracing, on one core each.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 bench: .venv/installed
 	$(BIN)/python tools/benchmark.py

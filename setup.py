@@ -51,6 +51,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.14,<1",
             "scikit-learn>=1.6,<2",
             "hypothesis>=6.130,<7",

@@ -108,14 +108,24 @@ def test_a_decoder_first_then_the_adversary(
             *more,
         )
 
-    train.main(command("run"))
+    save = callbacks.Checkpoint.on_epoch_end
+    rates = []
+
+    def keep_rate(self, epoch, logs=None):
+        save(self, epoch, logs)
+        rates.append(float(self.model.generator_optimizer.learning_rate))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Checkpoint, "on_epoch_end", keep_rate)
+        train.main(command("run"))
+    assert rates == pytest.approx([1e-3, 1e-3, 4e-4, 4e-4])
     with open(tmp_path / "run" / "metrics.csv") as table:
         losses = [
             float(row["discriminator_loss"]) for row in csv.DictReader(table)
         ]
     assert losses[:2] == [0, 0] and min(losses[2:]) > 0
     # Wherever it is stopped, between the phases and in the second.
-    save = callbacks.Checkpoint.on_epoch_end
+    more = []
     for last_epoch in (1, 2):
 
         def stop(self, epoch, logs=None, last_epoch=last_epoch):
@@ -123,17 +133,18 @@ def test_a_decoder_first_then_the_adversary(
             if epoch == last_epoch:
                 raise KeyboardInterrupt
 
-        out = f"stopped-{last_epoch}"
         with monkeypatch.context() as patch:
             patch.setattr(callbacks.Checkpoint, "on_epoch_end", stop)
             with pytest.raises(KeyboardInterrupt):
-                train.main(command(out))
-        train.main(command(out, "--resume"))
-        expected = checkpoint_values(tmp_path / "run")
-        found = checkpoint_values(tmp_path / out)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+                train.main(command("stopped", *more))
+        more = ["--resume"]
+    train.main(command("stopped", *more))
+    expected, found = (
+        checkpoint_values(tmp_path / out) for out in ("run", "stopped")
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def test_a_run_starts_from_the_generator_of_a_decoder(

@@ -19,6 +19,7 @@ PRESETS = {
         "base_channels": 16,
         "batch_size": 64,
         "decoder_steps": 3000,
+        "decoder_learning_rate": 1e-3,
         "steps": 1000,
         "steps_per_epoch": 500,
         "generator_learning_rate": 4e-4,
@@ -36,6 +37,7 @@ PRESETS = {
         "base_channels": 96,
         "batch_size": 2048,
         "decoder_steps": 0,
+        "decoder_learning_rate": 1e-4,
         "steps": 250000,
         "steps_per_epoch": 2500,
         "generator_learning_rate": 1e-4,
@@ -216,6 +218,12 @@ def parse_arguments(argv):
         metavar="STEPS",
         help="updates without an adversary before the others, rounded up to "
         "whole epochs: they teach the generator what the logits know",
+    )
+    add(
+        "--decoder-learning-rate",
+        type=errors.positive_float,
+        metavar="RATE",
+        help="Adam's, constant, of the generator without an adversary",
     )
     add(
         "--generator-learning-rate",
@@ -660,11 +668,16 @@ def main(argv=None):
         for steps in (options.decoder_steps, options.steps)
     )
     phases = [
-        (0, decoder_epochs, 0),
-        (decoder_epochs, decoder_epochs + epochs, options.discriminator_steps),
+        (0, decoder_epochs, 0, options.decoder_learning_rate),
+        (
+            decoder_epochs,
+            decoder_epochs + epochs,
+            options.discriminator_steps,
+            options.generator_learning_rate,
+        ),
     ]
     examples_before, history = 0, None
-    for start_epoch, end_epoch, adversary in phases:
+    for start_epoch, end_epoch, adversary, learning_rate in phases:
         images_per_step = options.batch_size * (adversary + 1)
         images_per_epoch = images_per_step * options.steps_per_epoch
         epoch = max(first_epoch, start_epoch)
@@ -672,6 +685,7 @@ def main(argv=None):
             if start_epoch and epoch == start_epoch and adversary:
                 model.begin_adversary(adversary)
             model.discriminator_steps = adversary
+            model.generator_optimizer.learning_rate = learning_rate
             with devices.explain_lost_workers(strategy):
                 history = model.fit(
                     training.training_batches(
