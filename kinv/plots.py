@@ -13,6 +13,8 @@ COLORS = (
     "#000000",
 )
 MARKERS = "osD^vPX"
+# Within the axes; a longer legend would hide curves and goes beside them.
+MOST_LEGEND_LINES = 4
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -64,7 +66,11 @@ def curves(
             axes.set_xticks(x, [f"{value:g}" for value in x])
         if ticks:
             axes.set_xticks(x, ticks)
-        axes.legend()
+        if len(series) > MOST_LEGEND_LINES:
+            figure.set_figwidth(6.2)
+            figure.legend(loc="outside right center")
+        else:
+            axes.legend()
     return figure
 
 
