@@ -4,7 +4,7 @@ One object stands on a floor before a wall. What an image shows is decided by
 seven factors; the class is shape times object hue, all else is nuisance. The
 renderer is a signed-distance ray-marcher in NumPy (worker processes import no
 TensorFlow); `KinvScenes` is its TFDS builder, registered by importing this
-module as `kinv_scenes/32` and `kinv_scenes/64`.
+module as `kinv_scenes/32`, `kinv_scenes/64` and `kinv_scenes/32-large`.
 
 World coordinates: x to the right, y up, z away from the camera; the floor is
 y = 0 and the object stands on the origin. Lengths are in units of an object of
@@ -449,18 +449,21 @@ def render_encoded(split, start, stop, image_size):
 
 
 class SceneConfig(tfds.core.BuilderConfig):
-    """One image size of the dataset.
+    """One image size of the dataset, and numbers of images.
 
     Args:
+        name: of the configuration.
         image_size: side of the images in pixels.
+        **num_images: by split, where other than in `SPLITS`. The first ones
+            are the same in all.
     """
 
-    def __init__(self, image_size):
+    def __init__(self, name, image_size, **num_images):
         super().__init__(
-            name=str(image_size),
-            description=f"{image_size} x {image_size} pixels",
+            name=name, description=f"{image_size} x {image_size} pixels"
         )
         self.image_size = image_size
+        self.num_images = num_images
 
 
 class KinvScenes(tfds.core.GeneratorBasedBuilder):
@@ -468,7 +471,11 @@ class KinvScenes(tfds.core.GeneratorBasedBuilder):
 
     name = "kinv_scenes"
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [SceneConfig(32), SceneConfig(64)]
+    BUILDER_CONFIGS = [
+        SceneConfig("32", 32),
+        SceneConfig("64", 64),
+        SceneConfig("32-large", 32, train=240_000),
+    ]
 
     def _info(self):
         side = self.builder_config.image_size
@@ -496,9 +503,10 @@ class KinvScenes(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing to download
+        counts = {**SPLITS, **self.builder_config.num_images}
         return {
             split: self._generate_examples(split, count)
-            for split, count in SPLITS.items()
+            for split, count in counts.items()
         }
 
     def _generate_examples(self, split, count):
