@@ -186,6 +186,16 @@ def test_scenes_are_prepared_and_an_unknown_split_refused(
     np.testing.assert_array_equal(images, expected)
     with pytest.raises(errors.InputError, match="train.*Received: dev"):
         datasets.open_dataset("kinv_scenes/32", "dev", tmp_path)
+    # The large one goes on where the other ends.
+    config = scenes.KinvScenes.builder_configs["32-large"]
+    assert config.num_images["train"] == 240_000
+    monkeypatch.setitem(config.num_images, "train", 12)
+    source = datasets.open_dataset("kinv_scenes/32-large", "train", tmp_path)
+    assert source.num_examples == 12
+    more, _ = next(iter(source.evaluation_batches(32, 12)))
+    np.testing.assert_array_equal(more[:4], images)
+    expected = scenes.render(scenes.scene_factors("train", np.arange(12)), 32)
+    np.testing.assert_array_equal(more, expected)
 
 
 def test_missing_label():
