@@ -207,12 +207,7 @@ class Generator(keras.Model):
         )
 
     def call(self, inputs, training=False):
-        logits = ops.cast(inputs["logits"], "float32")
-        if self.normalize_logits:
-            logits = self.normalize_logits(logits)
-        for layer in self.embed_layers:
-            logits = layer(logits)
-        embedded = self.embed_logits(logits)
+        embedded = self._embed(inputs["logits"])
         noise = ops.cast(inputs["noise"], "float32")
         first_noise, *chunks = ops.split(noise, len(self.blocks) + 1, axis=-1)
 
@@ -228,7 +223,15 @@ class Generator(keras.Model):
         x = self.last(x, training=training)
         return 127.5 * (ops.tanh(ops.cast(x, "float32")) + 1.0)
 
-    def strengthen_noise(self, scale, seed):
+    def _embed(self, logits):
+        logits = ops.cast(logits, "float32")
+        if self.normalize_logits:
+            logits = self.normalize_logits(logits)
+        for layer in self.embed_layers:
+            logits = layer(logits)
+        return self.embed_logits(logits)
+
+    def strengthen_noise(self, share, logits, seed):
         """Draws anew what the noise does to the conditional norms.
 
         Squared errors teach a generator to pass over the noise, and an
@@ -236,9 +239,12 @@ class Generator(keras.Model):
         (docs/measurements.md).
 
         Args:
-            scale: of the new weights, in units of fresh ones.
+            share: standard deviation of what the noise does to gains and
+                offsets, in units of that of what the logits do.
+            logits: float array `(examples, condition_dim)`, some dozens.
             seed: of the weights.
         """
+        embedded = np.array(self._embed(logits))
         dense = [
             layer
             for block in self.blocks
@@ -247,11 +253,13 @@ class Generator(keras.Model):
         ]
         for index, layer in enumerate(dense):
             kernel = layer.kernel.numpy()
-            orthogonal = keras.initializers.Orthogonal(scale, seed + index)
-            fresh = np.array(orthogonal(kernel.shape))
             # The noise's chunk comes first in a condition.
             chunk = len(kernel) - self.embedding_dim
-            kernel[:chunk] = fresh[:chunk]
+            orthogonal = keras.initializers.Orthogonal(seed=seed + index)
+            fresh = np.array(orthogonal(kernel.shape))[:chunk]
+            of_logits = (embedded @ kernel[chunk:]).var(axis=0).mean()
+            of_noise = np.square(fresh).sum(axis=0).mean()
+            kernel[:chunk] = share * np.sqrt(of_logits / of_noise) * fresh
             layer.kernel.assign(kernel)
 
     @classmethod

@@ -683,7 +683,7 @@ def main(argv=None):
         epoch = max(first_epoch, start_epoch)
         if epoch < end_epoch:
             if start_epoch and epoch == start_epoch and adversary:
-                model.begin_adversary(adversary)
+                model.begin_adversary(adversary, probe_images)
             model.discriminator_steps = adversary
             model.generator_optimizer.learning_rate = learning_rate
             with devices.explain_lost_workers(strategy):
