@@ -36,7 +36,7 @@ def results(rendered, tmp_path_factory):
     sizes = {"train": 1500, "test": 150}
 
     def open_dataset(name, split, data_dir=None):
-        assert name == "kinv_scenes/32"
+        assert name == "kinv_scenes/32-large"
         return rendered(split, sizes[split])
 
     with pytest.MonkeyPatch.context() as patch:
