@@ -98,7 +98,7 @@ def parse_arguments(argv):
     add(
         "--quick",
         action="store_true",
-        help="a fifth of the images: wider intervals, under 2 minutes",
+        help="a fifth of the images: wider intervals. Probes learn from all",
     )
     add(
         "--pdf",
