@@ -459,6 +459,16 @@ def main(argv=None):
     """Trains, and leaves a run directory that `tools/export.py` reads."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kinv import devices
+
+    # First of all: several workers cannot be set up once TensorFlow has run.
+    strategy = devices.make_strategy(options.strategy)
+    with devices.explain_lost_workers(strategy):
+        train(options, strategy)
+
+
+def train(options, strategy):
+    """Trains on the devices of a `tf.distribute` strategy."""
     import keras
     import tensorflow as tf
 
@@ -474,8 +484,6 @@ def main(argv=None):
         networks,
     )
 
-    # First of all: several workers cannot be set up once TensorFlow has run.
-    strategy = devices.make_strategy(options.strategy)
     chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
     resumed = chief and files.open_run(run, vars(options), RESUME_MAY_CHANGE)
@@ -686,28 +694,26 @@ def main(argv=None):
                 model.begin_adversary(adversary, probe_images)
             model.discriminator_steps = adversary
             model.generator_optimizer.learning_rate = learning_rate
-            with devices.explain_lost_workers(strategy):
-                history = model.fit(
-                    training.training_batches(
-                        training_size,
-                        images_per_step,
-                        options.seed,
-                        examples_before
-                        + (epoch - start_epoch) * images_per_epoch,
-                        options.crop,
-                    ),
-                    validation_data=validation_batches,
-                    epochs=end_epoch,
-                    initial_epoch=epoch,
-                    steps_per_epoch=options.steps_per_epoch,
-                    shuffle=False,
-                    verbose=options.verbose,
-                    callbacks=[
-                        callbacks.TerminateOnNonFinite(),
-                        callbacks.TimeRemaining(),
-                        *writers,
-                    ],
-                )
+            history = model.fit(
+                training.training_batches(
+                    training_size,
+                    images_per_step,
+                    options.seed,
+                    examples_before + (epoch - start_epoch) * images_per_epoch,
+                    options.crop,
+                ),
+                validation_data=validation_batches,
+                epochs=end_epoch,
+                initial_epoch=epoch,
+                steps_per_epoch=options.steps_per_epoch,
+                shuffle=False,
+                verbose=options.verbose,
+                callbacks=[
+                    callbacks.TerminateOnNonFinite(),
+                    callbacks.TimeRemaining(),
+                    *writers,
+                ],
+            )
         examples_before += (end_epoch - start_epoch) * images_per_epoch
     if history:
         fidelity = history.history["val_logit_fidelity"][-1]
