@@ -471,15 +471,37 @@ def test_information_efficiency(source, rendered, monkeypatch):
         seeds = np.abs(noise[:, 0] * 1e6).astype(int)
         return gallery[seeds % len(gallery)]
 
+    # Ten numbers in disorder, one for each tenth of the sizes, and any picture
+    # of that tenth: images of the same logits.
+    part = factors.PARTS["size"]
+    order = keys[:, part].ravel().argsort()
+    borders = keys[order[220::220], part].ravel()
+    disorder = np.random.default_rng(0).permutation(10)
+
+    def tenth_of(images):
+        tenths = np.digitize(logits_of(images)[:, part].ravel(), borders)
+        return np.stack([disorder[tenths], -disorder[tenths]], axis=-1)
+
+    def of_the_same_tenth(logits, noise):
+        tenths = disorder.argsort()[logits[:, 0].astype(int)]
+        seeds = np.abs(noise[:, 0] * 1e6).astype(int)
+        return gallery[order[220 * tenths + seeds % 220]]
+
     models = {
         "perfect": fake(logits_of, nearest, 19),
         "noise": fake(logits_of, drawn, 19),
+        "tenths": fake(tenth_of, of_the_same_tenth, 2),
     }
     result = factors.run(study.Study(models, source, lambda: training, 32))
     for name, values in result.metrics["perfect"].items():
         assert values["knows"]["value"] > 0.9, name
         assert values["efficiency"]["value"] == pytest.approx(1, abs=0.08), name
         assert values["noise_share"]["value"] < 0.01
+        assert values["noise_spread"]["value"] < 0.1
+    for name, values in result.metrics.pop("tenths").items():
+        assert values["noise_spread"]["value"] == pytest.approx(1, abs=0.2)
+        if name == "size":
+            assert values["shows"]["value"] > 0.9
     # The class of the codes' largest number says little about these.
     for name in ("wall_hue", "floor_hue", "size"):
         control = result.metrics["perfect"][name]["control"]

@@ -100,7 +100,9 @@ def run(data):
         `control` (its efficiency), with bootstrap intervals over images;
         `noise_share`, the share of the readings' variance that noise explains;
         and `noise_spread`, the readings' standard deviation over noises, over
-        what the logits leave open (1: pictures vary as much as the data do).
+        what the logits leave open: the error of the best probe, or that of the
+        pictures where they show more. 1: pictures vary as images of the
+        same logits do.
         Efficiencies of factors of which the logits know less than
         `KNOWN` are left out: a ratio of two small numbers says nothing.
 
@@ -364,6 +366,7 @@ def _efficiency(data, found, factor, part):
             measures.bootstrap_interval(statistic, arrays, random)
         )
 
+    left_open = min(unknown.mean(), unshown.mean())
     # Within an image only noise varies; the total over all readings.
     within = readings.var(axis=1, ddof=1).sum(axis=-1)
     across = readings.reshape(-1, readings.shape[-1]).var(axis=0).sum()
@@ -375,7 +378,7 @@ def _efficiency(data, found, factor, part):
         "control": None,
         "noise_share": study.summary(measures.mean_interval(within / across)),
         "noise_spread": study.summary(
-            np.sqrt(measures.mean_interval(within / unknown.mean()))
+            np.sqrt(np.maximum(measures.mean_interval(within / left_open), 0))
         ),
     }
     if knows["value"] >= KNOWN:
