@@ -195,7 +195,14 @@ class InversionGAN(keras.Model):
                 `NOISE_SHARE` times as strong as what their logits do.
         """
         _, logits = self._classify(images)
-        self.generator.set_weights(self.averaged_generator.get_weights())
+        # Not the average's spectral vectors: pictures for the summaries move
+        # those, on the first of several workers alone.
+        for variable, average in zip(
+            self.generator.trainable_variables,
+            self.averaged_generator.trainable_variables,
+            strict=True,
+        ):
+            variable.assign(average)
         self.generator.strengthen_noise(NOISE_SHARE, logits, self.seed)
         self.averaged_generator.set_weights(self.generator.get_weights())
         self.discriminator_steps = discriminator_steps

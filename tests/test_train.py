@@ -445,6 +445,8 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
             classifier_file,
             tmp_path / out,
             "--strategy=multiworker",
+            # So that the adversary begins on several workers, too.
+            *("--decoder-steps=1", "--pixel-consistency=1"),
             *more,
         )
         return [
@@ -478,6 +480,7 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
     assert "error: lost another worker" in message and "--resume" in message
 
     last = checkpoint_values(tmp_path / "lost")["epoch"] + 1
+    # One epoch more than are done, since the decoder's comes on top.
     pairs = (
         start_workers("lost", f"--steps={last}", "--resume"),
         start_workers("whole", f"--steps={last}"),
