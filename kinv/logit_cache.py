@@ -6,6 +6,7 @@ data set's own order. It only ever grows at its end. So whatever a killed
 process has left is a prefix, and all of its whole records count.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,10 +16,13 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import datasets, errors, files, inversion
+from kinv import datasets, errors, files, inversion, saved_models
 
 # Examples that are classified at a time.
 BATCH_SIZE = 100
+# Squared error of kept logits over their squares. Other machines and
+# precisions stay far below it, other classifiers far above.
+TOLERANCE = 0.01
 
 
 def describe(source, classifier, layer, image_size):
@@ -38,6 +42,9 @@ def describe(source, classifier, layer, image_size):
             config = {**part.get_config(), "name": None}
             text = json.dumps(config, sort_keys=True, default=str)
             digest.update(f"{type(part).__name__} {text}".encode())
+        if isinstance(part, saved_models.SavedModelLayer):
+            for variable in part.inner_variables:
+                digest.update(variable.numpy().tobytes())
     for weights in classifier.get_weights():
         digest.update(np.ascontiguousarray(weights).tobytes())
     return {
@@ -72,8 +79,8 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
         verbose: whether a progress bar is shown.
 
     Raises:
-        errors.InputError: if the directory cannot be written, or if logits do
-            not fit into float16.
+        errors.InputError: if the directory cannot be written, if logits do not
+            fit into float16, or if what is there is another classifier's.
         OSError: if the disk has too little room.
     """
     description = describe(source, classifier, layer, image_size)
@@ -88,14 +95,20 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
             "Expected a directory for the logit cache that can be written. "
             f"Received: {directory}: {error.strerror}."
         ) from None
-    record = _record_bytes(image_size, description["condition_dim"])
+    record = _record(image_size, description["condition_dim"])
     partial = path.with_suffix(".partial")
     with open(partial, "ab") as file:
+        # One process computes; others wait here until it is done.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            partial.unlink(missing_ok=True)
+            return
         # Half a record at the end is what a killed process left.
-        done = file.tell() // record
-        file.truncate(done * record)
+        done = file.tell() // record.itemsize
+        file.truncate(done * record.itemsize)
+        _check(partial, record, source, classifier, layer)
         todo = source.num_examples - done
-        files.require_space(path.parent, todo * record)
+        files.require_space(path.parent, todo * record.itemsize)
         classify = tf.function(classifier, reduce_retracing=True)
         progress = tqdm.tqdm(
             desc="logits",
@@ -108,10 +121,7 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
             classifier.input_shape[1], BATCH_SIZE, start=done
         )
         for images, labels in batches:
-            logits = classify(images, training=False)
-            if layer:
-                _, logits = logits
-            logits = np.asarray(logits, "float32")
+            logits = _condition(classify, images, layer)
             with np.errstate(over="ignore"):
                 logits = logits.astype("float16")
             if not np.isfinite(logits).all():
@@ -120,20 +130,16 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
                     "Received: larger ones. Train without --cache-logits."
                 )
             targets = np.asarray(inversion.resize(images, image_size))
-            targets = np.clip(np.rint(targets), 0, 255).astype("uint8")
-            for target, label, row in zip(
-                targets, np.asarray(labels, "<i8"), logits, strict=True
-            ):
-                file.write(
-                    target.tobytes()
-                    + label.tobytes()
-                    + row.astype("<f2").tobytes()
-                )
+            records = np.empty(len(labels), record)
+            records["image"] = np.clip(np.rint(targets), 0, 255)
+            records["label"] = labels
+            records["logits"] = logits
+            file.write(records.tobytes())
             file.flush()
             progress.update(len(labels))
         progress.close()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+        os.replace(partial, path)
 
 
 def read(source, classifier, layer, image_size, directory):
@@ -150,13 +156,14 @@ def read(source, classifier, layer, image_size, directory):
         `datasets.Source` with `logits` in its examples, streamed from disk.
 
     Raises:
-        errors.InputError: if there is no such cache, or if it is damaged.
+        errors.InputError: if there is no such cache, if it is damaged, or if
+            it is another classifier's, which `describe` did not tell apart.
     """
     description = describe(source, classifier, layer, image_size)
     path = cache_path(directory, description)
     condition_dim = description["condition_dim"]
-    record = _record_bytes(image_size, condition_dim)
-    expected = source.num_examples * record
+    record = _record(image_size, condition_dim)
+    expected = source.num_examples * record.itemsize
     size = path.stat().st_size if path.exists() else 0
     if size != expected:
         raise errors.InputError(
@@ -164,6 +171,7 @@ def read(source, classifier, layer, image_size, directory):
             f"{size:,} bytes. Remove it if it is damaged; several workers need "
             "one directory that all of them see."
         )
+    _check(path, record, source, classifier, layer)
     pixels = image_size * image_size * 3
 
     def parse(text):
@@ -177,7 +185,7 @@ def read(source, classifier, layer, image_size, directory):
             "logits": tf.cast(tf.bitcast(logits, tf.float16), tf.float32),
         }
 
-    examples = tf.data.FixedLengthRecordDataset(str(path), record)
+    examples = tf.data.FixedLengthRecordDataset(str(path), record.itemsize)
     return datasets.Source(
         examples.map(parse, tf.data.AUTOTUNE),
         lambda image: image,
@@ -187,5 +195,40 @@ def read(source, classifier, layer, image_size, directory):
     )
 
 
-def _record_bytes(image_size, condition_dim):
-    return image_size * image_size * 3 + 8 + 2 * condition_dim
+def _record(image_size, condition_dim):
+    return np.dtype(
+        [
+            ("image", "u1", (image_size, image_size, 3)),
+            ("label", "<i8"),
+            ("logits", "<f2", (condition_dim,)),
+        ]
+    )
+
+
+def _condition(classify, images, layer):
+    """Logits, or features where a layer gives them, float32."""
+    outputs = classify(images, training=False)
+    return np.asarray(outputs[1] if layer else outputs, "float32")
+
+
+def _check(path, record, source, classifier, layer):
+    """Compares the first records of a file with what the classifier says.
+
+    Descriptions know layers and Keras variables; what else a classifier
+    computes, as between its layers, they do not.
+    """
+    kept = np.fromfile(path, record, BATCH_SIZE)["logits"].astype("float32")
+    if not len(kept):
+        return
+    batches = source.evaluation_batches(
+        classifier.input_shape[1], BATCH_SIZE, len(kept)
+    )
+    images, _ = next(iter(batches))
+    logits = _condition(classifier, images, layer)
+    error = np.square(kept - logits).sum()
+    if error > TOLERANCE * np.square(logits).sum():
+        raise errors.InputError(
+            "Expected a logit cache of this classifier. Received: "
+            f"{path}, of one with the same layers and variables that finds "
+            "other logits. Give another directory with --cache-logits."
+        )

@@ -33,6 +33,11 @@ class SavedModelLayer(keras.layers.Layer):
         self.num_outputs = num_outputs
         self.function = None
 
+    @property
+    def inner_variables(self):
+        """The function's `tf.Variable`s, which Keras does not know of."""
+        return list(self._loaded.weights)
+
     def call(self, images):
         return self.function(images=images)["outputs"]
 

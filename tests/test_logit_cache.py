@@ -1,12 +1,15 @@
 """The cache of logits: what it holds, and what a killed process leaves."""
 
+import concurrent.futures
 import json
+import threading
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from kinv import classifiers, datasets, errors, logit_cache
+from kinv import classifiers, datasets, errors, logit_cache, saved_models
 
 SIZE = 32
 
@@ -72,7 +75,7 @@ def test_a_pass_goes_on_where_it_was_killed(
     asked = []
     batches = datasets.Source.evaluation_batches
 
-    def count(self, *arguments, start, **options):
+    def count(self, *arguments, start=0, **options):
         asked.append(start)
         return batches(self, *arguments, start=start, **options)
 
@@ -80,13 +83,14 @@ def test_a_pass_goes_on_where_it_was_killed(
     logit_cache.write(
         source, classifier, None, SIZE, tmp_path / "b", verbose=False
     )
-    assert asked == [40] and not partial.exists()
+    # The first records are compared, then it goes on.
+    assert asked == [0, 40] and not partial.exists()
     assert (tmp_path / "b" / whole.name).read_bytes() == content
     # Complete: nothing to do.
     logit_cache.write(
         source, classifier, None, SIZE, tmp_path / "b", verbose=False
     )
-    assert asked == [40]
+    assert asked == [0, 40]
 
 
 def test_another_classifier_split_or_size_is_another_cache(
@@ -104,6 +108,75 @@ def test_another_classifier_split_or_size_is_another_cache(
     part = datasets.open_dataset(str(image_folder), "train[:50%]")
     paths = {path(), path(classifier=other), path(part), path(size=64)}
     assert len(paths) == 4
+
+
+def saved_model(directory, kernel):
+    """A SavedModel, images to means of their channels times a kernel."""
+    module = tf.Module()
+    module.kernel = tf.Variable(np.array(kernel, "float32"))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, SIZE, SIZE, 3))])
+    def classify(images):
+        return {"logits": tf.reduce_mean(images, (1, 2)) @ module.kernel}
+
+    tf.saved_model.save(module, str(directory), signatures=classify)
+    return saved_models.load(directory)
+
+
+def test_saved_models_of_other_variables_have_other_caches(source, tmp_path):
+    kernels = [[1, 0], [0, 1], [0, 0]], [[0, 1], [1, 0], [0, 0]]
+    one, other = (
+        saved_model(tmp_path / str(index), kernel)
+        for index, kernel in enumerate(kernels)
+    )
+    one.save(tmp_path / "one.keras")
+    again = keras.models.load_model(tmp_path / "one.keras")
+    digests = [
+        logit_cache.describe(source, model, None, SIZE)["classifier"]
+        for model in (one, other, again)
+    ]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_cache_of_another_computation_is_refused(source, tmp_path):
+    def between_layers(scale):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((SIZE, SIZE, 3))
+        x = keras.layers.GlobalAveragePooling2D()(scale * inputs)
+        return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+    one, other = between_layers(1 / 255), between_layers(1 / 127.5)
+    logit_cache.write(source, one, None, SIZE, tmp_path, verbose=False)
+    logit_cache.read(source, one, None, SIZE, tmp_path)
+    with pytest.raises(errors.InputError, match="of this classifier") as raised:
+        logit_cache.read(source, other, None, SIZE, tmp_path)
+    assert "\n" not in str(raised.value)
+    # Nor is what a killed pass left gone on with.
+    (path,) = tmp_path.glob("*.logits")
+    path.rename(path.with_suffix(".partial"))
+    with pytest.raises(errors.InputError, match="of this classifier"):
+        logit_cache.write(source, other, None, SIZE, tmp_path, verbose=False)
+
+
+def test_two_runs_at_once_make_one_cache(source, classifier, tmp_path):
+    logit_cache.write(
+        source, classifier, None, SIZE, tmp_path / "a", verbose=False
+    )
+    (whole,) = (tmp_path / "a").glob("*.logits")
+    barrier = threading.Barrier(2)
+
+    def write():
+        barrier.wait()
+        logit_cache.write(
+            source, classifier, None, SIZE, tmp_path / "b", verbose=False
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(write) for _ in range(2)]:
+            future.result()
+    names = sorted(path.name for path in (tmp_path / "b").iterdir())
+    assert names == [whole.with_suffix(".json").name, whole.name]
+    assert (tmp_path / "b" / whole.name).read_bytes() == whole.read_bytes()
 
 
 def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
