@@ -161,6 +161,50 @@ def test_noise_resampling(source):
     assert [row["images"] for row in rows] == [40, 40, 40]
 
 
+def test_a_lone_last_image_joins_the_batch_before_it(source):
+    def sizes(limit, **kwargs):
+        data = study.Study({}, source, None, 32)
+        batches = list(data.batches(limit, **kwargs))
+        for images, labels, known in batches:
+            assert len(images) == len(labels) == len(known["size"])
+        images = np.concatenate([images for images, _, _ in batches])
+        [(expected, _, _)] = data.batches(limit, batch_size=limit)
+        np.testing.assert_array_equal(images, expected)
+        return [len(images) for images, _, _ in batches]
+
+    assert sizes(50) == [50]
+    assert sizes(51) == [51]
+    assert sizes(52) == [50, 2]
+    assert sizes(101) == [50, 51]
+    assert sizes(1) == [1]
+    assert sizes(3, batch_size=1) == [1, 1, 1]
+
+
+def test_a_lone_last_image_leaves_no_measure_without_a_number(
+    source, monkeypatch
+):
+    for module in (noise_resampling, reconstructions, rotation):
+        monkeypatch.setattr(module, "IMAGES", 51)
+    model = noise_only()
+    found = run(noise_resampling, source, model=model).metrics["model"]
+    # The noise is uniform; of images, whose noise is their variety, read once.
+    [(images, _, _)] = study.Study({}, source, None, 32).batches(
+        51, batch_size=51
+    )
+    between = images.std(axis=0, ddof=1).mean()
+    assert found["relative_spread"]["value"] == pytest.approx(
+        255 / 12**0.5 / between, rel=0.02
+    )
+    found = run(reconstructions, source, model=perfect()).metrics["model"]
+    # With another image, each of them: its error with itself would be 0.
+    others = measures.pixel_mse(images, np.roll(images, 1, axis=0))
+    assert found["shuffled_pixel_mse"]["value"] == pytest.approx(
+        others.mean(), rel=1e-4
+    )
+    found = run(rotation, source, model=perfect()).metrics["model"]
+    assert found["shape"]["upright"]["low"] == pytest.approx(1)
+
+
 def test_spread_by_group():
     spread = np.array([1.0, 1, 2, 2, 6, 6])
     kinds = noise_resampling.by_group(spread, np.array([0, 1, 0, 1, 3, 3]))

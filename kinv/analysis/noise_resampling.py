@@ -23,7 +23,7 @@ def run(data):
     Returns:
         `study.Result`. The spread is the standard deviation over 16 noises,
         mean over pixels, in grey levels; `relative_spread` divides it by the
-        same over 16 different images.
+        same over the images themselves, batch by batch.
     """
     metrics, rows, grid, spreads = {}, [], [], {}
     shown, _, _ = data.first(BLOCKS)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import matplotlib.figure
 import numpy as np
+import tensorflow as tf
 import tqdm
 
 from kinv import images as images_lib
@@ -130,14 +131,27 @@ class Study:
     def batches(self, limit, source=None, batch_size=BATCH_SIZE):
         """Reads the first images, a batch at a time.
 
+        A last image that would be alone joins the batch before it: measures
+        compare the images of a batch with each other.
+
         Yields:
             float32 images `(batch, image_size, image_size, 3)` in [0, 255],
             int64 labels `(batch,)` and a dict of factors, each `(batch,)`.
         """
         source = source or self.source
-        yield from source.evaluation_batches(
+        waiting = None
+        for batch in source.evaluation_batches(
             self.image_size, batch_size, limit, with_factors=True
-        ).as_numpy_iterator()
+        ).as_numpy_iterator():
+            if waiting and len(batch[0]) == 1 < batch_size:
+                batch = tf.nest.map_structure(
+                    lambda *parts: np.concatenate(parts), waiting, batch
+                )
+            elif waiting:
+                yield waiting
+            waiting = batch
+        if waiting:
+            yield waiting
 
     def first(self, count):
         """The first images, as one batch of `batches`."""
@@ -157,7 +171,8 @@ class Study:
         """
         limit = min(limit, self.source.num_examples)
         for name, model in self.models.items():
-            total = -(-limit // BATCH_SIZE)
+            # A lone last image makes no batch of its own.
+            total = max(1, -(-(limit - 1) // BATCH_SIZE))
             batches = self.batches(limit)
             yield (
                 name,
