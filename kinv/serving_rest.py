@@ -29,6 +29,8 @@ HTTP_STATUS = {
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
 }
+# Of nested lists, as of NumPy's arrays; the deepest input has 4.
+MOST_AXES = 64
 # The page loads nothing, and sends nothing, but pictures and calls.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';"
@@ -300,6 +302,11 @@ def to_array(value, name):
     while isinstance(first, list):
         shape.append(len(first))
         first = first[0] if first else None
+    if len(shape) > MOST_AXES:
+        raise serving.invalid(
+            f"{name}: expected lists at most {MOST_AXES} deep, received "
+            f"{len(shape)}"
+        )
     values = [value]
     for level, size in enumerate(shape):
         for item in values:
@@ -331,7 +338,11 @@ def _type(value):
 
 
 def _short(value):
-    text = orjson.dumps(value).decode()
+    try:
+        text = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        # It reads what is nested deeper than what it writes.
+        return "nested too deeply"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -219,6 +219,14 @@ def test_rest_row_and_column_format(served, local):
     )
 
 
+def nested(depth):
+    """A number within as many lists."""
+    value = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 ROW = {key: value[0].tolist() for key, value in make_inputs().items()}
 
 
@@ -228,6 +236,7 @@ ROW = {key: value[0].tolist() for key, value in make_inputs().items()}
         (b"", "The document is empty"),
         (b"{", "JSON Parse error"),
         (b"[1]", "Is not object"),
+        (b"[" * 300 + b"]" * 300, "nested too deeply Is not object"),
         ({}, "Missing 'inputs' or 'instances' key"),
         ({"inputs": {}, "instances": []}, "expecting only one of"),
         ({"instances": 3}, "to be an list/array"),
@@ -240,6 +249,9 @@ ROW = {key: value[0].tolist() for key, value in make_inputs().items()}
         (columns(images=[]), "images: expected shape"),
         (columns(images=[[1, 2], [3]]), "unexpected size: 1"),
         (columns(images=[[1, 2], 3]), "incorrect level: 1"),
+        (columns(images=nested(64)), "images: expected shape"),
+        (columns(images=nested(65)), "at most 64 deep, received 65"),
+        (columns(images=[1, nested(300)]), "Array is not of expected type"),
         (columns(images=[1, [2]]), "is not of expected type"),
         (columns(logit_scale=[["1"]]), "Type: String is not of expected"),
         (columns(logit_scale=[[True]]), "Type: Boolean"),
