@@ -255,8 +255,6 @@ class _Served:
             futures = [future for _, _, future in calls]
             try:
                 answers = _answer(calls)
-            except ServingError as error:
-                answers = [error] * len(calls)
             # A defect must not end the thread that all other calls need.
             except Exception as error:
                 LOGGER.exception("%s: call failed", self.name)
