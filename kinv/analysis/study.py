@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import zlib
 from collections.abc import Callable
 
@@ -15,6 +16,16 @@ from kinv import images as images_lib
 BATCH_SIZE = 50
 # Images whose logits tell one classifier from another.
 COMPARED = 8
+# Whose models the paper's claims compare: a label that is one of the names,
+# else the first that the pattern finds something in. "non-robust" is the
+# paper's word for the standard model.
+ROLES = (
+    (("robust",), r"(?<!no[nt])(?<!no[nt][-_ ])robust"),
+    (
+        ("standard", "non-robust"),
+        r"(?<!no[nt])(?<!no[nt][-_ ])standard|no[nt][-_ ]?robust",
+    ),
+)
 # `--quick` takes this share of the images.
 QUICK_SHARE = 0.2
 
@@ -79,8 +90,8 @@ class Study:
 
     Args:
         models: dict of `pipeline.Pipeline` by label. The paper's claims
-            compare the one whose label contains "robust" with the one whose
-            label contains "standard".
+            compare the one labelled "robust" with the one labelled "standard"
+            or "non-robust"; without such labels, the first with the word in it.
         source: `datasets.Source` of held-out images.
         training_source: function without arguments that opens the images that
             the classifiers were trained on, for the controls and probes.
@@ -183,11 +194,15 @@ class Study:
     @property
     def pair(self):
         """Labels of the robust and of the standard model, or None."""
-        found = [
-            next((name for name in self.models if role in name), None)
-            for role in ("robust", "standard")
-        ]
-        return None if None in found else found
+        found = []
+        for names, pattern in ROLES:
+            labels = [name for name in names if name in self.models] + [
+                label for label in self.models if re.search(pattern, label)
+            ]
+            if not labels:
+                return None
+            found.append(labels[0])
+        return found
 
 
 def inverted(model):
