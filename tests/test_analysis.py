@@ -373,6 +373,20 @@ def test_manipulation_of_a_linear_model(source):
             assert row["brightness"]["value"] * row["value"] > 0
     [same] = [row for row in found["scale"] if row["value"] == 1]
     assert same["pixel_change"]["value"] == 0
+    # Wilson's interval of as many hits as trials.
+    assert same["agreement"] == {
+        "value": 1,
+        "low": pytest.approx(IMAGES / (IMAGES + 1.959964**2)),
+        "high": pytest.approx(1),
+    }
+    assert {row["effect"] for row in result.tables["effects"]} == {
+        "brightness",
+        "contrast",
+        "sharpness",
+        "pixel_change",
+        "agreement",
+        "read_back",
+    }
     [half] = [row for row in found["scale"] if row["value"] == 0.5]
     assert half["read_back"]["value"] == pytest.approx(1, abs=1e-3)
     brightness = np.mean(

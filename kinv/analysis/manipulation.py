@@ -70,8 +70,15 @@ def run(data):
             metrics[name][kind] = []
             for value in values:
                 found = study.concatenate(parts[kind, value])
+                same = found.pop("agreement")
                 row = {
                     "value": value,
+                    "agreement": study.summary(
+                        (
+                            same.mean(),
+                            *measures.wilson_interval(same.sum(), len(same)),
+                        )
+                    ),
                     **{
                         key: study.summary(measures.mean_interval(effect))
                         for key, effect in found.items()
@@ -86,7 +93,8 @@ def run(data):
                         "effect": key,
                         **row[key],
                     }
-                    for key in found
+                    for key in row
+                    if key != "value"
                 ]
         figures.append(_grid(data, name, model, shown, units))
     for effect in EFFECTS:
