@@ -70,7 +70,7 @@ def run(data):
         `slope` at the identity (difference quotient of the neighbouring
         factors) and the factor of its `peak`, with 95 % intervals over images.
     """
-    fits = {}
+    fits, peaks = {}, {}
     for name, model, batches in data.by_model(
         data.count(IMAGES), "best-fit shift and scale"
     ):
@@ -94,18 +94,17 @@ def run(data):
                 }
                 for factor, interval in zip(factors, curves[name], strict=True)
             ]
+            peaks[name, change, fit] = measures.bootstrap_interval(
+                functools.partial(_peak, factors=factors),
+                (values,),
+                data.random("peak", name, change, fit),
+            )
             metrics[name][f"{fit}_{change}"] = {
                 "images": len(values),
                 "slope": study.summary(
                     measures.mean_interval(_slope(values, factors))
                 ),
-                "peak": study.summary(
-                    measures.bootstrap_interval(
-                        functools.partial(_peak, factors=factors),
-                        (values,),
-                        data.random("peak", name, change, fit),
-                    )
-                ),
+                "peak": study.summary(peaks[name, change, fit]),
             }
         figures.append(
             study.Figure(
@@ -123,7 +122,7 @@ def run(data):
                 ),
             )
         )
-    claims = _claims(data, fits) if data.pair else []
+    claims = _claims(data, fits, peaks) if data.pair else []
     return study.Result(metrics, {"curves": rows}, figures, claims)
 
 
@@ -151,7 +150,7 @@ def _peak(values, factors):
     return factors[values.mean(axis=0).argmax()]
 
 
-def _claims(data, fits):
+def _claims(data, fits, peaks):
     robust, standard = data.pair
 
     def slope(name, change, fit):
@@ -165,17 +164,8 @@ def _claims(data, fits):
         statistic = f"slope of the best-fit {fit} at the identity, {name}"
         return claim(text, statistic, interval, study.decide(*interval[1:]))
 
-    def peak(name, change, fit):
-        values = fits[name][change, fit]
-        factors = CHANGES[change][1]
-        return measures.bootstrap_interval(
-            functools.partial(_peak, factors=factors),
-            (values,),
-            data.random("peak", name, change, fit),
-        )
-
     def peaks_between(text, fit, first, last):
-        interval = peak(standard, "brightness", fit)
+        interval = peaks[standard, "brightness", fit]
         return claim(
             text,
             f"brightness factor of the peak, {standard}; holds from {first} to "
