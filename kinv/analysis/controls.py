@@ -97,7 +97,7 @@ def run(data):
             grid.append(list(pictures[:SHOWN]))
         figures.append(
             study.Figure(
-                name.replace("/", "-"),
+                name,
                 f"{name}: images, their inversion, and other pictures made for "
                 "the same logits: of the mean logits of the class, the nearest "
                 "training image, and gradient descent on pixels.",
@@ -159,7 +159,8 @@ def optimise(data, model, logits, label):
     """Gradient descent on pixels until the classifier reads the logits.
 
     Adam from a grey image, on the squared distance of logits over their
-    squared length, plus the mean squared difference of neighbouring pixels.
+    squared length, plus the mean absolute difference of neighbouring pixels,
+    summed over the two directions and the colours.
 
     Args:
         data: `study.Study`, for the progress bar.

@@ -74,7 +74,7 @@ def run(data):
         ]
         figures.append(
             study.Figure(
-                f"{first}-{second}".replace("/", "-"),
+                f"{first}-{second}",
                 f"Images, the mean picture over {SAMPLES} noises of {first} "
                 f"and of {second}, and where the two differ: black nowhere, "
                 "white by 128 grey levels or more.",
