@@ -349,18 +349,35 @@ def test_stability_takes_as_many_of_each_class(source):
 
 
 def test_stability_claims():
-    counts = {
-        "a": {"right": (90, 100), "wrong": (40, 100)},
-        "b": {"right": (50, 100), "wrong": (49, 100)},
-    }
-    verdicts = [
-        claim.verdict for claim in stability._claims(("a", "b"), counts)
+    """Of 200 images, the first 100 classified right by both models."""
+    right = np.arange(200) < 100
+
+    def claims(first, second):
+        hits = {"a": first, "b": second}
+        return stability._claims(("a", "b"), hits, {"a": right, "b": right})
+
+    # So many of the right and of the wrong ones agree.
+    stable = np.arange(200) % 100 < np.where(right, 90, 40)
+    unstable = np.arange(200) % 100 < np.where(right, 50, 49)
+    found = claims(stable, unstable)
+    assert [claim.verdict for claim in found] == ["holds", "holds", "undecided"]
+    assert found[0].note == "100 images"
+    assert found[1].note == "100 against 100 images"
+    found = claims(unstable, stable)
+    assert [claim.verdict for claim in found] == [
+        "does not hold",
+        "undecided",
+        "holds",
     ]
-    assert verdicts == ["holds", "holds", "undecided"]
-    verdicts = [
-        claim.verdict for claim in stability._claims(("b", "a"), counts)
-    ]
-    assert verdicts == ["does not hold", "undecided", "holds"]
+    # Six images tell the models apart, all to the same side: Student's t of
+    # 100 differences, of which six are 1. Shares of other images, 0.90 and
+    # 0.84, would leave it open.
+    found = claims(stable, stable & (np.arange(200) % 100 >= 6))[0]
+    assert found.verdict == "holds"
+    error = (0.06 * 0.94 / 99) ** 0.5
+    assert found.value == pytest.approx(0.06)
+    assert found.low == pytest.approx(0.06 - 1.984217 * error)
+    assert found.high == pytest.approx(0.06 + 1.984217 * error)
 
 
 def test_manipulation_of_a_linear_model(source):

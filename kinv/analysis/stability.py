@@ -30,8 +30,8 @@ def run(data):
         agreement with another image's reconstruction.
     """
     images, labels = choose(data)
-    metrics, rows, passes, counts = {}, [], [], {}
-    curves = {}
+    metrics, rows, passes = {}, [], []
+    hits, is_right, curves = {}, {}, {}
     # Of the two models that stand for the paper's, not of their controls.
     papers = dict(zip(data.pair or (), PAPER, strict=False))
     for name, model in data.models.items():
@@ -59,25 +59,22 @@ def run(data):
                 }
             )
             if number == 1:
-                first = same
+                hits[name], is_right[name] = same, right
                 after = model.logits(pictures).argmax(-1)
-        counts[name] = {
-            group: (int(first[rows].sum()), int(rows.sum()))
-            for group, rows in groups.items()
-        }
         chance = float(np.mean(np.roll(after, 1) == before))
         metrics[name] = {
             "images": len(images),
             "classes": len(np.unique(labels)),
             "chance": chance,
         }
-        for group, (hits, trials) in counts[name].items():
-            share = hits / trials if trials else np.nan
-            value = study.summary(
-                (share, *measures.wilson_interval(hits, trials))
-            )
-            paper = papers.get(name, {}).get(group)
-            metrics[name][group] = {"images": trials, "paper": paper, **value}
+        for group, chosen in groups.items():
+            same = hits[name][chosen]
+            share = same.mean() if len(same) else np.nan
+            metrics[name][group] = {
+                "images": len(same),
+                "paper": papers.get(name, {}).get(group),
+                **study.summary((share, *_wilson(same))),
+            }
             rows.append({"model": name, "group": group, **metrics[name][group]})
         curves[name] = np.array(curve)
     figure = study.Figure(
@@ -98,7 +95,7 @@ def run(data):
         metrics,
         {"agreement": rows, "passes": passes},
         [figure],
-        _claims(data.pair, counts) if data.pair else [],
+        _claims(data.pair, hits, is_right) if data.pair else [],
     )
 
 
@@ -128,38 +125,38 @@ def _wilson(same):
     return measures.wilson_interval(same.sum(), len(same))
 
 
-def _claims(pair, counts):
+def _claims(pair, hits, is_right):
     robust, standard = pair
-    comparisons = [
-        (
+    both = is_right[robust] & is_right[standard]
+    # The same images: their differences, not the difference of shares.
+    interval = measures.mean_interval(
+        hits[robust][both].astype(float) - hits[standard][both]
+    )
+    claims = [
+        study.Claim(
+            "5",
             "The robust model is more stable than the standard one.",
-            "agreement, robust minus standard, images that are classified "
-            "right",
-            counts[robust]["right"],
-            counts[standard]["right"],
-        ),
-        *(
-            (
-                f"Images that are classified right are more stable than others "
-                f"({name}).",
-                "agreement, right minus wrong",
-                counts[name]["right"],
-                counts[name]["wrong"],
-            )
-            for name in pair
-        ),
+            "agreement, robust minus standard, images that both classify right",
+            *map(float, interval),
+            study.decide(*interval[1:]),
+            f"{both.sum()} images",
+        )
     ]
-    claims = []
-    for text, statistic, first, second in comparisons:
-        interval = measures.newcombe_interval(first, second)
+    for name in pair:
+        right, wrong = (
+            (int(hits[name][rows].sum()), int(rows.sum()))
+            for rows in (is_right[name], ~is_right[name])
+        )
+        interval = measures.newcombe_interval(right, wrong)
         claims.append(
             study.Claim(
                 "5",
-                text,
-                statistic,
+                f"Images that are classified right are more stable than others "
+                f"({name}).",
+                "agreement, right minus wrong",
                 *interval,
                 study.decide(*interval[1:]),
-                f"{first[1]} against {second[1]} images",
+                f"{right[1]} against {wrong[1]} images",
             )
         )
     return claims
