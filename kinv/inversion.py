@@ -88,7 +88,8 @@ class InversionGAN(keras.Model):
         micro_batches=1,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Pixel values above 128 are whole numbers in bfloat16.
+        super().__init__(autocast=False, **kwargs)
         condition_dim = classifier.outputs[-1].shape[-1]
         if (
             not condition_dim

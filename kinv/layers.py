@@ -1,7 +1,8 @@
 """The layers of the two networks, written with `keras.ops`.
 
-All of them keep their variables in float32 and normalise in float32, whatever
-the dtype policy; convolutions and attention run in the policy's compute dtype.
+All of them keep their variables in float32 and take moments, spectral norms,
+gains and offsets in float32, whatever the dtype policy; convolutions, attention
+and what is done to each value of a map run in the policy's compute dtype.
 """
 
 import keras
@@ -393,7 +394,8 @@ class ConditionalBatchNormalization(_Normalization):
     """
 
     def __init__(self, gain_offset, **kwargs):
-        super().__init__(**kwargs)
+        # Mixed precision would round the condition on its way in.
+        super().__init__(autocast=False, **kwargs)
         self.gain_offset = gain_offset
 
     def build(self, inputs_shape, condition_shape):

@@ -79,7 +79,7 @@ class GeneratorBlock(keras.layers.Layer):
     """
 
     def __init__(self, channels, gain_offset, norms_per_block, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.norms = [
             layers.ConditionalBatchNormalization(gain_offset, name=f"norm_{i}")
             for i in range(norms_per_block)
@@ -150,7 +150,9 @@ class Generator(keras.Model):
         embedding_layers=0,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # What logits know beyond the class is in their last digits, which mixed
+        # precision would round away on their way in.
+        super().__init__(autocast=False, **kwargs)
         _validate(image_size, base_channels, logit_normalization)
         channels = [c * base_channels for c in GENERATOR_CHANNELS[image_size]]
         if noise_dim % len(channels):
@@ -394,7 +396,8 @@ class Discriminator(keras.Model):
         logit_normalization="none",
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # As of the generator.
+        super().__init__(autocast=False, **kwargs)
         _validate(image_size, base_channels, logit_normalization)
         self.image_size = image_size
         self.condition_dim = condition_dim

@@ -230,3 +230,24 @@ def test_networks_saved_before_conditions_had_a_name_are_loaded():
         config = network(32, 5, 4).get_config()
         config["num_classes"] = config.pop("condition_dim")
         assert network.from_config(config).condition_dim == 5
+
+
+def test_mixed_precision_does_not_round_logits():
+    # In bfloat16 both are 300.
+    logits = np.full((2, 5), [[300.0], [300.8]], "float32")
+    fitted = np.random.default_rng(0).normal(300.4, 0.4, (50, 5))
+    assert len(np.unique(keras.ops.cast(logits, "bfloat16"))) == 1
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    generator = networks.Generator(32, 5, 4, logit_normalization="standardize")
+    noise = np.ones((2, generator.noise_dim), "float32")
+    discriminator = networks.Discriminator(
+        32, 5, 4, logit_normalization="standardize"
+    )
+    images = np.full((2, 32, 32, 3), 100, "float32")
+    for network, other in (
+        (generator, {"noise": noise}),
+        (discriminator, {"images": images}),
+    ):
+        network.normalize_logits.set_statistics(fitted)
+        first, second = np.array(network({"logits": logits, **other}))
+        assert not np.allclose(first, second)

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import callbacks, errors, pipeline
+from kinv import callbacks, classifiers, errors, pipeline
 from tools import analyze, export, train
 
 
@@ -51,6 +51,26 @@ def checkpoint_values(run):
         file.visititems(keep)
         values["epoch"] = file.attrs["epoch"]
     return values
+
+
+def test_the_classifier_computes_as_it_does_elsewhere(
+    image_folder, classifier_file, tmp_path, monkeypatch
+):
+    policies = []
+    load = classifiers.load_classifier
+
+    def observe(*options):
+        policies.append(keras.config.dtype_policy().name)
+        return load(*options)
+
+    monkeypatch.setattr(classifiers, "load_classifier", observe)
+    out = tmp_path / "run"
+    # The last one of several counts.
+    options = ("--precision=mixed_bfloat16", "--steps=1")
+    train.main(arguments(image_folder, classifier_file, out, *options))
+    assert policies == ["float32"]
+    generator = json.loads((out / "config.json").read_text())["generator"]
+    assert generator["dtype"]["config"]["name"] == "mixed_bfloat16"
 
 
 def test_run_directory_and_resumption(

@@ -334,14 +334,14 @@ def make_workloads(options):
     outputs = keras.layers.Dense(NUM_CLASSES)(keras.layers.Flatten()(pooled))
     trivial = keras.Model(inputs, outputs)
     small = classifiers.build_classifier(size, NUM_CLASSES, width=16)
-    for precision in PRECISIONS:
-        keras.config.set_dtype_policy(precision)
-        train = make_training(options, trivial)
-        workloads["training", precision] = amount, train
     classifier, called = small, "kinv's classifier"
     if options.classifier:
         called = options.classifier
         classifier = classifiers.load_classifier(called, weights="none")
+    for precision in PRECISIONS:
+        keras.config.set_dtype_policy(precision)
+        train = make_training(options, trivial)
+        workloads["training", precision] = amount, train
     train = make_training(options, classifier)
     workloads[f"training, {called}", precision] = amount, train
     for precision in PRECISIONS:

@@ -524,7 +524,6 @@ def train(options, strategy):
             f"{options.micro_batches} micro-batches. Received: --batch-size "
             f"{options.batch_size}."
         )
-    precision = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
     # A run keeps its classifier: what it was made of may be gone.
     own_classifier = run / "classifier.keras"
@@ -559,6 +558,8 @@ def train(options, strategy):
         class_names = (
             None if resumed else name_classes(options, source, num_classes)
         )
+        # After the classifier, which computes as it always does.
+        precision = devices.set_precision(options.precision)
         sizes = {
             "image_size": options.image_size,
             "condition_dim": inverted.outputs[-1].shape[-1],
