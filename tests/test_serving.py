@@ -717,6 +717,32 @@ def test_bad_input_is_one_line_and_status_2(served, arguments, message):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/net/if_inet6").exists(),
+    reason="needs a system with IPv6",
+)
+def test_an_ipv6_host_stands_in_brackets():
+    server = subprocess.Popen(
+        [sys.executable, "tools/serve.py", "--host", "::1"]
+        + ["--model", f"exported/{NAME}"]
+        + ["--rest-port", "0", "--grpc-port", "0"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        lines = [server.stdout.readline().strip() for _ in range(4)]
+        # Of RFC 3986: a literal address of IPv6 in square brackets.
+        rest, calls = lines[1:3]
+        assert re.fullmatch(rf"http://\[::1\]:\d+/v1/models/{NAME}", rest)
+        assert re.fullmatch(rf"grpc://\[::1\]:\d+/{NAME}", calls)
+        for address in (rest, calls):
+            assert pipeline.Pipeline.load(address).num_classes == 80
+        server.terminate()
+        # No warning: no other machine can call.
+        assert server.communicate()[0] == "stopped\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(start_server, number):
     server = start_server()

@@ -15,6 +15,8 @@ import socket
 from kinv import errors, files
 
 LOOPBACK = "127.0.0.1"
+# What only this machine can reach.
+OWN_HOSTS = (LOOPBACK, "::1", "localhost")
 
 
 def parse_arguments(argv):
@@ -132,8 +134,10 @@ def main(argv=None):
         app, options.host, options.rest_port, log_level="warning"
     )
     opened = bind(config)
+    # In an address, the colons of IPv6 stand in brackets.
+    host = f"[{options.host}]" if ":" in options.host else options.host
     grpc_server, grpc_port = serving_grpc.start(
-        server, f"{options.host}:{options.grpc_port}"
+        server, f"{host}:{options.grpc_port}"
     )
     if not grpc_port:
         raise errors.InputError(
@@ -143,10 +147,10 @@ def main(argv=None):
     rest_port = opened.getsockname()[1]
     for name in server.names:
         print(f"{name}: version {server.version(name).number}")
-        print(f"  http://{options.host}:{rest_port}/v1/models/{name}")
-        print(f"  grpc://{options.host}:{grpc_port}/{name}")
-    print(f"explorer: http://{options.host}:{rest_port}/", flush=True)
-    if options.host != LOOPBACK:
+        print(f"  http://{host}:{rest_port}/v1/models/{name}")
+        print(f"  grpc://{host}:{grpc_port}/{name}")
+    print(f"explorer: http://{host}:{rest_port}/", flush=True)
+    if options.host not in OWN_HOSTS:
         print("other machines can call: there is no password", flush=True)
     # uvicorn answers open requests, then passes the signal on to this.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
