@@ -288,6 +288,14 @@ def test_labels():
             ]
         )
     ) == ["d", "e", "f", "g"]
+    # The first "=" ends the label, unless it is a part of the path.
+    assert analyze.labelled(
+        ["x=runs/lr=3/e", "runs/lr=4/f/", "g=http://h:1/v1/models/lr=5/"]
+    ) == {
+        "x": "runs/lr=3/e",
+        "f": "runs/lr=4/f",
+        "g": "http://h:1/v1/models/lr=5",
+    }
     with pytest.raises(errors.InputError, match="different labels"):
         analyze.labelled(["a", "x/a"])
 

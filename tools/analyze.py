@@ -241,9 +241,10 @@ def labelled(arguments):
     """Paths and addresses by label, of arguments `[LABEL=]MODEL`."""
     paths = {}
     for argument in arguments:
-        label, separator, path = argument.rpartition("=")
-        path = path.rstrip("/")
-        if not separator:
+        label, separator, path = argument.partition("=")
+        # A "=" behind a "/" is a part of the path.
+        if not separator or "/" in label:
+            path = argument
             # NAME, NAME/VERSION or, of a server, NAME/versions/VERSION.
             name = pathlib.PurePath(path)
             if name.name.isdecimal() and len(name.parts) > 1:
@@ -251,15 +252,12 @@ def labelled(arguments):
             if name.name == "versions" and "://" in path:
                 name = name.parent
             label = name.name
+        path = path.rstrip("/")
         if not label or label in paths:
             raise errors.InputError(
                 "Expected models of different labels. Received: "
                 f"--model {argument}, of label {label!r} again. Name it: "
                 f"--model OTHER={path}."
-            )
-        if "/" in label:
-            raise errors.InputError(
-                f"Expected a label without '/'. Received: --model {argument}."
             )
         paths[label] = path
     return paths

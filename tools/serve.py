@@ -168,8 +168,10 @@ def named(arguments):
     """Directories by name, of arguments `[NAME=]DIR`."""
     directories = {}
     for argument in arguments:
-        name, _, directory = argument.rpartition("=")
-        name = name or pathlib.PurePath(directory).name
+        name, separator, directory = argument.partition("=")
+        # A "=" behind a "/" is a part of the path.
+        if not separator or "/" in name:
+            name, directory = pathlib.PurePath(argument).name, argument
         if not name or set(name) & set("/:") or name in directories:
             raise errors.InputError(
                 "Expected models of different names, without '/' or ':'. "
