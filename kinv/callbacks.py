@@ -117,7 +117,14 @@ class TimeRemaining(keras.callbacks.Callback):
 
     It is reckoned from the epochs of this process, without the first step of
     all, which compiles the graph.
+
+    Args:
+        later_epochs: what comes after this call of `fit`, in epochs of it.
     """
+
+    def __init__(self, later_epochs=0.0):
+        super().__init__()
+        self.later_epochs = later_epochs
 
     def on_train_begin(self, logs=None):
         """Starts the clock."""
@@ -137,7 +144,7 @@ class TimeRemaining(keras.callbacks.Callback):
         """Writes the estimate into `logs`."""
         self._epochs_measured += 1
         seconds = time.monotonic() - self._start
-        epochs_left = self.params["epochs"] - (epoch + 1)
+        epochs_left = self.params["epochs"] - (epoch + 1) + self.later_epochs
         # An epoch run as one execution leaves nothing to measure at first.
         epochs_measured = self._epochs_measured or 1.0
         logs["minutes_left"] = epochs_left * seconds / epochs_measured / 60

@@ -151,6 +151,20 @@ def test_time_remaining_leaves_out_compilation(monkeypatch):
     assert logs["minutes_left"] == pytest.approx(3.0)
 
 
+def test_time_remaining_counts_what_comes_later(monkeypatch):
+    clock = iter([0.0, 100.0, 100.0 + 9 * 6])
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    callback = callbacks.TimeRemaining(later_epochs=6.0)
+    callback.set_params({"epochs": 3, "steps": 10})
+    callback.on_train_begin()
+    for step in range(10):
+        callback.on_train_batch_end(step)
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    # A minute each: two of this phase, six later.
+    assert logs["minutes_left"] == pytest.approx(8.0)
+
+
 @pytest.mark.parametrize("steps", [None, 1])
 def test_time_remaining_of_epochs_of_one_step(monkeypatch, steps):
     clock = iter([0.0, 60.0])

@@ -690,6 +690,12 @@ def train(options, strategy):
         images_per_step = options.batch_size * (adversary + 1)
         images_per_epoch = images_per_step * options.steps_per_epoch
         epoch = max(first_epoch, start_epoch)
+        # A step takes as long as it has batches, about.
+        later_epochs = sum(
+            (end - start) * (steps + 1) / (adversary + 1)
+            for start, end, steps, _ in phases
+            if start >= end_epoch
+        )
         if epoch < end_epoch:
             if start_epoch and epoch == start_epoch and adversary:
                 model.begin_adversary(adversary, probe_images)
@@ -711,7 +717,7 @@ def train(options, strategy):
                 verbose=options.verbose,
                 callbacks=[
                     callbacks.TerminateOnNonFinite(),
-                    callbacks.TimeRemaining(),
+                    callbacks.TimeRemaining(later_epochs),
                     *writers,
                 ],
             )
