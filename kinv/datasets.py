@@ -16,8 +16,10 @@ from PIL import Image
 from kinv import errors
 from kinv import scenes as _scenes  # noqa: F401 (registers kinv_scenes)
 
-# What `tf.io.decode_image` reads.
+# What `tf.io.decode_image` reads, whatever a file is called.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP")
+_SPLITS = {"train", "validation", "test"}
 # With what a whole file of a format ends.
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
 # Files of all directories opened, for `find_unreadable`.
@@ -36,7 +38,8 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
         name: a TFDS name such as `kinv_scenes/32` or `cifar10`, prepared on
             first use; or a directory. A directory holds one sub-folder of
             images per class, either in a sub-folder per split (`train`,
-            `validation`, `test`) or at once. In the latter case its one
+            `validation`, `test`; the classes are those of `train`) or at once.
+            In the latter case its one
             split, `train`, is in an arbitrary but fixed order; `train[:80%]`
             and `train[80%:]` part it, and `validation` is short for the last
             tenth where `train` is then the rest.
@@ -322,7 +325,12 @@ def _open_directory(directory, split, skip_unreadable):
         for border, default in zip(borders, (0, 100), strict=True)
     )
     root = directory
-    if (directory / "train").is_dir():
+    splits = _sub_folders(directory)
+    # A class may be called train.
+    has_splits = "train" in splits and (
+        _SPLITS.issuperset(splits) or _sub_folders(directory / "train")
+    )
+    if has_splits:
         root = directory / name
     elif name == "validation" and borders == [None, None]:
         first = 90
@@ -336,15 +344,18 @@ def _open_directory(directory, split, skip_unreadable):
             "Received: none. Without sub-folders per split, the splits are "
             "train, validation and parts such as train[:80%]."
         )
-    class_names = sorted(
-        path.name
-        for path in root.iterdir()
-        if path.is_dir() and not path.name.startswith(".")
-    )
-    if not class_names:
+    found = _sub_folders(root)
+    if not found:
         raise errors.InputError(
             f"Expected one sub-folder of images per class in {root}. "
             "Received: no sub-folder."
+        )
+    # A class that another split lacks keeps its number.
+    class_names = _sub_folders(directory / "train") if has_splits else found
+    if unknown := sorted(set(found).difference(class_names)):
+        raise errors.InputError(
+            f"Expected the classes of {directory / 'train'} in {root}. "
+            f"Received: {', '.join(unknown)} as well."
         )
     paths, labels = [], []
     for label, class_name in enumerate(class_names):
@@ -387,6 +398,14 @@ def _open_directory(directory, split, skip_unreadable):
     )
 
 
+def _sub_folders(directory):
+    return sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    )
+
+
 def _digest(root, paths):
     digest = hashlib.sha256()
     for path in paths:
@@ -424,6 +443,8 @@ def _damage(path, decode):
     """
     try:
         with Image.open(path) as image:
+            if image.format not in _FORMATS:
+                return f"its format is {image.format}"
             ending = _ENDINGS.get(image.format)
             if decode or not ending or not _ends_with(path, ending):
                 image.load()

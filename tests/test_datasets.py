@@ -273,3 +273,39 @@ def test_mocked_imagenet_is_cropped_alike_for_all():
         for _ in range(2)
     )
     np.testing.assert_array_equal(first, second)
+
+
+def test_a_split_that_lacks_a_class_keeps_the_others_numbers(tmp_path):
+    for name in ("train/a", "train/b", "train/c", "validation/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    source = datasets.open_dataset(tmp_path, "validation")
+    assert source.class_names == ["a", "b", "c"]
+    ((_, labels),) = source.evaluation_batches(8, 2)
+    assert labels.numpy().tolist() == [1]
+    (tmp_path / "validation" / "d").mkdir()
+    with pytest.raises(errors.InputError, match="Received: d as well"):
+        datasets.open_dataset(tmp_path, "validation")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "car", "train"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    source = datasets.open_dataset(tmp_path, "train[:100%]")
+    assert source.class_names == ["bus", "car", "train"]
+    # Splits without classes are not taken for classes.
+    (tmp_path / "bus").rename(tmp_path / "validation")
+    (tmp_path / "car").rename(tmp_path / "test")
+    with pytest.raises(errors.InputError, match="sub-folder of images per"):
+        datasets.open_dataset(tmp_path, "train")
+
+
+def test_a_format_that_tensorflow_does_not_read_is_named_or_skipped(folder):
+    # Pillow reads it all the same.
+    path = folder / "odd" / "01.png"
+    Image.new("RGB", (16, 16)).save(path, format="TIFF")
+    with pytest.raises(errors.InputError, match="01.png: its format is TIFF"):
+        datasets.open_dataset(folder, "train[:100%]")
+    source = datasets.open_dataset(folder, "train[:100%]", skip_unreadable=True)
+    assert source.num_examples == 29 and source.num_skipped == 1
