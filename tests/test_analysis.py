@@ -510,9 +510,61 @@ def test_rotation_of_a_model_that_cannot_turn(source):
 
     found = run(
         rotation, source, model=pipeline.Pipeline(upright, inverter.metadata)
-    ).metrics["model"]
+    )
+    assert [claim.verdict for claim in found.claims] == ["holds", "holds"]
+    found = found.metrics["model"]
     assert found["texture"]["loss"]["value"] == pytest.approx(0, abs=1e-6)
+    assert found["texture"]["kept"]["value"] == pytest.approx(1)
     assert found["shape"]["loss"]["value"] > 0.3
+    # Wilson's interval of as many hits as trials.
+    assert found["agreement"]["upright"]["low"] == pytest.approx(
+        IMAGES / (IMAGES + 1.959964**2)
+    )
+
+
+def test_rotation_that_loses_texture_too(source):
+    """Upright, shape is half lost and texture more; rotated, both are."""
+    inverter = perfect()
+    random = np.random.default_rng(0)
+    known = {
+        image.tobytes()
+        for images, _, _ in study.Study({}, source, None, 32).batches(None)
+        for image in images
+    }
+
+    def forgetful(inputs):
+        outputs = inverter._predict(inputs)
+        pictures = outputs["reconstructions"]
+        if inputs["images"][0].tobytes() in known:
+            noise = random.normal(0, 6, pictures.shape)
+            pictures[:] = np.clip(pictures + noise, 0, 255)
+        else:
+            # Any other image's picture.
+            pictures[:] = random.permutation(pictures)
+        return outputs
+
+    found = run(
+        rotation, source, model=pipeline.Pipeline(forgetful, inverter.metadata)
+    )
+    metrics = found.metrics["model"]
+    # Shape has more to lose, and nothing is kept of either.
+    assert (
+        metrics["shape"]["upright"]["low"]
+        > (metrics["texture"]["upright"]["high"])
+    )
+    kept, more = found.claims
+    assert kept.verdict == "does not hold"
+    assert more.verdict != "holds"
+    assert "texture" in kept.note
+
+
+def test_share_kept():
+    upright = np.array([0.2, 0.6])
+    assert rotation.share_kept(upright, np.array([0.0, 0.2])) == pytest.approx(
+        0.25
+    )
+    # Nothing to keep.
+    assert np.isnan(rotation.share_kept(-upright, upright))
 
 
 def test_codes_of_factors():
