@@ -42,7 +42,8 @@ def connect(target):
     Returns:
         `(predict, metadata)` as `pipeline.Pipeline` takes them. TensorFlow
         Serving knows the sizes of a model but not its `kinv.json`; classes are
-        numbered then. kinv's own server hands it out.
+        numbered then, and there is a `served_version` but no
+        `classifier_size`. kinv's own server hands `kinv.json` out.
 
     Raises:
         errors.InputError: if there is no such server, model or signature.
@@ -89,19 +90,21 @@ def _connect_grpc(target, address, name, number):
                     ) from None
             time.sleep(WAIT_SECONDS * 2**attempt)
 
-    def metadata_field(field):
+    def ask(field):
         request = get_model_metadata_pb2.GetModelMetadataRequest()
         request.metadata_field.append(field)
-        return call(stub.GetModelMetadata, request).metadata[field]
+        return call(stub.GetModelMetadata, request)
 
+    answer = ask("signature_def")
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    metadata_field("signature_def").Unpack(signatures)
+    answer.metadata["signature_def"].Unpack(signatures)
     try:
         text = wrappers_pb2.StringValue()
-        metadata_field("kinv").Unpack(text)
+        ask("kinv").metadata["kinv"].Unpack(text)
         metadata = json.loads(text.value)
     except errors.InputError:
-        metadata = _metadata(target, signatures)
+        version = answer.model_spec.version.value
+        metadata = _metadata(target, signatures, version)
 
     def predict(inputs):
         request = predict_pb2.PredictRequest()
@@ -157,7 +160,8 @@ def _connect_rest(target):
     try:
         metadata = call("GET", f"{target}/kinv.json")
     except errors.InputError:
-        metadata = _metadata(target, signatures)
+        version = int(answer["model_spec"]["version"])
+        metadata = _metadata(target, signatures, version)
 
     def predict(inputs):
         samples = inputs["noise"].shape[1]
@@ -188,8 +192,12 @@ def _failed(target, reason):
     )
 
 
-def _metadata(target, signatures):
-    """What can be known of a model from its signature."""
+def _metadata(target, signatures, version):
+    """What can be known of a model from its signature, and its version.
+
+    Not the size of the images that its classifier takes: the signature takes
+    images of any size, and resizes them.
+    """
     signature = signatures.signature_def[pipeline.SIGNATURE]
     shapes = {
         key: [axis.size for axis in info.tensor_shape.dim]
@@ -211,7 +219,7 @@ def _metadata(target, signatures):
         "num_classes": num_classes,
         "noise_dim": noise_dim,
         "image_size": image_size,
-        "classifier_size": image_size,
+        "served_version": version,
     }
     if pipeline.FEATURES in shapes:
         metadata["layer"] = "of unknown name"

@@ -206,6 +206,44 @@ def test_a_data_set_without_factors(
     assert not list((out / "noise_resampling").glob("*.csv"))
 
 
+def test_a_model_that_does_not_tell_its_classifier_s_size(
+    image_folder, tmp_path, monkeypatch
+):
+    """It sees images of the size that is asked for, not of the generator's."""
+    from kinv import pipeline
+
+    sizes = set()
+
+    def predict(inputs):
+        sizes.add(inputs["images"].shape[1:3])
+        shape = (*inputs["noise"].shape[:2], 16, 16, 3)
+        return {
+            "logits": inputs["images"].mean(axis=(1, 2))[:, :2],
+            "reconstructions": np.full(shape, 99, "float32"),
+        }
+
+    metadata = {
+        "class_names": ["class 0", "class 1"],
+        "num_classes": 2,
+        "noise_dim": 4,
+        "image_size": 16,
+        "served_version": 3,
+    }
+    model = pipeline.Pipeline(predict, metadata)
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda path: model)
+    command = [
+        *("--model", "grpc://host:1/any", "--dataset", str(image_folder)),
+        *("--quick", "--experiments", "noise_resampling"),
+        *("--out", str(tmp_path / "results")),
+    ]
+    with pytest.raises(errors.InputError, match="Expected --classifier-size"):
+        analyze.main(command)
+    analyze.main([*command, "--classifier-size", "24"])
+    assert sizes == {(24, 24)}
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "version 3 of a server" in page
+
+
 def test_served_models_give_what_local_ones_give(
     served, rendered, tmp_path, monkeypatch
 ):

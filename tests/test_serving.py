@@ -1,7 +1,9 @@
 """Served models: the same answers, TensorFlow Serving's rules, and limits."""
 
 import concurrent.futures
+import dataclasses
 import gzip
+import http.server
 import json
 import os
 import pathlib
@@ -42,7 +44,7 @@ from kinv import (
     serving_grpc,
     serving_rest,
 )
-from tools import serve
+from tools import analyze, serve
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = ("scenes32-robust", "scenes32-standard")
@@ -131,8 +133,42 @@ def test_a_server_that_does_not_know_kinv_numbers_the_classes(
     assert there.class_names[79] == "class 79"
     assert there.num_classes == local.num_classes
     assert (there.noise_dim, there.image_size) == (120, 32)
+    assert there.metadata["served_version"] == 1
+    # Of its images any size is resized to the classifier's, which is not told.
+    assert "classifier_size" not in there.metadata
     running.stop(None).wait()
     server.close()
+
+
+class MetadataOnly(http.server.BaseHTTPRequestHandler):
+    """A server without `kinv.json`, as TensorFlow Serving is."""
+
+    def do_GET(self):  # noqa: N802 (the base class's name)
+        known = self.path.endswith("/metadata")
+        body = self.server.metadata if known else b'{"error": "Malformed"}'
+        self.send_response(200 if known else 400)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_what_such_a_server_tells_changes_with_the_version(version):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MetadataOnly)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    target = f"http://127.0.0.1:{server.server_port}/v1/models/{NAME}"
+    found = []
+    for number in (3, 4):
+        server.metadata = serving_rest.metadata_json(
+            dataclasses.replace(version, number=number), NAME
+        )
+        found.append(pipeline.Pipeline.load(target).metadata)
+    server.shutdown()
+    server.server_close()
+    assert [metadata["served_version"] for metadata in found] == [3, 4]
+    assert "classifier_size" not in found[0]
+    assert analyze.digest(found[0]) != analyze.digest(found[1])
 
 
 @pytest.mark.parametrize(

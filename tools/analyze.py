@@ -82,6 +82,13 @@ def parse_arguments(argv):
         help="split that probes and controls learn from (default: train)",
     )
     add(
+        "--classifier-size",
+        type=errors.positive_int,
+        metavar="PIXELS",
+        help="height of the images that classifiers take; needed of models on "
+        "a server that does not tell it, as TensorFlow Serving does not",
+    )
+    add(
         "--features",
         metavar="NETWORK",
         help="network that describes images, for FID and KID: "
@@ -150,6 +157,18 @@ def main(argv=None):
             "Expected --dataset. Received: a model on a server that does not "
             "tell what it was trained on, as TensorFlow Serving does not."
         )
+    sizes = {
+        label: model.metadata.get("classifier_size", options.classifier_size)
+        for label, model in models.items()
+    }
+    for label, size in sizes.items():
+        if size is None:
+            raise errors.InputError(
+                "Expected --classifier-size, the height of the images that "
+                f"the classifier takes. Received: {paths[label]}, a model on "
+                "a server that does not tell it. Look for classifier_size in "
+                "the model's assets.extra/kinv.json."
+            )
 
     def open_split(split):
         return datasets.open_dataset(dataset, split, options.data_dir)
@@ -170,6 +189,7 @@ def main(argv=None):
         "dataset": dataset,
         "split": split,
         "training_split": options.training_split,
+        "classifier_size": options.classifier_size,
         "features": options.features,
         "perceptual": options.perceptual,
         "quick": options.quick,
@@ -186,7 +206,7 @@ def main(argv=None):
         models,
         source,
         lambda: open_split(options.training_split),
-        max(model.metadata["classifier_size"] for model in models.values()),
+        max(sizes.values()),
         options.seed,
         options.quick,
         features,
@@ -274,7 +294,11 @@ def open_held_out(open_split, split):
 
 
 def digest(metadata):
-    """Tells one export from another."""
+    """Tells one export from another.
+
+    Behind TensorFlow Serving only by its version and its sizes: another export
+    served under the same number looks the same.
+    """
     text = json.dumps(metadata, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -306,6 +330,8 @@ def describe(metadata):
             f"{metadata['condition_dim']} features of {layer} instead of logits"
         )
     parts.append(f"{metadata['image_size']} px")
+    if version := metadata.get("served_version"):
+        parts.append(f"version {version} of a server")
     if agreement := metadata.get("metrics", {}).get("agreement"):
         parts.append(f"agreement as exported {agreement:.1%}")
     if commit := metadata.get("git_commit", {}).get("training"):
