@@ -491,8 +491,10 @@ def _application(name, weights, size=None, **options):
             "--classifier-weights, or take random weights with "
             "--classifier-weights none."
         ) from error
-    # Without a size of their own they take the one of ImageNet models.
-    size = size or model.input_shape[1] or IMAGENET_SIZE
+    # Without its top a network takes any size: its whole one has it.
+    size = size or model.input_shape[1]
+    if size is None:
+        size = build(weights=None).input_shape[1] or IMAGENET_SIZE
     if model.input_shape[1] not in (None, size):
         model = _resized_application(build, model, size, options)
     # Of the families that scale their input outside the model.

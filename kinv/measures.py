@@ -125,14 +125,15 @@ def within_class_errors(logits, again, classes=None):
     Returns:
         `(own, other)`, each `(pairs,)`: squared distances from an image's
         logits to those of its own reconstruction, and to those of the
-        reconstruction of another image of the same predicted class. Images
-        whose class no other has are left out.
+        reconstruction of another image of the same predicted class: the one
+        before it. Of several classes the first image of each is left out.
     """
     if classes is None:
         classes = logits.argmax(axis=-1)
     order = np.argsort(classes, kind="stable")
     partners = np.roll(order, 1)
     paired = classes[order] == classes[partners]
+    paired &= order != partners
     rows, partners = order[paired], partners[paired]
     return tuple(
         np.sum((logits[rows] - again[of]) ** 2, axis=-1, dtype="float64")

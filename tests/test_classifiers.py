@@ -407,8 +407,20 @@ def test_features_of_an_application(monkeypatch):
         "_application",
         lambda name, weights, **options: application(name, "none", **options),
     )
+    resize = classifiers.images_lib.resize
+    sizes = []
+
+    def observe(images, size):
+        sizes.append(size)
+        return resize(images, size)
+
+    monkeypatch.setattr(classifiers.images_lib, "resize", observe)
     features_of = classifiers.load_features("keras.applications:MobileNetV2")
     assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 1280)
+    features_of = classifiers.load_features("keras.applications:InceptionV3")
+    assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 2048)
+    # What their weights were trained at.
+    assert sizes == [224, 299]
 
 
 @pytest.mark.parametrize("maps", ["pool", "flatten"])

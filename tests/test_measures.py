@@ -56,6 +56,9 @@ def test_logit_fidelity_by_hand():
     np.testing.assert_array_equal(other, [9, 1])
     assert measures.logit_fidelity(own, other) == pytest.approx(0.6)
     assert measures.logit_fidelity(0 * own, other) == 1
+    # Nor has a single image another.
+    for one in measures.within_class_errors(logits[2:3], again[2:3]):
+        assert one.shape == (0,)
     nothing = measures.within_class_errors(logits[1:3], again[1:3])
     found = measures.bootstrap_interval(
         measures.logit_fidelity, nothing, np.random.default_rng(0)

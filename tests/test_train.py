@@ -286,6 +286,10 @@ def test_paper_preset_is_section_7_2():
         (["--image-size=48"], "image_size=48"),
         (["--batch-size=4000"], "Lower --batch-size"),
         (["--micro-batches=3"], "a multiple of 3 for 3 micro-batches"),
+        (
+            "--strategy=mirrored --pixel-consistency=1 --batch-size=6".split(),
+            "a multiple of 4 for 1 micro-batches on each of 2 devices",
+        ),
         (["--train-split=dev"], "sub-folder dev"),
     ],
 )

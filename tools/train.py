@@ -506,22 +506,16 @@ def train(options, strategy):
             f"Received: {source.num_examples}. Lower --batch-size."
         )
 
-    # Networks, on the devices.
-    if options.batch_size % strategy.num_replicas_in_sync:
-        raise errors.InputError(
-            f"Expected a batch size that {strategy.num_replicas_in_sync} "
-            f"devices share evenly. Received: --batch-size "
-            f"{options.batch_size}."
-        )
-    # Pairs of reconstructions of one image stay together.
-    whole = (
-        2 if options.pixel_consistency and options.discriminator_steps else 1
-    )
-    whole *= strategy.num_replicas_in_sync * options.micro_batches
-    if options.micro_batches > 1 and options.batch_size % whole:
+    # Networks, on the devices, which share a batch evenly; pairs of
+    # reconstructions of one image stay together.
+    pairs = options.pixel_consistency and options.discriminator_steps
+    parts = strategy.num_replicas_in_sync * options.micro_batches
+    whole = 2 * parts if pairs else parts
+    if parts > 1 and options.batch_size % whole:
         raise errors.InputError(
             f"Expected a batch size that is a multiple of {whole} for "
-            f"{options.micro_batches} micro-batches. Received: --batch-size "
+            f"{options.micro_batches} micro-batches on each of "
+            f"{strategy.num_replicas_in_sync} devices. Received: --batch-size "
             f"{options.batch_size}."
         )
     keras.utils.set_random_seed(options.seed)
