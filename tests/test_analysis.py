@@ -296,8 +296,59 @@ def test_misclassified_degrades_until_enough_are_wrong(source, monkeypatch):
     metrics = result.metrics["model"]
     assert metrics["noise_strength"] == 10
     assert metrics["wrong_images"] + metrics["right_images"] == IMAGES
+    # The right class and nothing beyond it: as good as any other's.
+    assert metrics["quality"]["right"]["value"] == 0
     assert "noise of 10 grey levels" in result.claims[0].note
+    assert "quality 0.00 and 0.00" in result.claims[0].note
     assert "10 grey levels" in result.figures[0].caption
+
+
+def test_misclassified_pictures_are_compared_with_the_image_itself(
+    source, monkeypatch
+):
+    """Of pictures that lack the noise, its error must not count."""
+    monkeypatch.setattr(misclassified, "STRENGTHS", (60,))
+    clean = {}
+    data = study.Study({}, source, None, 32)
+    for index, (images, _, _) in enumerate(data.batches(IMAGES)):
+        noisy = misclassified.degrade(data, images, 60, index)
+        clean.update(zip(map(np.ndarray.tobytes, noisy), images, strict=True))
+    inverter = perfect()
+
+    def denoise(inputs):
+        outputs = inverter._predict(inputs)
+        for row, image in enumerate(inputs["images"]):
+            if image.tobytes() in clean:
+                outputs["reconstructions"][row] = clean[image.tobytes()]
+        return outputs
+
+    model = pipeline.Pipeline(denoise, inverter.metadata)
+    found = run(misclassified, source, model=model).metrics["model"]
+    assert found["wrong_images"] > 100
+    assert found["pixel_mse"]["wrong"]["value"] == 0
+    assert found["quality"]["wrong"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong, verdict",
+    [(0.2, "holds"), (0.19, "holds"), (0.1, "does not hold")],
+)
+def test_wrong_images_lose_little_of_what_right_ones_have(wrong, verdict):
+    """Qualities of 0.2 and less: of them a tenth may be lost, not 0.1."""
+    right = np.arange(500) < 300
+    shuffled = np.random.default_rng(0).uniform(900, 1100, 500)
+    own = shuffled * np.where(right, 0.8, 1 - wrong)
+    # One image equals its neighbour's picture, nearly: no more than others.
+    own[0], shuffled[0] = 800, 1e-6
+    data = study.Study({}, None, None, 32)
+    found = {"agreement": right}
+    [claim] = misclassified._claims(
+        data, "model", 0, found, (own, shuffled), right
+    )
+    # 299 errors of 0.8 of theirs and one of 800 over 299 of 1000.
+    assert f"quality 0.20 and {wrong:.2f}" in claim.note
+    assert claim.value == pytest.approx(wrong - 0.9 * 0.2, abs=0.005)
+    assert claim.verdict == verdict
 
 
 def test_right_against_wrong():
@@ -309,6 +360,10 @@ def test_right_against_wrong():
     # Twice the chance of the most extreme order of 20 and 20.
     assert found["p_value"] < 1e-6
     assert misclassified.compare(values, right | True)["p_value"] is None
+    # A share has Wilson's interval: of as many hits as trials, this one.
+    found = misclassified.compare(right | True, right)["wrong"]
+    assert found["value"] == 1
+    assert found["low"] == pytest.approx(20 / (20 + 1.959964**2))
 
 
 def test_stability(source):
