@@ -23,7 +23,8 @@ def write_result(directory, title, result, with_pdf=False):
     """Writes what an experiment found, all of it or nothing.
 
     Args:
-        directory: of this experiment; created, replaced if it is there.
+        directory: of this experiment; created. One that holds files already
+            stays as it is, and an `OSError` says so.
         title: of the experiment.
         result: `analysis.study.Result`.
         with_pdf: whether figures are also written as vector PDF.
@@ -86,8 +87,13 @@ def _write_table(path, rows):
 
 
 def write_summaries(directory, experiment, result):
-    """Writes figures and scalars of an experiment for TensorBoard."""
-    writer = tf.summary.create_file_writer(str(pathlib.Path(directory)))
+    """Writes figures and scalars of an experiment for TensorBoard.
+
+    To a file of its own, whose name ends in that of the experiment.
+    """
+    writer = tf.summary.create_file_writer(
+        str(directory), filename_suffix=f".{experiment}"
+    )
     with writer.as_default(step=0):
         for figure in result.figures:
             tf.summary.image(

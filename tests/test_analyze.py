@@ -136,8 +136,37 @@ def test_finished_experiments_are_not_repeated(
         analyze.main([*MODELS, "--quick", "--seed", "1", "--out", str(results)])
 
 
+def test_what_a_finished_experiment_did_not_write(tmp_path):
+    picture = images.captioned_grid([[np.zeros((8, 8, 3))]], cell_size=8)
+    figure = study.Figure("picture", "A picture.", picture)
+    with_figure = study.Result({"number": 1.0}, {}, [figure])
+    report.write_result(tmp_path / "old", "Old", with_figure)
+    report.write_result(tmp_path / "new", "New", with_figure, with_pdf=True)
+    report.write_result(tmp_path / "table", "T", study.Result({}, {}, []))
+    report.write_summaries(tmp_path / "tensorboard", "new", with_figure)
+    again = f"remove {tmp_path / 'old'} and repeat the command"
+    assert analyze.missing(tmp_path, "old", True, True) == [
+        f"without PDF: {again}",
+        f"without TensorBoard summaries: {again}",
+    ]
+    assert analyze.missing(tmp_path, "old", False, False) == []
+    assert analyze.missing(tmp_path, "new", True, True) == []
+    # There is no figure to write.
+    assert analyze.missing(tmp_path, "table", True, False) == []
+
+
+def test_results_are_not_written_over(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine").write_text("stays")
+    with pytest.raises(OSError):
+        report.write_result(
+            tmp_path / "x", "X", study.Result({}, {}, []), with_pdf=False
+        )
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "mine"]
+
+
 def test_an_interrupted_experiment_leaves_nothing(
-    rendered, tmp_path, monkeypatch
+    rendered, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(
         datasets, "open_dataset", lambda *args: rendered("test", 150)
@@ -165,6 +194,8 @@ def test_an_interrupted_experiment_leaves_nothing(
     page = (out / "report.html").read_text()
     # One model: the section's own claim is there, comparisons are not.
     assert "scenes32-standard" not in page
+    analyze.main([*command, "--pdf"])
+    assert f"without PDF: remove {out}/rotation" in capsys.readouterr().out
 
 
 def test_a_data_set_without_factors(

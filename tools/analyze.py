@@ -220,6 +220,8 @@ def main(argv=None):
         module = importlib.import_module(f"kinv.analysis.{name}")
         if (out / name).exists():
             print(f"{module.TITLE}: done before")
+            for line in missing(out, name, options.pdf, options.tensorboard):
+                print(f"  {line}")
             continue
         start = time.perf_counter()
         try:
@@ -291,6 +293,33 @@ def open_held_out(open_split, split):
         return open_split("test"), "test"
     except errors.InputError:
         return open_split("validation"), "validation"
+
+
+def missing(out, name, pdf, tensorboard):
+    """What a finished experiment did not write, and how to get it.
+
+    Figures are not kept, only their PNGs: it has to run again.
+
+    Args:
+        out: directory of the results.
+        name: of the experiment.
+        pdf: whether its figures are wanted as PDF.
+        tensorboard: whether its summaries are wanted.
+
+    Returns:
+        List of lines.
+    """
+    kinds = []
+    directory = out / name
+    has_figures = any(directory.glob("*.png"))
+    if pdf and has_figures and not any(directory.glob("*.pdf")):
+        kinds.append("PDF")
+    if tensorboard and not any((out / "tensorboard").glob(f"*.{name}")):
+        kinds.append("TensorBoard summaries")
+    return [
+        f"without {kind}: remove {directory} and repeat the command"
+        for kind in kinds
+    ]
 
 
 def digest(metadata):
