@@ -823,7 +823,7 @@ def colors(image_of):
     return fake(lambda images: images.mean(axis=(1, 2)) / 64, image_of, 3)
 
 
-def test_two_inversions_of_one_classifier(source):
+def test_two_inversions_of_one_classifier(source, monkeypatch):
     def flat(logits, noise):
         return np.broadcast_to(
             64 * logits[:, None, None], (len(logits), 32, 32, 3)
@@ -852,13 +852,53 @@ def test_two_inversions_of_one_classifier(source):
         "second and class_only",
     }
     assert metrics["first and second"]["agreement"]["value"] > 0.95
-    assert metrics["first and second"]["ceiling"]["value"] == 1
-    assert metrics["second and class_only"]["ceiling"]["value"] < 1
+    assert metrics["first and second"]["ceiling_of_first"]["value"] == 1
+    assert 0.95 < metrics["first and second"]["ceiling_of_second"]["value"] < 1
+    # What shows nothing of an image agrees not even with itself.
+    ceiling = metrics["first and class_only"]["ceiling_of_second"]["value"]
+    assert abs(ceiling) < 0.1
     assert abs(metrics["first and class_only"]["agreement"]["value"]) < 0.1
     hue = metrics["first and second"]["wall_hue"]["value"]
     assert hue > metrics["first and class_only"]["wall_hue"]["value"]
     with pytest.raises(study.NotApplicable, match="the same classifier"):
         run(two_inversions, source, one=colors(flat), other=perfect())
+    # Of one classifier, but what they are given of it differs.
+    monkeypatch.setattr(two_inversions, "IMAGES", 20)
+    layers = {"fine": of_a_layer("fine", 1), "coarse": of_a_layer("coarse", 4)}
+    with pytest.raises(study.NotApplicable, match="classifier and layer"):
+        run(two_inversions, source, **layers)
+    again = of_a_layer("fine", 1)
+    assert set(run(two_inversions, source, **layers, again=again).metrics) == {
+        "fine and again"
+    }
+
+
+def test_two_inversions_agree_as_each_with_itself(source):
+    """Where the noise alone parts them, that is what the ceilings say."""
+    spread = 20
+
+    def image_of(logits, noise):
+        colors = 64 * logits + spread * noise[:, :3]
+        return np.broadcast_to(colors[:, None, None], (len(logits), 32, 32, 3))
+
+    metrics = run(
+        two_inversions, source, one=colors(image_of), two=colors(image_of)
+    ).metrics["one and two"]
+    [(images, _, _)] = study.Study({}, source, None, 32).batches(
+        400, batch_size=400
+    )
+    means = images.mean(axis=(1, 2))
+    within, pairs = 0, 0
+    for kind in range(3):
+        group = means[means.argmax(axis=-1) == kind]
+        within += 2 * len(group) * group.var(axis=0, ddof=1).sum()
+        pairs += len(group)
+    # Of three colours, in two means of four noises.
+    noise = 3 * 2 * spread**2 / 4
+    expected = 1 - noise / (noise + within / pairs)
+    assert 0.4 < expected < 0.9
+    for name in ("agreement", "ceiling_of_first", "ceiling_of_second"):
+        assert metrics[name]["value"] == pytest.approx(expected, abs=0.05), name
 
 
 def test_distributions(source, monkeypatch):

@@ -16,34 +16,38 @@ SAMPLES = 8
 
 
 def run(data):
-    """Compares models that invert the same classifier, such as of two seeds.
+    """Compares models that invert the same of a classifier, as of two seeds.
 
     What both show, the classifier knows; what only one shows of an image is
-    that generator's own. Pictures are averaged over noise, and compared within
-    the image's class, as fidelity is: `agreement` is 1 where two inversions
-    show the same of an image, 0 where they share no more of it than its class.
-    `ceiling` is the same of one model and other noises.
+    that generator's own. Pictures are averaged over 4 noises, and compared
+    within the image's class, as fidelity is: `agreement` is 1 where two
+    inversions show the same of an image, 0 where they share no more of it than
+    its class. The ceilings are the same of one model with itself, by 4 noises
+    and 4 others. Two models cannot agree where one's ceiling is low: its noise
+    hides what they share.
 
     Args:
         data: `study.Study`.
 
     Returns:
-        `study.Result`. By pair of models: `agreement` and `ceiling`, with
-        bootstrap intervals; and, of scenes, each factor's R² of one model's
-        readings from the other's.
+        `study.Result`. By pair of models: `agreement`, `ceiling_of_first` and
+        `ceiling_of_second`, with bootstrap intervals; and, of scenes, each
+        factor's R² of one model's readings from the other's.
 
     Raises:
-        study.NotApplicable: if no two models have the same classifier.
+        study.NotApplicable: if no two models have the same classifier and
+            invert the same layer.
     """
     pairs = [
         pair
         for pair in itertools.combinations(data.models, 2)
-        if study.same_classifier(data, pair)
+        if len({data.models[name].layer for name in pair}) == 1
+        and study.same_classifier(data, pair)
     ]
     if not pairs:
         raise study.NotApplicable(
-            "needs two models of the same classifier, such as inversions "
-            "trained with another --seed"
+            "needs two models of the same classifier and layer, such as "
+            "inversions trained with another --seed"
         )
     known = factors_lib.are_known(data)
     network = factors_lib.load_network() if known else None
@@ -61,8 +65,13 @@ def run(data):
         one, two = found[first], found[second]
         key = f"{first} and {second}"
         metrics[key] = {
-            "agreement": _agreement(data, one, one["mean"], two["mean"]),
-            "ceiling": _agreement(data, one, one["half"], one["other_half"]),
+            "agreement": _agreement(data, one, one["half"], two["half"]),
+            "ceiling_of_first": _agreement(
+                data, one, one["half"], one["other_half"]
+            ),
+            "ceiling_of_second": _agreement(
+                data, two, two["half"], two["other_half"]
+            ),
         }
         if known:
             for factor, part in factors_lib.PARTS.items():
