@@ -4,6 +4,7 @@ import importlib
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from kinv import datasets, measures, pipeline
 from kinv.analysis import (
@@ -905,8 +906,9 @@ def test_distributions(source, monkeypatch):
     monkeypatch.setattr(distributions, "IMAGES", 250)
     result = run(distributions, source, same=perfect(), noise=noise_only())
     found = result.metrics["same"]
-    assert found["frechet_distance"] == pytest.approx(0, abs=1e-3)
+    # Pictures that equal the images are as far from other images as these.
     assert found["floor"] > 0.01
+    assert found["frechet_distance"] == pytest.approx(found["floor"], rel=1e-3)
     assert found["inception_score"] == pytest.approx(
         found["inception_score_of_images"]
     )
@@ -928,7 +930,49 @@ def test_distributions_take_another_network_or_say_so(source):
     data.features = lambda images: images.mean(axis=(1, 2)), "mean colour"
     found = distributions.run(data).metrics["same"]
     assert found["features"] == "mean colour"
-    assert found["frechet_distance"] == pytest.approx(0, abs=1e-3)
+    assert found["frechet_distance"] == pytest.approx(found["floor"], rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [51, 100, 150])
+def test_a_frechet_distance_and_its_floor_are_of_the_halves(source, count):
+    """One image of the last batch alone included."""
+    source = datasets.Source(
+        source.examples.take(count), source.decode, source.class_names, count
+    )
+    data = study.Study(
+        {"same": perfect()},
+        source,
+        None,
+        32,
+        features=(lambda images: images.mean(axis=(1, 2)) / 9, "mean colour"),
+    )
+    [(images, _, _)] = data.batches(count, batch_size=count)
+    halves = [images[half::2].mean(axis=(1, 2)) / 9 for half in range(2)]
+    means = [half.mean(axis=0) for half in halves]
+    covariances = [np.cov(half.astype("float64").T) for half in halves]
+    expected = (
+        np.sum((means[0] - means[1]) ** 2)
+        + np.trace(covariances[0] + covariances[1])
+        - 2 * np.trace(scipy.linalg.sqrtm(covariances[0] @ covariances[1])).real
+    )
+    found = distributions.run(data).metrics["same"]
+    assert found["floor"] == pytest.approx(expected, rel=1e-3)
+    assert found["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_distributions_need_images(source):
+    source = datasets.Source(
+        source.examples.take(3), source.decode, source.class_names, 3
+    )
+    data = study.Study(
+        {"same": perfect()},
+        source,
+        None,
+        32,
+        features=(lambda images: images.mean(axis=(1, 2)), "mean colour"),
+    )
+    with pytest.raises(study.NotApplicable, match="at least 4 images"):
+        distributions.run(data)
 
 
 def of_a_layer(name, blur):

@@ -1,5 +1,6 @@
 """Do reconstructions look like images, all together? FID, KID and others."""
 
+import numpy as np
 import scipy.special
 
 from kinv import measures
@@ -8,6 +9,8 @@ from kinv.analysis import study
 
 TITLE = "Distributions"
 IMAGES = 2000
+# A covariance of either half needs two images.
+FEWEST = 4
 
 
 def run(data):
@@ -16,27 +19,33 @@ def run(data):
     Feature networks: the one that the tool was given; of scenes, the network
     that reads their factors, before its last layer. Distances of different
     networks cannot be compared, nor those of different numbers of images: the
-    bias of the Frechet distance falls with their number. `floor` is the
-    distance between two halves of the images themselves.
+    bias of the Frechet distance falls with their number. It is taken between
+    one half of the images and the pictures of the other half, both ways, and
+    `floor` between the two halves of the images: as many, and as little in
+    pairs. So pictures that cannot be told from images have the floor.
 
     Args:
         data: `study.Study`.
 
     Returns:
         `study.Result`. By model: `frechet_distance` (with InceptionV3, the
-        FID), `kernel_distance` (KID), mean over batches of 50 with its
+        FID, of half the images), `floor`, the same of images alone,
+        `kernel_distance` (KID, without bias), mean over batches of 50 with its
         interval, `inception_score` of the model's own classifier for pictures
         and for images.
 
     Raises:
-        study.NotApplicable: without a feature network.
+        study.NotApplicable: without a feature network, or of fewer than four
+            images.
     """
     features_of, name_of = _features(data)
+    if data.source.num_examples < FEWEST:
+        raise study.NotApplicable(f"needs at least {FEWEST} images")
     metrics, rows = {}, []
     for name, model, batches in data.by_model(
         data.count(IMAGES), "distributions"
     ):
-        # Of images, of pictures, and of each half of the images.
+        # Of images and of pictures, of every other image and of the rest.
         statistics = {}
         parts, kernel_distances, previous = [], [], None
         for index, (images, _, _) in enumerate(batches):
@@ -46,13 +55,16 @@ def run(data):
                 "images": features_of(study.target(images, model)),
                 "pictures": features_of(pictures),
             }
-            half = "odd" if index % 2 else "even"
-            for key, values in {**features, half: features["images"]}.items():
-                if key not in statistics:
-                    width = values.shape[1]
-                    statistics[key] = measures.FeatureStatistics(width)
-                statistics[key].add(values)
-            if previous is not None and len(images) == len(previous):
+            for kind, values in features.items():
+                for half in range(2):
+                    if (kind, half) not in statistics:
+                        width = values.shape[1]
+                        statistics[kind, half] = measures.FeatureStatistics(
+                            width
+                        )
+                    statistics[kind, half].add(values[half::2])
+            # The last batch may be smaller, and its distance then noisier.
+            if previous is not None and len(images) >= len(previous):
                 # Pictures of other images: those of the same are too alike.
                 kernel_distances.append(
                     measures.kernel_distance(features["images"], previous)
@@ -65,18 +77,23 @@ def run(data):
                 }
             )
         found = study.concatenate(parts)
-        floor = None
-        if "odd" in statistics:
-            floor = measures.frechet_distance(
-                statistics["even"], statistics["odd"]
-            )
         metrics[name] = {
             "images": len(found["logits"]),
             "features": name_of,
-            "frechet_distance": measures.frechet_distance(
-                statistics["images"], statistics["pictures"]
+            "frechet_distance": float(
+                np.mean(
+                    [
+                        measures.frechet_distance(
+                            statistics["images", half],
+                            statistics["pictures", 1 - half],
+                        )
+                        for half in range(2)
+                    ]
+                )
             ),
-            "floor": floor,
+            "floor": measures.frechet_distance(
+                statistics["images", 0], statistics["images", 1]
+            ),
             "kernel_distance": study.summary(
                 measures.mean_interval(kernel_distances)
             ),
