@@ -16,6 +16,8 @@ TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 # Of PNGs; and of the page, whose pixels a sharp screen divides.
 DPI = 200
 PAGE_DPI = 100
+# Of a table on the page; all are in its CSV.
+MOST_ROWS = 1000
 VERDICTS = ("holds", "does not hold", "undecided")
 
 
@@ -146,7 +148,7 @@ def write_report(directory, experiments, about):
             "tables": [
                 {
                     "name": f"{name}/{table}.csv",
-                    "rows": _read_table(directory / name / f"{table}.csv"),
+                    **_read_table(directory / name / f"{table}.csv"),
                 }
                 for table in result["tables"]
             ],
@@ -178,6 +180,7 @@ def write_report(directory, experiments, about):
             for verdict in VERDICTS
         },
         about=about,
+        most_rows=MOST_ROWS,
     )
     with files.atomic_path(directory / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -223,5 +226,24 @@ def _embed(path):
 
 
 def _read_table(path):
-    """Header and rows of a CSV."""
-    return list(csv.reader(io.StringIO(path.read_text())))
+    """Reads a CSV for the page.
+
+    Returns:
+        dict of `columns`, their names, and `rows` of cells `(value, low,
+        high)`. The columns NAME_value, NAME_low and NAME_high are one, NAME;
+        cells of others have None for low and high.
+    """
+    table = csv.DictReader(io.StringIO(path.read_text()))
+    columns = {
+        name.removesuffix("_value"): name
+        for name in table.fieldnames
+        if not name.endswith(("_low", "_high"))
+    }
+    rows = [
+        [
+            (row[name], row.get(f"{column}_low"), row.get(f"{column}_high"))
+            for column, name in columns.items()
+        ]
+        for row in table
+    ]
+    return {"columns": list(columns), "rows": rows}

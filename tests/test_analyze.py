@@ -1,7 +1,9 @@
 """tools/analyze.py on the exported pipelines, and on what it must refuse."""
 
+import csv
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -99,6 +101,59 @@ def test_the_page_holds_everything(results):
         for name in EXPERIMENTS
     )
     assert page.count("data:image/png;base64,") == count
+
+
+def test_the_page_shows_every_row(results):
+    page = (results / "report.html").read_text()
+    tables = {
+        name: table.count("<tr>")
+        for name, table in re.findall(
+            "<details.*?<summary>(.*?),(.*?)</details>", page, re.DOTALL
+        )
+    }
+    rows = {
+        f"{path.parent.name}/{path.name}": len(path.read_text().splitlines())
+        for path in results.glob("*/*.csv")
+    }
+    assert tables == rows
+    # One of every model and factor, with six measures of it.
+    assert rows["factors/factors.csv"] == 1 + 2 * 7
+    found = json.loads((results / "metrics.json").read_text())["experiments"]
+    table = csv.DictReader((results / "factors/factors.csv").open())
+    for row in table:
+        values = found["factors"][row["model"]][row["factor"]]
+        assert len(values) == 6 and len(row) == 2 + 3 * 6
+        for name, value in values.items():
+            for end in ("value", "low", "high"):
+                cell = row[f"{name}_{end}"]
+                if value is None:
+                    assert cell == ""
+                else:
+                    assert float(cell) == pytest.approx(value[end], rel=1e-5)
+
+
+def test_tables_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_ROWS", 2)
+    rows = [
+        {"name": f"row {index}", "a_value": index, "a_low": -1, "a_high": 1}
+        for index in range(5)
+    ]
+    rows[1] |= {"a_value": None, "a_low": None, "a_high": None}
+    result = study.Result({}, {"numbers": rows}, [])
+    report.write_result(tmp_path / "x", "X", result)
+    about = {
+        **dict.fromkeys(("dataset", "split", "training_split"), "data"),
+        **{"command": "c", "seed": 0, "git_commit": None, "skipped": []},
+        **{"models": {}, "versions": {"kinv": "1"}, "seconds": {}},
+    }
+    report.write_report(tmp_path, ["x"], about)
+    page = (tmp_path / "report.html").read_text()
+    table = page[page.index("<details") : page.index("</details>")]
+    # As a browser: tags gone, white space one.
+    text = " ".join(re.sub("<[^>]*>", " ", table).split()).split("rows ", 1)[1]
+    assert text == (
+        "name a row 0 0 −1 to 1 row 1 – … and 3 more rows in x/numbers.csv ."
+    )
 
 
 def test_the_real_models_do_what_their_metadata_say(results):

@@ -140,12 +140,13 @@ def run(data):
             {
                 "model": name,
                 "factor": factor,
-                "measure": measure,
-                **value,
+                **{
+                    f"{measure}_{end}": found and found[end]
+                    for measure, found in values.items()
+                    for end in ("value", "low", "high")
+                },
             }
             for factor, values in metrics[name].items()
-            for measure, value in values.items()
-            if value
         ]
     figure = study.Figure(
         "efficiency",
