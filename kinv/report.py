@@ -234,11 +234,15 @@ def _read_table(path):
         cells of others have None for low and high.
     """
     table = csv.DictReader(io.StringIO(path.read_text()))
-    columns = {
-        name.removesuffix("_value"): name
-        for name in table.fieldnames
-        if not name.endswith(("_low", "_high"))
-    }
+    names = table.fieldnames
+    columns = {}
+    for name in names:
+        column, _, end = name.rpartition("_")
+        joined = {f"{column}_value", f"{column}_low", f"{column}_high"}
+        if not (name in joined and joined <= set(names)):
+            columns[name] = name
+        elif end == "value":
+            columns[column] = name
     rows = [
         [
             (row[name], row.get(f"{column}_low"), row.get(f"{column}_high"))

@@ -135,7 +135,10 @@ def test_the_page_shows_every_row(results):
 def test_tables_of_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MOST_ROWS", 2)
     rows = [
-        {"name": f"row {index}", "a_value": index, "a_low": -1, "a_high": 1}
+        {
+            **{"name": f"row {index}", "p_value": 0.5, "very_low": 7},
+            **{"a_value": index, "a_low": -1, "a_high": 1},
+        }
         for index in range(5)
     ]
     rows[1] |= {"a_value": None, "a_low": None, "a_high": None}
@@ -152,7 +155,8 @@ def test_tables_of_the_page(tmp_path, monkeypatch):
     # As a browser: tags gone, white space one.
     text = " ".join(re.sub("<[^>]*>", " ", table).split()).split("rows ", 1)[1]
     assert text == (
-        "name a row 0 0 −1 to 1 row 1 – … and 3 more rows in x/numbers.csv ."
+        "name p value very low a row 0 0.500 7 0 −1 to 1 row 1 0.500 7 – … "
+        "and 3 more rows in x/numbers.csv ."
     )
 
 
