@@ -69,7 +69,8 @@ def parse_arguments(argv):
     add(
         "--dataset",
         help="TFDS name, or a folder of images with one sub-folder per class "
-        "(default: what the first model was trained on)",
+        "(default: what the first model was trained on). memorisation opens "
+        "what each model was trained on, if it can",
     )
     add(
         "--split",
@@ -173,6 +174,12 @@ def main(argv=None):
     def open_split(split):
         return datasets.open_dataset(dataset, split, options.data_dir)
 
+    def open_training(name=dataset, split=options.training_split):
+        # An export keeps of a folder the last part of its path alone.
+        if name == pathlib.PurePath(dataset).name:
+            name = dataset
+        return datasets.open_dataset(name, split, options.data_dir)
+
     source, split = open_held_out(open_split, options.split)
     for label, model in models.items():
         if model.num_classes != len(source.class_names):
@@ -205,7 +212,7 @@ def main(argv=None):
     data = study.Study(
         models,
         source,
-        lambda: open_split(options.training_split),
+        open_training,
         max(sizes.values()),
         options.seed,
         options.quick,
