@@ -51,6 +51,10 @@ def results(rendered, tmp_path_factory):
     return out
 
 
+def read_csv(path):
+    return list(csv.reader(path.read_text().splitlines()))
+
+
 def test_every_experiment_leaves_its_files(results):
     for name in EXPERIMENTS:
         found = json.loads((results / name / "metrics.json").read_text())
@@ -62,11 +66,9 @@ def test_every_experiment_leaves_its_files(results):
                 assert picture.width == pytest.approx(wanted, abs=2)
             assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
         for table in found["tables"]:
-            header, *rows = (
-                (results / name / f"{table}.csv").read_text().splitlines()
-            )
+            header, *rows = read_csv(results / name / f"{table}.csv")
             assert rows
-            assert {row.count(",") for row in rows} == {header.count(",")}
+            assert {len(row) for row in rows} == {len(header)}
     assert not list(results.rglob(".writing*"))
 
 
@@ -119,8 +121,9 @@ def test_the_page_shows_every_row(results):
     # One of every model and factor, with six measures of it.
     assert rows["factors/factors.csv"] == 1 + 2 * 7
     found = json.loads((results / "metrics.json").read_text())["experiments"]
-    table = csv.DictReader((results / "factors/factors.csv").open())
-    for row in table:
+    header, *table = read_csv(results / "factors/factors.csv")
+    for cells in table:
+        row = dict(zip(header, cells, strict=True))
         values = found["factors"][row["model"]][row["factor"]]
         assert len(values) == 6 and len(row) == 2 + 3 * 6
         for name, value in values.items():
