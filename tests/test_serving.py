@@ -813,6 +813,17 @@ def test_page_is_written_to_a_file(tmp_path):
     assert "http://" not in text.replace("http://localhost:8501", "")
 
 
+def test_page_of_a_model_whose_classes_nobody_tells(tmp_path, monkeypatch):
+    model = pipeline.Pipeline.load(ROOT / "exported" / NAME)
+    # As of TensorFlow Serving.
+    del model.metadata["classifier_size"]
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda place: model)
+    place, path = "x=grpc://127.0.0.1:1/x", tmp_path / "explorer.html"
+    with pytest.raises(errors.InputError, match="Received: grpc://127.0.0.1:1"):
+        serve.main(["--model", place, "--page", str(path)])
+    assert not path.exists()
+
+
 def test_deploy_serves_the_shipped_pipelines():
     config = model_server_config_pb2.ModelServerConfig()
     text_format.Parse((ROOT / "deploy/models.config").read_text(), config)

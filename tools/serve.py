@@ -117,6 +117,14 @@ def main(argv=None):
             name: pipeline.Pipeline.load(directory)
             for name, directory in directories.items()
         }
+        for name, model in models.items():
+            # What a server does not hand out.
+            if "classifier_size" not in model.metadata:
+                raise errors.InputError(
+                    "Expected the directory of an export for --page, which "
+                    "tells the page of its classes. Received: "
+                    f"{directories[name]}."
+                )
         with files.atomic_path(options.page) as temporary:
             temporary.write_text(explorer.page(models), encoding="utf-8")
         print(f"written: {options.page}")

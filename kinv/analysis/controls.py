@@ -25,8 +25,8 @@ def run(data):
 
     * `class only`: the generator, given the mean logits, or features, of the
       predicted class. What it gets right, the prior knows.
-    * `nearest image`: the training image whose logits, or features, are
-      nearest.
+    * `nearest image`: of the first `TRAINING_IMAGES` training images the one
+      whose logits, or features, are nearest.
     * `optimisation`: gradient descent on pixels towards the logits, with a
       penalty on rough images. Only of a model that runs in this process.
 

@@ -93,8 +93,9 @@ class Study:
             compare the one labelled "robust" with the one labelled "standard"
             or "non-robust"; without such labels, the first with the word in it.
         source: `datasets.Source` of held-out images.
-        training_source: function without arguments that opens the images that
-            the classifiers were trained on, for the controls and probes.
+        training_source: function that opens training images: without
+            arguments those that probes and controls learn from; of a data set's
+            name and a split those, or it raises `errors.InputError`.
         image_size: height and width, in pixels, at which images are read.
         seed: of noise, pairs and resampling.
         quick: whether to take fewer images.
