@@ -55,8 +55,8 @@ def parse_arguments(argv):
         help="exported/NAME (its highest version), exported/NAME/VERSION, or a "
         "served model, grpc://HOST:PORT/NAME or "
         "http://HOST:PORT/v1/models/NAME; may be repeated. The label defaults "
-        'to NAME; the paper\'s claims compare the label with "robust" in it '
-        'with that with "standard"',
+        "to NAME; the paper's claims compare the label robust with standard or "
+        "non-robust, without these the first labels with the word in them",
     )
     add("--out", required=True, metavar="DIR", help="directory of the results")
     add(
