@@ -133,10 +133,11 @@ def test_non_finite_checks_every_log_and_the_validation():
         callback.on_epoch_end(6, {"val_mse": float("inf")})
 
 
-def test_time_remaining_leaves_out_compilation(monkeypatch):
+@pytest.mark.parametrize("later_epochs", [0, 6])
+def test_time_remaining_leaves_out_compilation(monkeypatch, later_epochs):
     clock = iter([0.0, 100.0, 100.0 + 9 * 6, 100.0 + 19 * 6])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    callback = callbacks.TimeRemaining()
+    callback = callbacks.TimeRemaining(later_epochs)
     callback.set_params({"epochs": 5, "steps": 10})
     callback.on_train_begin()
     # The first step takes 100 seconds, every other one 6: a minute per epoch.
@@ -144,25 +145,11 @@ def test_time_remaining_leaves_out_compilation(monkeypatch):
         callback.on_train_batch_end(step)
     logs = {}
     callback.on_epoch_end(0, logs)
-    assert logs["minutes_left"] == pytest.approx(4.0)
+    assert logs["minutes_left"] == pytest.approx(4 + later_epochs)
     for step in range(10):
         callback.on_train_batch_end(step)
     callback.on_epoch_end(1, logs)
-    assert logs["minutes_left"] == pytest.approx(3.0)
-
-
-def test_time_remaining_counts_what_comes_later(monkeypatch):
-    clock = iter([0.0, 100.0, 100.0 + 9 * 6])
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    callback = callbacks.TimeRemaining(later_epochs=6.0)
-    callback.set_params({"epochs": 3, "steps": 10})
-    callback.on_train_begin()
-    for step in range(10):
-        callback.on_train_batch_end(step)
-    logs = {}
-    callback.on_epoch_end(0, logs)
-    # A minute each: two of this phase, six later.
-    assert logs["minutes_left"] == pytest.approx(8.0)
+    assert logs["minutes_left"] == pytest.approx(3 + later_epochs)
 
 
 @pytest.mark.parametrize("steps", [None, 1])
