@@ -203,10 +203,8 @@ def number(value):
     if not is_number(value):
         return value
     value = float(value)
-    if value == int(value) and abs(value) < 1e5:
-        text = f"{value:.0f}"
-    elif 1000 <= abs(value) < 1e5:
-        text = f"{value:.0f}"
+    if abs(value) < 1e9 and (value == int(value) or abs(value) >= 1000):
+        text = f"{value:,.0f}"
     else:
         text = f"{value:#.3g}".removesuffix(".")
     return text.replace("-", "−")
