@@ -171,16 +171,15 @@ def main(argv=None):
                 "the model's assets.extra/kinv.json."
             )
 
-    def open_split(split):
-        return datasets.open_dataset(dataset, split, options.data_dir)
-
-    def open_training(name=dataset, split=options.training_split):
+    def open_source(name=dataset, split=options.training_split):
         # An export keeps of a folder the last part of its path alone.
         if name == pathlib.PurePath(dataset).name:
             name = dataset
         return datasets.open_dataset(name, split, options.data_dir)
 
-    source, split = open_held_out(open_split, options.split)
+    source, split = open_held_out(
+        lambda split: open_source(dataset, split), options.split
+    )
     for label, model in models.items():
         if model.num_classes != len(source.class_names):
             raise errors.InputError(
@@ -212,7 +211,7 @@ def main(argv=None):
     data = study.Study(
         models,
         source,
-        open_training,
+        open_source,
         max(sizes.values()),
         options.seed,
         options.quick,
