@@ -1,4 +1,4 @@
-"""Runs the whole chain on the embedded images, within 20 minutes on 2 cores.
+"""Runs the whole chain on the embedded images, half an hour to an hour.
 
 Trains a classifier and its inversion model, exports them as one SavedModel
 and inverts held-out images. Everything is written below --out. Stopped at any
