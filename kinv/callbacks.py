@@ -1,8 +1,9 @@
 """Callbacks for runs that can be watched, stopped and resumed.
 
 Their order in `fit`: `TerminateOnNonFinite` first, so that no checkpoint is
-written after a bad step, `TimeRemaining` before the logs are written, and
-`Checkpoint` last, so that an epoch counts as done when all of it is on disk.
+written after a bad step, `TimeRemaining` before the logs are written,
+`BestGenerator` after `MetricsTable`, and `Checkpoint` last, so that an epoch
+counts as done when all of it is on disk.
 Of several workers only the chief (`is_chief`) has those that write.
 """
 
@@ -16,6 +17,13 @@ import keras
 import tensorflow as tf
 
 from kinv import errors, files
+
+# What `best_epoch` allows: so much less than the best agreement, and this range
+# of the squared error of the mean of 8 reconstructions over that of one.
+AGREEMENT_MARGIN = 0.02
+ERROR_RATIO_RANGE = (0.5, 0.65)
+# By what share the last energy score may exceed the best without a warning.
+WORSE = 0.2
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -117,14 +125,7 @@ class TimeRemaining(keras.callbacks.Callback):
 
     It is reckoned from the epochs of this process, without the first step of
     all, which compiles the graph.
-
-    Args:
-        later_epochs: what comes after this call of `fit`, in epochs of it.
     """
-
-    def __init__(self, later_epochs=0.0):
-        super().__init__()
-        self.later_epochs = later_epochs
 
     def on_train_begin(self, logs=None):
         """Starts the clock."""
@@ -144,7 +145,7 @@ class TimeRemaining(keras.callbacks.Callback):
         """Writes the estimate into `logs`."""
         self._epochs_measured += 1
         seconds = time.monotonic() - self._start
-        epochs_left = self.params["epochs"] - (epoch + 1) + self.later_epochs
+        epochs_left = self.params["epochs"] - (epoch + 1)
         # An epoch run as one execution leaves nothing to measure at first.
         epochs_measured = self._epochs_measured or 1.0
         logs["minutes_left"] = epochs_left * seconds / epochs_measured / 60
@@ -217,10 +218,7 @@ class MetricsTable(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the table."""
-        rows = []
-        if epoch and self.path.is_file():
-            with open(self.path, newline="") as table:
-                rows = list(csv.DictReader(table))[:epoch]
+        rows = read_table(self.path)[:epoch] if epoch else []
         rows.append({"epoch": epoch + 1, **logs})
         with files.atomic_path(self.path) as temporary:
             with open(temporary, "w", newline="") as table:
@@ -228,6 +226,100 @@ class MetricsTable(keras.callbacks.Callback):
                 writer = csv.DictWriter(table, columns)
                 writer.writeheader()
                 writer.writerows(rows)
+
+
+def read_table(path):
+    """Rows that `MetricsTable` wrote, dicts of strings; [] without a file."""
+    if not pathlib.Path(path).is_file():
+        return []
+    with open(path, newline="") as table:
+        return list(csv.DictReader(table))
+
+
+class BestGenerator(keras.callbacks.Callback):
+    """Saves the averaged generator after every epoch, and keeps the best.
+
+    `generator-last.keras` is that of the last epoch; `generator.keras` that of
+    `best_epoch`, or the last while there is none. It comes after
+    `MetricsTable`, whose file it reads, so that a resumed run chooses as one
+    that was never stopped.
+
+    Args:
+        run: directory of the run.
+    """
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = pathlib.Path(run)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves the generator, once or twice."""
+        names = ["generator-last.keras"]
+        best = best_epoch(read_table(self.run / "metrics.csv"))
+        if best in (None, epoch + 1):
+            names.append("generator.keras")
+        for name in names:
+            with files.atomic_path(self.run / name) as temporary:
+                self.model.averaged_generator.save(temporary)
+
+
+def best_epoch(rows):
+    """The epoch of the lowest held-out energy score, among those in order.
+
+    In order is an epoch whose agreement is within `AGREEMENT_MARGIN` of the
+    best until then, and whose noise is roughly calibrated
+    (`ERROR_RATIO_RANGE`).
+
+    Args:
+        rows: of `read_table`.
+
+    Returns:
+        Its number, counted from 1, or None where none is in order.
+    """
+    best, best_score, best_agreement = None, math.inf, 0.0
+    low, high = ERROR_RATIO_RANGE
+    for number, row in enumerate(rows, 1):
+        agreement = float(row["val_agreement"])
+        best_agreement = max(best_agreement, agreement)
+        in_order = (
+            agreement >= best_agreement - AGREEMENT_MARGIN
+            and low <= float(row["val_error_ratio"]) <= high
+        )
+        score = float(row["val_energy_score"])
+        if in_order and score < best_score:
+            best, best_score = number, score
+    return best
+
+
+def describe_best(run):
+    """Which epoch `generator.keras` is of, and its figures, in a sentence.
+
+    Args:
+        run: directory of a run of `tools/train.py`.
+    """
+    rows = read_table(pathlib.Path(run) / "metrics.csv")
+    best = best_epoch(rows)
+    if best is None:
+        return (
+            f"generator.keras is of the last epoch, {len(rows)}. In none was "
+            "the error ratio of the noise, .5625 where calibrated, from "
+            "{} to {}, with an agreement near the best: read the noise with "
+            "care.".format(*ERROR_RATIO_RANGE)
+        )
+    row, last = rows[best - 1], rows[-1]
+    text = (
+        f"generator.keras is of epoch {best} of {len(rows)}: energy score "
+        f"{float(row['val_energy_score']):.4f}, agreement "
+        f"{float(row['val_agreement']):.1%}, error ratio "
+        f"{float(row['val_error_ratio']):.3f} (.5625 is calibrated)."
+    )
+    score = float(row["val_energy_score"])
+    if float(last["val_energy_score"]) > score + WORSE * abs(score):
+        text += (
+            " The run got much worse after that, to an energy score of "
+            f"{float(last['val_energy_score']):.4f}. Try a lower learning rate."
+        )
+    return text
 
 
 def is_chief(strategy):

@@ -294,8 +294,8 @@ def check_gradient(classifier, name):
     if gradient is None:
         raise errors.InputError(
             "Expected a classifier whose gradient reaches its input, for "
-            f"--logit-consistency. Received: {name}, {reason}. Give "
-            "--logit-consistency 0."
+            f"--readback-weight. Received: {name}, {reason}. Give "
+            "--readback-weight 0."
         )
 
 

@@ -6,10 +6,13 @@ from keras import ops
 
 from kinv import errors, layers, losses, networks
 
-# What the noise does where an adversary follows a decoder, over what the logits
-# do. At 0.7 noise still did little, at 2.7 it spoiled the mean picture
-# (docs/measurements.md).
-NOISE_SHARE = 1.5
+DISCRIMINATOR_LOSSES = {
+    "hinge": losses.hinge_discriminator_loss,
+    "relativistic": losses.relativistic_discriminator_loss,
+}
+# Reconstructions of each held-out image, of which the validation measures how
+# far they vary.
+VALIDATION_NOISES = 8
 
 
 class InversionGAN(keras.Model):
@@ -20,12 +23,16 @@ class InversionGAN(keras.Model):
     generator, then one of its running average. Reconstructions are always
     conditioned on the logits of the real images that they are compared with.
 
-    The generator's loss is the paper's, adversarial alone, plus two optional
-    terms. With `logit_consistency` the frozen classifier reads the
-    reconstruction and must find the logits that it was made of. An adversary
-    learns last, if ever, what logits know beyond the class; this term asks for
-    it directly. With `pixel_consistency` reconstructions must equal the images;
-    both terms without the adversary are a decoder as of Dosovitskiy and Brox.
+    The generator's loss is a weighted sum. The adversary is the paper's whole
+    loss; it rewards pictures that look real, and neither that they show what
+    the logits know nor that the noise does what they leave open. The score asks
+    for both: with it, of each image two reconstructions are made with different
+    noise, and their energy score (`losses.energy_score`) is smallest when they
+    are drawn from the distribution of images given the logits. The read-back
+    asks that the frozen classifier finds in every reconstruction the logits
+    that it was made of. A squared error of pixels, the fourth, teaches what
+    logits know and to pass over the noise; with it alone the generator is a
+    decoder as of Dosovitskiy and Brox, a control.
 
     Noise is a function of the seed, the step and the example's place in the
     batch. So a resumed run repeats an uninterrupted one, and several replicas
@@ -48,21 +55,21 @@ class InversionGAN(keras.Model):
         ema_start_step: the average is a copy of the generator until then. The
             paper's code: 40,000.
         seed: seed of the noise.
-        logit_consistency: weight of `log(1 + d^2)`, mean over logits, where d
-            is the difference between the logits that a reconstruction was made
-            of and those that the classifier reads from it, in units of what
-            they vary within a class (`layers.ClassDeviation`), features in
-            those of their principal components. 0 as the paper.
-        pixel_consistency: weight of the squared error of pixels in [-1, 1].
-            With an adversary, that of the mean over noise: the product of the
-            errors of two reconstructions with different noise, which leaves to
-            the adversary how they vary. 0 as the paper.
+        adversary: `relativistic`, or `hinge` as the paper.
+        adversary_weight: weight of the adversary in the generator's loss.
+        score_weight: weight of the energy score. 0 as the paper.
+        readback_weight: weight of the logits read back, their difference in
+            units of what they vary within a class
+            (`layers.ClassDeviation`), features in those of their principal
+            components. 0 as the paper. Of a classifier that sees more pixels
+            than `image_size` it is their energy score, against what it reads
+            from the image at that size.
+        pixel_weight: weight of the squared error of pixels in [-1, 1].
         micro_batches: parts, one after the other, into which every update
             splits each replica's share of the batch, so that the activations
             of one part are in memory at a time. Exact but for the moments: in
             the generator each part (over all replicas) is normalised by its
-            own. Parts are of an even number of images where a pixel term goes
-            with an adversary.
+            own.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
@@ -83,8 +90,11 @@ class InversionGAN(keras.Model):
         ema_decay,
         ema_start_step,
         seed,
-        logit_consistency=0.0,
-        pixel_consistency=0.0,
+        adversary="hinge",
+        adversary_weight=1.0,
+        score_weight=0.0,
+        readback_weight=0.0,
+        pixel_weight=0.0,
         micro_batches=1,
         **kwargs,
     ):
@@ -102,11 +112,17 @@ class InversionGAN(keras.Model):
                 f"{kind}. Received: a generator for {generator.condition_dim} "
                 f"and a discriminator for {discriminator.condition_dim}."
             )
-        if not (discriminator_steps or logit_consistency or pixel_consistency):
+        if adversary not in DISCRIMINATOR_LOSSES:
             raise errors.InputError(
-                "Expected something for the generator to learn: discriminator "
-                "steps, logit consistency or pixel consistency. Received: 0 of "
-                "each."
+                f"Expected one of {', '.join(DISCRIMINATOR_LOSSES)}. "
+                f"Received: adversary={adversary!r}."
+            )
+        weights = (score_weight, readback_weight, pixel_weight)
+        if not (discriminator_steps and adversary_weight or any(weights)):
+            raise errors.InputError(
+                "Expected something for the generator to learn: an adversary "
+                "(discriminator steps and a weight), or a score, read-back or "
+                "pixel weight. Received: 0 of each."
             )
         classifier.trainable = False
         self.classifier = classifier
@@ -120,8 +136,13 @@ class InversionGAN(keras.Model):
         self.ema_decay = ema_decay
         self.ema_start_step = ema_start_step
         self.seed = seed
-        self.logit_consistency = logit_consistency
-        self.pixel_consistency = pixel_consistency
+        self.adversary = adversary
+        self.adversary_weight = adversary_weight
+        self.score_weight = score_weight
+        self.readback_weight = readback_weight
+        self.pixel_weight = pixel_weight
+        # Reconstructions of an image in a generator update.
+        self.noises = 2 if score_weight else 1
         self.micro_batches = micro_batches
         # Features do not tell the class whose mean they deviate from.
         self.class_deviation = (
@@ -143,6 +164,9 @@ class InversionGAN(keras.Model):
                 "shuffled_pixel_mse",
                 "logit_error",
                 "shuffled_logit_error",
+                "energy_score",
+                "mean_error",
+                "single_error",
             )
         ]
         self.built = True
@@ -169,7 +193,7 @@ class InversionGAN(keras.Model):
         return self.trackers + self.validation_trackers
 
     def set_logit_statistics(self, logits):
-        """Fits the networks' logit normalisation and the consistency's units.
+        """Fits the networks' logit normalisation and the read-back's units.
 
         Args:
             logits: float array `(examples, condition_dim)` of training images:
@@ -183,32 +207,6 @@ class InversionGAN(keras.Model):
         ):
             if network.normalize_logits:
                 network.normalize_logits.set_statistics(logits)
-
-    def begin_adversary(self, discriminator_steps, images):
-        """Goes on from a decoder, trained with 0 discriminator steps.
-
-        The generator starts from its average, with the noise that the decoder
-        has learned to pass over strengthened again.
-
-        Args:
-            discriminator_steps: discriminator updates per step from now on.
-            images: some dozens, as `reconstruct` takes them: the noise becomes
-                `NOISE_SHARE` times as strong as what their logits do.
-        """
-        _, logits = self._classify(images)
-        # Not the average's spectral vectors: pictures for the summaries move
-        # those, on the first of several workers alone.
-        for variable, average in zip(
-            self.generator.trainable_variables,
-            self.averaged_generator.trainable_variables,
-            strict=True,
-        ):
-            variable.assign(average)
-        self.generator.strengthen_noise(NOISE_SHARE, logits, self.seed)
-        self.averaged_generator.set_weights(self.generator.get_weights())
-        self.discriminator_steps = discriminator_steps
-        # `fit` traces the step again.
-        self.train_function = None
 
     def call(self, images, training=False):
         """Reconstructs images, with noise drawn afresh.
@@ -299,10 +297,8 @@ class InversionGAN(keras.Model):
                 "logits": ops.concatenate([logits, logits]),
             }
             scores = self.discriminator(both, training=True)
-            real_scores, fake_scores = ops.split(scores, 2)
-            return ops.mean(
-                losses.hinge_discriminator_loss(real_scores, fake_scores)
-            )
+            loss = DISCRIMINATOR_LOSSES[self.adversary]
+            return ops.mean(loss(*ops.split(scores, 2)))
 
         return self._descend(
             self.discriminator_optimizer,
@@ -312,14 +308,8 @@ class InversionGAN(keras.Model):
         )
 
     def _update_generator(self, images, logits):
-        pairs = self.discriminator_steps and self.pixel_consistency
-        if pairs:
-            # Each second image twice, with different noise: neighbours, so
-            # that replicas share out the pairs as one would have them.
-            images, logits = (
-                ops.repeat(x[: tf.shape(x)[0] // 2 * 2 : 2], 2, axis=0)
-                for x in (images, logits)
-            )
+        # Neighbours, so that replicas and micro-batches share out both.
+        logits = ops.repeat(logits, self.noises, axis=0)
         noise = self._noise(logits, self.discriminator_steps)
 
         def mean_loss(images, logits, noise):
@@ -327,22 +317,24 @@ class InversionGAN(keras.Model):
                 {"logits": logits, "noise": noise}, training=True
             )
             loss = 0.0
-            if self.discriminator_steps:
-                fake_scores = self.discriminator(
-                    {"images": reconstructions, "logits": logits}, training=True
+            if self.discriminator_steps and self.adversary_weight:
+                loss += self.adversary_weight * ops.mean(
+                    self._adversarial_loss(images, reconstructions, logits)
                 )
-                loss += ops.mean(losses.hinge_generator_loss(fake_scores))
-            if self.logit_consistency:
-                _, again = self._classify(reconstructions)
-                differences = self.class_deviation.whiten(again - logits)
-                loss += self.logit_consistency * ops.mean(
-                    losses.logit_consistency_loss(differences)
+            if self.score_weight:
+                first, second = reconstructions[::2], reconstructions[1::2]
+                loss += self.score_weight * ops.mean(
+                    losses.energy_score(first, second, images)
                 )
-            if self.pixel_consistency:
-                first = second = (reconstructions - images) / 127.5
-                if pairs:
-                    first, second = first[::2], first[1::2]
-                loss += self.pixel_consistency * ops.mean(first * second)
+            if self.readback_weight:
+                loss += self.readback_weight * ops.mean(
+                    self._readback_loss(images, reconstructions, logits)
+                )
+            if self.pixel_weight:
+                targets = ops.repeat(images, self.noises, axis=0)
+                loss += self.pixel_weight * ops.mean(
+                    losses.pixel_loss(reconstructions, targets)
+                )
             return loss
 
         return self._descend(
@@ -350,6 +342,31 @@ class InversionGAN(keras.Model):
             self.generator.trainable_variables,
             mean_loss,
             (images, logits, noise),
+        )
+
+    def _adversarial_loss(self, images, reconstructions, logits):
+        def score(images, logits):
+            inputs = {"images": images, "logits": logits}
+            return self.discriminator(inputs, training=True)
+
+        fake_scores = score(reconstructions, logits)
+        if self.adversary == "hinge":
+            return losses.hinge_generator_loss(fake_scores)
+        real_scores = score(images, logits[:: self.noises])
+        real_scores = ops.repeat(real_scores, self.noises, axis=0)
+        return losses.relativistic_generator_loss(real_scores, fake_scores)
+
+    def _readback_loss(self, images, reconstructions, logits):
+        _, readings = self._classify(reconstructions)
+        whiten = self.class_deviation.whiten
+        if self.classifier.input_shape[1] <= self.generator.image_size:
+            return losses.readback_loss(whiten(readings - logits))
+        # Fewer pixels than the classifier sees: no picture has the logits.
+        _, targets = self._classify(images)
+        if self.noises == 1:
+            return losses.readback_loss(whiten(readings - targets))
+        return losses.readback_score(
+            *(whiten(x) for x in (readings[::2], readings[1::2], targets))
         )
 
     def _descend(self, optimizer, variables, mean_loss, batch):
@@ -435,35 +452,50 @@ class InversionGAN(keras.Model):
         another: 1 - `logit_error` / `shuffled_logit_error`, the squared
         distances from an image's logits to those of its own reconstruction and
         to those of the other's. 1 is all of it; 0 is the class alone.
+
+        Of `VALIDATION_NOISES` reconstructions of each image, `energy_score`
+        is the mean over pairs of neighbours of that which is trained with, a
+        proper score of their distribution: the lower, the better.
+        `error_ratio` is the squared error of their mean picture
+        (`mean_error`) over that of single ones (`single_error`), .5625 where
+        they vary as images of the same logits do; `spread_skill` is how much
+        of that the noise says (`measures.spread_skill`): 1 is all.
         """
         images, _ = data
-        logits, given = self._classify(images)
-        shape = (tf.shape(images)[0], self.generator.noise_dim)
-        noise = tf.random.stateless_normal(shape, seed=[self.seed, -1])
-        reconstructions = self._generate(given, noise)
-        again, _ = self._classify(reconstructions)
+        logits, condition = self._classify(images)
         images = resize(images, self.generator.image_size)
+        samples = self._validation_samples(condition)
+        reconstructions = samples[0]
+        readings, _ = self._classify(reconstructions)
 
         classes = ops.argmax(logits, axis=-1)
-        same = classes == ops.argmax(again, axis=-1)
+        same = classes == ops.argmax(readings, axis=-1)
         cosine = ops.sum(
-            ops.normalize(logits, axis=-1) * ops.normalize(again, axis=-1),
+            ops.normalize(logits, axis=-1) * ops.normalize(readings, axis=-1),
             axis=-1,
         )
         shuffled = ops.roll(reconstructions, 1, axis=0)
         # Neighbours in the order of classes share their class.
         order = ops.argsort(classes)
-        logits, again = (ops.take(x, order, axis=0) for x in (logits, again))
+        logits, readings = (
+            ops.take(x, order, axis=0) for x in (logits, readings)
+        )
         classes = ops.take(classes, order)
         paired = ops.cast(classes == ops.roll(classes, 1), "float32")
-        others = ops.roll(again, 1, axis=0)
+        others = ops.roll(readings, 1, axis=0)
+        pairs = zip(samples[::2], samples[1::2], strict=True)
+        scores = [losses.energy_score(*x, images) for x in pairs]
+        single_errors = [_squared_error(images, x) for x in samples]
         results = (
             (ops.cast(same, "float32"), None),
             (cosine, None),
             (_squared_error(images, reconstructions), None),
             (_squared_error(images, shuffled), None),
-            (_squared_error(logits, again), paired),
+            (_squared_error(logits, readings), paired),
             (_squared_error(logits, others), paired),
+            (ops.mean(scores, axis=0), None),
+            (_squared_error(images, ops.mean(samples, axis=0)), None),
+            (ops.mean(single_errors, axis=0), None),
         )
         for tracker, (result, weights) in zip(
             self.validation_trackers, results, strict=True
@@ -477,11 +509,26 @@ class InversionGAN(keras.Model):
             logs["logit_error"],
             logs["shuffled_logit_error"],
         )
-        # Of no pairs nothing is known: 0.
+        # 0 where no two images share a class.
         logs["logit_fidelity"] = ops.divide_no_nan(
             shuffled_error - error, shuffled_error
         )
+        ratio = ops.divide_no_nan(logs["mean_error"], logs["single_error"])
+        logs["error_ratio"] = ratio
+        open_error = ops.maximum(ratio - 1 / VALIDATION_NOISES, 1e-6)
+        logs["spread_skill"] = ops.sqrt(ops.relu(1 - ratio) / open_error)
         return logs
+
+    def _validation_samples(self, condition):
+        """`VALIDATION_NOISES` reconstructions `(batch, ...)` of each image."""
+        batch = tf.shape(condition)[0]
+        noise = tf.random.stateless_normal(
+            (VALIDATION_NOISES * batch, self.generator.noise_dim),
+            seed=[self.seed, -1],
+        )
+        condition = ops.tile(condition, (VALIDATION_NOISES, 1))
+        samples = self._generate(condition, noise)
+        return tf.split(samples, VALIDATION_NOISES)
 
 
 def _after(earlier, tensors):

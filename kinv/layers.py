@@ -140,13 +140,17 @@ class SpectralDense(SpectralLayer):
 class SpectralConv2D(SpectralLayer):
     """Convolution with a spectrally normalised kernel, stride 1, padding SAME.
 
-    With `unpool`, it first doubles height and width by inserting zeros: the
-    input's values go to the even rows and columns (compare_gan's `unpool`).
-    The zeros are never multiplied. An output pixel of an even row meets only
-    the middle row of a 3x3 kernel, one of an odd row the other two, and the
-    same holds for columns; so a 2x2 convolution gives the four phases of the
-    output as channels, which are then interleaved. A 1x1 kernel acts before
-    the zeros are inserted.
+    With `upsampling`, it first doubles height and width: `zeros` puts the
+    input's values at the even rows and columns, zeros elsewhere (compare_gan's
+    `unpool`); `nearest` repeats every value four times. Outputs of rows (and
+    columns) of zeros would have another mean and variance than their
+    neighbours, which shows as a chequered pattern that training never quite
+    removes; repeated values have none.
+    The larger map is never made. An output pixel meets the same rows of a 3x3
+    kernel as every second one beside it, or their sum where they meet the same
+    value; so a 2x2 convolution gives the four phases of the output as
+    channels, which are then interleaved. A 1x1 kernel acts before the
+    doubling.
 
     With `pool`, the output is averaged over 2x2 pixels. The mean of a 3x3
     kernel at four places is a 4x4 kernel at every second one, with 4/9 of the
@@ -156,8 +160,9 @@ class SpectralConv2D(SpectralLayer):
     Args:
         filters: number of output channels.
         kernel_size: 1 or 3.
-        use_bias: whether a bias is added, after the zeros are inserted.
-        unpool: whether height and width are doubled first.
+        use_bias: whether a bias is added, after the doubling.
+        upsampling: `zeros` or `nearest`, how height and width are doubled
+            first; None for not at all.
         pool: whether they are halved afterwards, by averages; of 3x3 kernels.
     """
 
@@ -166,7 +171,7 @@ class SpectralConv2D(SpectralLayer):
         filters,
         kernel_size,
         use_bias=True,
-        unpool=False,
+        upsampling=None,
         pool=False,
         **kwargs,
     ):
@@ -174,7 +179,7 @@ class SpectralConv2D(SpectralLayer):
         self.filters = filters
         self.kernel_size = kernel_size
         self.use_bias = use_bias
-        self.unpool = unpool
+        self.upsampling = upsampling
         self.pool = pool
 
     def build(self, input_shape):
@@ -193,14 +198,20 @@ class SpectralConv2D(SpectralLayer):
             inputs = _separate_phases(inputs)
             kernel = _pooled_kernel(kernel)
             padding = "valid"
-        elif self.unpool and self.kernel_size == 3:
-            kernel = _phase_kernel(kernel)
+        elif self.upsampling and self.kernel_size == 3:
+            kernel = _phase_kernel(kernel, self.upsampling)
+            if self.upsampling == "nearest":
+                inputs = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
+                padding = "valid"
         kernel = ops.cast(kernel, self.compute_dtype)
         outputs = ops.conv(inputs, kernel, padding=padding)
-        if self.unpool:
-            single = self.kernel_size == 1
-            join = insert_zeros if single else _interleave_phases
-            outputs = join(outputs)
+        if self.upsampling and self.kernel_size == 1:
+            double = {"zeros": insert_zeros, "nearest": repeat_pixels}
+            outputs = double[self.upsampling](outputs)
+        elif self.upsampling:
+            outputs = _interleave_phases(outputs)
+            if self.upsampling == "nearest":
+                outputs = outputs[:, 1:-1, 1:-1]
         return outputs + self.bias if self.use_bias else outputs
 
     def get_config(self):
@@ -209,7 +220,7 @@ class SpectralConv2D(SpectralLayer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "use_bias": self.use_bias,
-            "unpool": self.unpool,
+            "upsampling": self.upsampling,
             "pool": self.pool,
         }
 
@@ -230,20 +241,40 @@ def insert_zeros(inputs):
     return ops.reshape(outputs, (-1, 2 * height, 2 * width, channels))
 
 
-def _phase_kernel(kernel):
+def repeat_pixels(inputs):
+    """Doubles height and width; every value stands four times.
+
+    Args:
+        inputs: tensor `(batch, height, width, channels)`.
+
+    Returns:
+        Tensor `(batch, 2 * height, 2 * width, channels)`.
+    """
+    return ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2)
+
+
+def _phase_kernel(kernel, upsampling):
     """`(3, 3, i, o)` to `(2, 2, i, 4 * o)`, the phases outermost."""
-    rows = [_phase_taps(kernel, axis=0, phase=phase) for phase in (0, 1)]
+    taps = {"zeros": _taps_of_zeros, "nearest": _taps_of_nearest}[upsampling]
     phases = [
-        _phase_taps(row, axis=1, phase=phase)
-        for row in rows
+        taps(row, axis=1, phase=phase)
+        for row in (taps(kernel, axis=0, phase=phase) for phase in (0, 1))
         for phase in (0, 1)
     ]
     return ops.concatenate(phases, axis=-1)
 
 
-def _phase_taps(kernel, axis, phase):
+def _taps_of_zeros(kernel, axis, phase):
+    """What output rows 2j and 2j + 1 take of input rows j and j + 1."""
     first, middle, last = ops.split(kernel, 3, axis=axis)
-    taps = (middle, ops.zeros_like(middle)) if phase == 0 else (first, last)
+    taps = (first, last) if phase else (middle, ops.zeros_like(middle))
+    return ops.concatenate(taps, axis=axis)
+
+
+def _taps_of_nearest(kernel, axis, phase):
+    """What output rows 2j - 1 and 2j take of input rows j - 1 and j."""
+    first, middle, last = ops.split(kernel, 3, axis=axis)
+    taps = (first, middle + last) if phase else (first + middle, last)
     return ops.concatenate(taps, axis=axis)
 
 

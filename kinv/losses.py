@@ -1,11 +1,182 @@
-"""The losses: the adversarial ones, and that of logits read back.
+"""The losses, one value per example: scores, logits read back, adversaries.
 
-Reference:
-    Supplementary, section 7.2 (`loss.fn = @hinge`, `penalty.fn =
-    @no_penalty`); equal to the paper's L_D and L_G up to a constant.
+Pictures are in [0, 255], as everywhere outside of the networks.
 """
 
 from keras import ops
+
+from kinv import layers
+
+# Pixels of the smallest band that is split no further.
+SMALLEST_BAND = 4
+# Of whole pictures, beside their bands. Low frequencies, the colours of large
+# areas, have little weight in the bands and are what logits tell the most of.
+PICTURE_SHARE = 2.0
+# Keeps the gradient of a root finite.
+EPSILON = 1e-6
+
+
+def energy_score(first, second, images):
+    """Fair energy score of two reconstructions.
+
+    `(|first - image| + |second - image| - |first - second|) / 2`. Its
+    expectation is smallest when both are drawn from the distribution of
+    images given the logits, spread included: a proper scoring rule. The last
+    term is what asks for spread; two samples estimate it without bias. `| |`
+    is `picture_distance`.
+
+    Args:
+        first: float tensor `(batch, size, size, 3)` in [0, 255],
+            reconstructions.
+        second: the same of other noise, `(batch, size, size, 3)`.
+        images: the images that the logits are of, `(batch, size, size, 3)`.
+
+    Returns:
+        Float tensor `(batch,)`; may be negative.
+
+    Reference:
+        Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and
+        Estimation (2007), section 4.3; Lang et al., AIFS-CRPS (2024), who
+        train with the fair (unbiased) form.
+    """
+    return _energy(picture_distance, first, second, images)
+
+
+def _energy(distance, first, second, target):
+    errors = distance(first - target) + distance(second - target)
+    return (errors - distance(first - second)) / 2
+
+
+def picture_distance(difference):
+    """Root mean squares over patches, of a picture and of its bands.
+
+    A norm: a weighted sum, over the picture and the bands of its Laplacian
+    pyramid and over patches of several sizes, of the root mean square in each
+    patch, averaged over patches. Patches of one pixel make single values
+    right, those of the whole picture how all of it varies together. A band of
+    `size` pixels counts `3 (size / 8)^0.7` times: the finer, the less it
+    varies.
+
+    Args:
+        difference: float tensor `(batch, size, size, 3)`, of two pictures in
+            [0, 255]; `size` is a multiple of 4.
+
+    Returns:
+        Float tensor `(batch,)`, at least 0, about in units of [-1, 1].
+
+    Reference:
+        Burt and Adelson, The Laplacian Pyramid as a Compact Image Code (1983);
+        here with averages of 2x2 pixels.
+    """
+    difference = difference / 127.5
+    size = difference.shape[1]
+    patches = [(1, 1), *((side, side // 2) for side in (4, 8, 16))]
+    patches = [patch for patch in patches if patch[0] < size]
+    picture = _patch_distances(difference, [*patches, (size, size)])
+    bands = []
+    while size > SMALLEST_BAND:
+        low = ops.average_pool(difference, 2)
+        band = difference - layers.repeat_pixels(low)
+        weight = 3.0 * (size / 8) ** 0.7
+        bands += _patch_distances(weight * band, [(1, 1), (4, 2), (size, size)])
+        difference, size = low, size // 2
+    bands += _patch_distances(1.5 * difference, [(1, 1), (size, size)])
+    return PICTURE_SHARE * _mean(picture) + _mean(bands)
+
+
+def _patch_distances(difference, patches):
+    """The mean over patches of their root mean square, for each size."""
+    squares = ops.mean(ops.square(difference), axis=-1, keepdims=True)
+    means = [
+        ops.average_pool(squares, side, stride) if side > 1 else squares
+        for side, stride in patches
+    ]
+    return [ops.mean(ops.sqrt(x + EPSILON), axis=(1, 2, 3)) for x in means]
+
+
+def _mean(tensors):
+    return sum(tensors) / len(tensors)
+
+
+def readback_loss(differences):
+    """`log(1 + difference^2)`, mean over logits.
+
+    Grows slowly where a difference is large: what a small network cannot
+    reproduce anyway does not drown what it can.
+
+    Args:
+        differences: float tensor `(batch, num_classes)`, of the logits that
+            reconstructions were made of and those read from them, scaled.
+
+    Returns:
+        Float tensor `(batch,)`, at least 0.
+    """
+    return ops.mean(ops.log1p(ops.square(differences)), axis=-1)
+
+
+def readback_score(first, second, logits):
+    """Fair energy score of the logits read from two reconstructions.
+
+    For a classifier that sees more pixels than a reconstruction has: that of a
+    perfect sample still differs from the image's, and by how much is to be
+    learned as well. Where nothing is left open it is the distance.
+
+    Args:
+        first: float tensor `(batch, num_classes)`, logits read, scaled.
+        second: the same from reconstructions of other noise.
+        logits: those of the images, `(batch, num_classes)`, scaled.
+
+    Returns:
+        Float tensor `(batch,)`; may be negative.
+    """
+
+    def distance(difference):
+        squares = ops.mean(ops.square(difference), axis=-1)
+        return ops.sqrt(squares + EPSILON)
+
+    return _energy(distance, first, second, logits)
+
+
+def pixel_loss(reconstructions, images):
+    """Squared error of pixels in [-1, 1], the loss of a decoder.
+
+    Smallest for the mean of all images of the same logits: noise, and all that
+    the logits leave open, only adds to it.
+
+    Args:
+        reconstructions: float tensor `(batch, size, size, 3)` in [0, 255].
+        images: the same, `(batch, size, size, 3)`.
+
+    Returns:
+        Float tensor `(batch,)`, at least 0.
+    """
+    squares = ops.square((reconstructions - images) / 127.5)
+    return ops.mean(squares, axis=(1, 2, 3))
+
+
+def relativistic_discriminator_loss(real_scores, fake_scores):
+    """`log(1 + exp(fake - real))`: real ones should score higher.
+
+    Args:
+        real_scores: float tensor `(batch, 1)`, scores of images with their own
+            logits.
+        fake_scores: float tensor `(batch, 1)`, scores of reconstructions with
+            the same logits.
+
+    Returns:
+        Float tensor `(batch, 1)`, at least 0.
+
+    Reference:
+        Jolicoeur-Martineau, The Relativistic Discriminator, ICLR 2019; paired
+        as in Huang et al., The GAN is Dead; Long Live the GAN! (R3GAN),
+        NeurIPS 2024.
+    """
+    return ops.softplus(fake_scores - real_scores)
+
+
+def relativistic_generator_loss(real_scores, fake_scores):
+    """`log(1 + exp(real - fake))`, of `relativistic_discriminator_loss`."""
+    return ops.softplus(real_scores - fake_scores)
 
 
 def hinge_discriminator_loss(real_scores, fake_scores):
@@ -20,12 +191,16 @@ def hinge_discriminator_loss(real_scores, fake_scores):
     Returns:
         Float tensor `(batch, 1)`, at least 0. The sum of both halves, not
         their average, as in compare_gan.
+
+    Reference:
+        Supplementary, section 7.2 (`loss.fn = @hinge`, `penalty.fn =
+        @no_penalty`); equal to the paper's L_D up to a constant.
     """
     return ops.relu(1.0 - real_scores) + ops.relu(1.0 + fake_scores)
 
 
 def hinge_generator_loss(fake_scores):
-    """`-fake`.
+    """`-fake`, of `hinge_discriminator_loss`; the paper's L_G.
 
     Args:
         fake_scores: float tensor `(batch, 1)`, scores of reconstructions.
@@ -34,19 +209,3 @@ def hinge_generator_loss(fake_scores):
         Float tensor `(batch, 1)`.
     """
     return -fake_scores
-
-
-def logit_consistency_loss(differences):
-    """`log(1 + difference^2)`, mean over logits.
-
-    Grows slowly where a difference is large: what a small network cannot
-    reproduce anyway does not drown what it can.
-
-    Args:
-        differences: float tensor `(batch, num_classes)`, of the logits that
-            reconstructions were made of and those read from them, scaled.
-
-    Returns:
-        Float tensor `(batch,)`, at least 0.
-    """
-    return ops.mean(ops.log1p(ops.square(differences)), axis=-1)

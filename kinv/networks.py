@@ -67,8 +67,9 @@ def _renamed(config):
 class GeneratorBlock(keras.layers.Layer):
     """Residual block that doubles height and width (Table 1).
 
-    Conditional norm, ReLU, unpool, 3x3 convolution, conditional norm, ReLU,
-    3x3 convolution; the shortcut is unpool and 1x1 convolution of the input.
+    Conditional norm, ReLU, upsampling, 3x3 convolution, conditional norm, ReLU,
+    3x3 convolution; the shortcut is upsampling and 1x1 convolution of the
+    input.
 
     Args:
         channels: output channels.
@@ -76,17 +77,22 @@ class GeneratorBlock(keras.layers.Layer):
         norms_per_block: 2 as in compare_gan; 3 adds a conditional norm on the
             main path's output, our reading of the supplementary's "3
             conditional-batch norms".
+        upsampling: see `layers.SpectralConv2D`.
     """
 
-    def __init__(self, channels, gain_offset, norms_per_block, **kwargs):
+    def __init__(
+        self, channels, gain_offset, norms_per_block, upsampling, **kwargs
+    ):
         super().__init__(autocast=False, **kwargs)
         self.norms = [
             layers.ConditionalBatchNormalization(gain_offset, name=f"norm_{i}")
             for i in range(norms_per_block)
         ]
-        self.first = layers.SpectralConv2D(channels, 3, unpool=True)
+        self.first = layers.SpectralConv2D(channels, 3, upsampling=upsampling)
         self.second = layers.SpectralConv2D(channels, 3)
-        self.shortcut = layers.SpectralConv2D(channels, 1, unpool=True)
+        self.shortcut = layers.SpectralConv2D(
+            channels, 1, upsampling=upsampling
+        )
 
     def call(self, inputs, condition, training=False):
         x = ops.relu(self.norms[0](inputs, condition, training=training))
@@ -125,6 +131,8 @@ class Generator(keras.Model):
         attention: whether the self-attention block is there.
         logit_normalization: `none` as in the paper, or a kind of
             `layers.LogitNormalization`.
+        upsampling: `zeros` as in the paper's code, or `nearest`, which leaves
+            no chequered pattern.
 
     Call arguments:
         inputs: dict of `logits`, float32 `(batch, condition_dim)`, and `noise`,
@@ -148,6 +156,7 @@ class Generator(keras.Model):
         attention=True,
         logit_normalization="none",
         embedding_layers=0,
+        upsampling="zeros",
         **kwargs,
     ):
         # What logits know beyond the class is in their last digits, which mixed
@@ -175,6 +184,7 @@ class Generator(keras.Model):
         self.norms_per_block = norms_per_block
         self.attention = attention
         self.logit_normalization = logit_normalization
+        self.upsampling = upsampling
 
         self.normalize_logits = _logit_normalization(logit_normalization)
         # Never spectrally normalised, and float32 in every precision.
@@ -195,7 +205,7 @@ class Generator(keras.Model):
         )
         self.first = layers.SpectralDense(16 * channels[0])
         self.blocks = [
-            GeneratorBlock(c, gain_offset, norms_per_block)
+            GeneratorBlock(c, gain_offset, norms_per_block, upsampling)
             for c in channels[1:]
         ]
         self.attend = layers.SelfAttention() if attention else None
@@ -232,37 +242,6 @@ class Generator(keras.Model):
         for layer in self.embed_layers:
             logits = layer(logits)
         return self.embed_logits(logits)
-
-    def strengthen_noise(self, share, logits, seed):
-        """Draws anew what the noise does to the conditional norms.
-
-        Squared errors teach a generator to pass over the noise, and an
-        adversary that starts from there does not bring it back
-        (docs/measurements.md).
-
-        Args:
-            share: standard deviation of what the noise does to gains and
-                offsets, in units of that of what the logits do.
-            logits: float array `(examples, condition_dim)`, some dozens.
-            seed: of the weights.
-        """
-        embedded = np.array(self._embed(logits))
-        dense = [
-            layer
-            for block in self.blocks
-            for norm in block.norms
-            for layer in (norm.gain, norm.offset)
-        ]
-        for index, layer in enumerate(dense):
-            kernel = layer.kernel.numpy()
-            # The noise's chunk comes first in a condition.
-            chunk = len(kernel) - self.embedding_dim
-            orthogonal = keras.initializers.Orthogonal(seed=seed + index)
-            fresh = np.array(orthogonal(kernel.shape))[:chunk]
-            of_logits = (embedded @ kernel[chunk:]).var(axis=0).mean()
-            of_noise = np.square(fresh).sum(axis=0).mean()
-            kernel[:chunk] = share * np.sqrt(of_logits / of_noise) * fresh
-            layer.kernel.assign(kernel)
 
     @classmethod
     def from_config(cls, config):
@@ -318,6 +297,7 @@ class Generator(keras.Model):
             "norms_per_block": self.norms_per_block,
             "attention": self.attention,
             "logit_normalization": self.logit_normalization,
+            "upsampling": self.upsampling,
         }
 
 

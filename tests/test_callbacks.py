@@ -133,11 +133,10 @@ def test_non_finite_checks_every_log_and_the_validation():
         callback.on_epoch_end(6, {"val_mse": float("inf")})
 
 
-@pytest.mark.parametrize("later_epochs", [0, 6])
-def test_time_remaining_leaves_out_compilation(monkeypatch, later_epochs):
+def test_time_remaining_leaves_out_compilation(monkeypatch):
     clock = iter([0.0, 100.0, 100.0 + 9 * 6, 100.0 + 19 * 6])
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
-    callback = callbacks.TimeRemaining(later_epochs)
+    callback = callbacks.TimeRemaining()
     callback.set_params({"epochs": 5, "steps": 10})
     callback.on_train_begin()
     # The first step takes 100 seconds, every other one 6: a minute per epoch.
@@ -145,11 +144,11 @@ def test_time_remaining_leaves_out_compilation(monkeypatch, later_epochs):
         callback.on_train_batch_end(step)
     logs = {}
     callback.on_epoch_end(0, logs)
-    assert logs["minutes_left"] == pytest.approx(4 + later_epochs)
+    assert logs["minutes_left"] == pytest.approx(4)
     for step in range(10):
         callback.on_train_batch_end(step)
     callback.on_epoch_end(1, logs)
-    assert logs["minutes_left"] == pytest.approx(3 + later_epochs)
+    assert logs["minutes_left"] == pytest.approx(3)
 
 
 @pytest.mark.parametrize("steps", [None, 1])
@@ -215,6 +214,76 @@ def test_table_of_a_resumed_run_has_one_row_per_epoch(tmp_path):
     # A new run begins a new table.
     fit(compiled_model(), 1, [callbacks.MetricsTable(path)])
     assert len(path.read_text().splitlines()) == 2
+
+
+def row(agreement, error_ratio, energy_score):
+    values = {
+        "val_agreement": agreement,
+        "val_error_ratio": error_ratio,
+        "val_energy_score": energy_score,
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    "rows, best",
+    [
+        ([row(0.5, 0.56, 0.4), row(0.9, 0.57, 0.3), row(0.9, 0.57, 0.5)], 2),
+        # The third has the lowest score, but lost three points of agreement.
+        ([row(0.5, 0.56, 0.4), row(0.9, 0.57, 0.3), row(0.87, 0.57, 0.2)], 2),
+        ([row(0.5, 0.56, 0.4), row(0.9, 0.57, 0.3), row(0.89, 0.57, 0.2)], 3),
+        # Noise that says too little, and too much.
+        ([row(0.9, 0.56, 0.4), row(0.9, 0.66, 0.3), row(0.9, 0.49, 0.2)], 1),
+        ([row(0.9, 0.9, 0.4), row(0.9, 0.9, 0.3)], None),
+        # Energy scores of few images can be negative.
+        ([row(0.9, 0.56, -0.1), row(0.9, 0.56, -0.2)], 2),
+    ],
+)
+def test_best_epoch(rows, best):
+    assert callbacks.best_epoch(rows) == best
+
+
+class AveragedModel(keras.Model):
+    """A model whose averaged generator tells which epoch it was saved after."""
+
+    def __init__(self):
+        super().__init__()
+        self.averaged_generator = types.SimpleNamespace(save=self.write)
+
+    def write(self, path):
+        pathlib.Path(path).write_text(str(self.epoch))
+
+
+def train_epochs(run, rows, first=0):
+    table = callbacks.MetricsTable(run / "metrics.csv")
+    best = callbacks.BestGenerator(run)
+    model = AveragedModel()
+    best.set_model(model)
+    for epoch in range(first, len(rows)):
+        model.epoch = epoch + 1
+        table.on_epoch_end(epoch, dict(rows[epoch]))
+        best.on_epoch_end(epoch)
+    return [
+        (run / name).read_text()
+        for name in ("generator.keras", "generator-last.keras")
+    ]
+
+
+def test_the_best_generator_is_kept_and_the_last(tmp_path):
+    rows = [row(0.9, 0.57, 0.4), row(0.9, 0.57, 0.3), row(0.1, 0.57, 9.0)]
+    assert train_epochs(tmp_path, rows) == ["2", "3"]
+    text = callbacks.describe_best(tmp_path)
+    assert "of epoch 2 of 3" in text and "got much worse" in text
+    # Killed within the second epoch: the same choice again.
+    assert train_epochs(tmp_path, rows, first=1) == ["2", "3"]
+
+
+def test_the_last_generator_is_kept_where_none_is_in_order(tmp_path):
+    rows = [row(0.9, 0.9, 0.3), row(0.9, 0.9, 0.4)]
+    assert train_epochs(tmp_path, rows) == ["2", "2"]
+    assert "of the last epoch, 2" in callbacks.describe_best(tmp_path)
+    rows += [row(0.9, 0.6, 0.5), row(0.9, 0.9, 0.2)]
+    assert train_epochs(tmp_path, rows, first=2) == ["3", "4"]
 
 
 class FakeResolver:

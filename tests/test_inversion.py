@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import devices, errors, inversion, networks
+from kinv import devices, errors, inversion, losses, networks
 
 BATCH = 8
+# The objective of `tools/train.py --preset small`.
+SMALL = {
+    "adversary": "relativistic",
+    "adversary_weight": 0.5,
+    "score_weight": 20.0,
+    "readback_weight": 2.0,
+}
 
 
 def make_model(
@@ -83,15 +90,8 @@ def weights(model):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {
-            "normalization": "within-classes",
-            "logit_consistency": 1.0,
-            "pixel_consistency": 1.0,
-        },
-    ],
-    ids=["paper", "with consistency"],
+    [{}, {"normalization": "within-classes", **SMALL}],
+    ids=["paper", "small"],
 )
 def test_one_step_on_several_replicas_equals_one(options):
     alone = make_model(**options)
@@ -155,7 +155,7 @@ def test_first_discriminator_step_is_adam_on_the_hinge_loss():
 
 def test_a_decoder_learns_its_terms_without_an_adversary():
     model = make_model(
-        discriminator_steps=0, logit_consistency=2.0, pixel_consistency=3.0
+        discriminator_steps=0, readback_weight=2.0, pixel_weight=3.0
     )
     images, labels = make_data(1)
     logits = np.array(model.classifier(images))
@@ -181,6 +181,55 @@ def test_a_decoder_learns_its_terms_without_an_adversary():
         np.testing.assert_array_equal(variable.numpy(), value)
     again = model.fit(dataset, **{**options, "steps_per_epoch": 20}).history
     assert again["generator_loss"][0] < history["generator_loss"][0]
+
+
+def test_generator_loss_is_score_read_back_and_adversary():
+    model = make_model(**SMALL, discriminator_steps=1)
+    images, _ = make_data(1)
+    logits = np.array(model.classifier(images))
+    model.set_logit_statistics(logits)
+    # Two reconstructions of each image, one after the other.
+    twice = logits.repeat(2, axis=0)
+    noise = model._noise(tf.constant(twice), 1)
+    pictures = model.generator(
+        {"logits": twice, "noise": noise}, training=True
+    ).numpy()
+
+    def scores(pictures, logits):
+        inputs = {"images": pictures, "logits": logits}
+        return np.array(model.discriminator(inputs, training=True))
+
+    fake, real = scores(pictures, twice), scores(images, logits)
+    readings = np.array(model.classifier(pictures))
+    deviations = (readings - twice) @ model.class_deviation.transform.numpy()
+    distances = [
+        np.array(losses.picture_distance(difference)).mean()
+        for difference in (
+            pictures[::2] - images,
+            pictures[1::2] - images,
+            pictures[::2] - pictures[1::2],
+        )
+    ]
+    expected = (
+        0.5 * np.log1p(np.exp(real.repeat(2, axis=0) - fake)).mean()
+        + 10 * (distances[0] + distances[1] - distances[2])
+        + 2 * np.log1p(deviations**2).mean()
+    )
+    loss = model._update_generator(tf.constant(images), tf.constant(logits))
+    assert float(loss) == pytest.approx(expected, rel=2e-3)
+
+
+def test_read_back_of_a_classifier_that_sees_more_pixels():
+    model = make_model(
+        **{**SMALL, "score_weight": 1.0}, size=64, discriminator_steps=0
+    )
+    images = tf.constant(make_data(1)[0])
+    pictures = tf.repeat(images, 2, axis=0)
+    # Perfect pictures of half the pixels: the loss asks for no more, whatever
+    # the classifier reads from the images at their full size.
+    far = tf.fill((2 * BATCH, 5), 1e3)
+    loss = model._readback_loss(images, pictures, far)
+    np.testing.assert_allclose(loss, np.zeros(BATCH), atol=2e-3)
 
 
 def test_nothing_to_learn_is_refused():
@@ -238,9 +287,14 @@ def test_validation_measures_against_numpy():
     images, labels = make_data()
     dataset = tf.data.Dataset.from_tensors((images, labels))
     results = model.evaluate(dataset, return_dict=True, verbose=0)
-    noise = tf.random.stateless_normal((24, 120), seed=[1, -1])
-    reconstructions = np.array(model.reconstruct(images, noise))
     logits = np.array(model.classifier(images))
+    # Eight reconstructions of each image, normalised together.
+    noise = tf.random.stateless_normal((8 * 24, 120), seed=[1, -1])
+    samples = model.averaged_generator(
+        {"logits": np.tile(logits, (8, 1)), "noise": noise}, training=True
+    )
+    samples = np.array(samples).reshape(8, 24, 32, 32, 3)
+    reconstructions = samples[0]
     again = np.array(model.classifier(reconstructions))
     cosine = np.sum(logits * again, 1) / (
         np.linalg.norm(logits, axis=1) * np.linalg.norm(again, axis=1)
@@ -253,6 +307,14 @@ def test_validation_measures_against_numpy():
             (images - np.roll(reconstructions, 1, axis=0)) ** 2
         ),
     }
+    expected["single_error"] = np.mean((samples - images) ** 2)
+    expected["mean_error"] = np.mean((samples.mean(0) - images) ** 2)
+    distance = losses.picture_distance
+    scores = [
+        distance(one - images) + distance(two - images) - distance(one - two)
+        for one, two in zip(samples[::2], samples[1::2], strict=True)
+    ]
+    expected["energy_score"] = np.mean(scores) / 2
     # Each image but the first of its class, and the picture of the one before.
     own, others = [], []
     for index in np.unique(logits.argmax(1)):
@@ -265,6 +327,8 @@ def test_validation_measures_against_numpy():
         assert results[name] == pytest.approx(value, rel=2e-2), name
     ratio = results["logit_error"] / results["shuffled_logit_error"]
     assert results["logit_fidelity"] == pytest.approx(1 - ratio, abs=1e-6)
+    ratio = results["mean_error"] / results["single_error"]
+    assert results["error_ratio"] == pytest.approx(ratio, abs=1e-6)
 
 
 def test_call_reconstructs_images_of_another_size():
@@ -283,7 +347,7 @@ def test_features_take_the_place_of_the_logits():
     model = make_model(
         normalization="whiten",
         classifier=featured_classifier(),
-        logit_consistency=1.0,
+        readback_weight=1.0,
     )
     images, labels = make_data()
     logits, features = (np.array(x) for x in model.classifier(images))
@@ -348,8 +412,10 @@ def test_micro_batches_of_the_discriminator_are_one_batch(monkeypatch):
     assert_equal_but_for_rounding(whole, parts)
 
 
-@pytest.mark.parametrize("pixels", [0.0, 1.0])
-def test_micro_batches_of_equal_moments_are_one_batch(pixels, monkeypatch):
+@pytest.mark.parametrize("score_weight", [0.0, 20.0])
+def test_micro_batches_of_equal_moments_are_one_batch(
+    score_weight, monkeypatch
+):
     # Logits and noise come twice, so that the moments of a half are those of
     # the whole; the targets differ.
     draw = inversion.InversionGAN._noise
@@ -359,7 +425,7 @@ def test_micro_batches_of_equal_moments_are_one_batch(pixels, monkeypatch):
         return tf.concat([half, half], 0)
 
     monkeypatch.setattr(inversion.InversionGAN, "_noise", same_noise)
-    options = {"logit_consistency": 1.0, "pixel_consistency": pixels}
+    options = {**SMALL, "score_weight": score_weight}
     whole = make_model(**options)
     parts = make_model(**options, micro_batches=2)
     images = make_data(1)[0]

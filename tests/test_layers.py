@@ -84,17 +84,20 @@ def test_only_training_moves_the_spectral_vector():
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
-def test_unpool_equals_convolving_literal_zeros(kernel_size):
+@pytest.mark.parametrize("upsampling", ["zeros", "nearest"])
+def test_upsampling_equals_convolving_the_larger_map(upsampling, kernel_size):
     inputs = random(2, 5, 5, 3)
-    layer = layers.SpectralConv2D(4, kernel_size, unpool=True)
+    layer = layers.SpectralConv2D(4, kernel_size, upsampling=upsampling)
     layer.build(inputs.shape)
     layer.kernel.assign(random(kernel_size, kernel_size, 3, 4, seed=1))
     layer.bias.assign(random(4, seed=2))
     kernel = layer.normalized_kernel(training=False)
 
-    unpooled = np.zeros((2, 10, 10, 3), "float32")
-    unpooled[:, ::2, ::2] = inputs
-    expected = tf.nn.conv2d(unpooled, kernel, 1, "SAME") + layer.bias
+    larger = inputs.repeat(2, axis=1).repeat(2, axis=2)
+    if upsampling == "zeros":
+        larger[:, 1::2] = 0
+        larger[:, :, 1::2] = 0
+    expected = tf.nn.conv2d(larger, kernel, 1, "SAME") + layer.bias
     np.testing.assert_allclose(layer(inputs), expected, atol=1e-5)
 
 
@@ -116,6 +119,20 @@ def test_insert_zeros_keeps_values_at_even_places():
     outputs = np.array(layers.insert_zeros(inputs))
     np.testing.assert_array_equal(outputs[:, ::2, ::2], inputs)
     assert np.count_nonzero(outputs) == inputs.size
+
+
+def test_repeated_pixels_leave_no_chequered_pattern():
+    # A constant map stays constant, but for the border's padding; zeros make
+    # four different values of it.
+    kernel = random(3, 3, 2, 1)
+    patterns = {}
+    for upsampling in ("zeros", "nearest"):
+        layer = layers.SpectralConv2D(1, 3, upsampling=upsampling)
+        layer.build((1, 6, 6, 2))
+        layer.kernel.assign(kernel)
+        outputs = np.array(layer(np.ones((1, 6, 6, 2), "float32")))
+        patterns[upsampling] = np.ptp(outputs[0, 2:-2, 2:-2])
+    assert patterns["nearest"] < 1e-5 < 1e-2 < patterns["zeros"]
 
 
 @pytest.mark.parametrize("gain_offset", [0.0, 1.0])
@@ -262,7 +279,7 @@ def test_one_hot_leaves_the_class_alone():
     "layer",
     [
         layers.SpectralDense(3, use_bias=False, kernel_initializer="zeros"),
-        layers.SpectralConv2D(3, 1, use_bias=False, unpool=True),
+        layers.SpectralConv2D(3, 1, use_bias=False, upsampling="nearest"),
         layers.SpectralConv2D(3, 3, pool=True),
         layers.ConditionalBatchNormalization(1.0, epsilon=1e-3),
         layers.BatchNormalization(epsilon=1e-3),

@@ -186,7 +186,7 @@ def test_whole_numbers_have_no_gradient(tmp_path):
     images = random_images()
     expected = model(np.round(images))
     np.testing.assert_allclose(loaded(images), expected, rtol=1e-4)
-    with pytest.raises(errors.InputError, match="Give --logit-consistency 0"):
+    with pytest.raises(errors.InputError, match="Give --readback-weight 0"):
         classifiers.check_gradient(loaded, "model")
 
 
@@ -262,7 +262,6 @@ def test_a_run_outlives_its_saved_model(image_folder, tmp_path):
         "--no-attention",
         "--batch-size=8",
         "--discriminator-steps=1",
-        "--decoder-steps=0",
         "--steps-per-epoch=1",
         "--validation-images=10",
         "--precision=float32",

@@ -26,7 +26,7 @@ def arguments(folder, classifier, out, *more):
         f"--dataset={folder}",
         f"--classifier={classifier}",
         f"--out={out}",
-        "--preset=adversarial",
+        "--preset=paper-small",
         "--base-channels=4",
         "--no-attention",
         "--batch-size=8",
@@ -116,16 +116,15 @@ def test_run_directory_and_resumption(
         train.main(command)
 
 
-def test_a_decoder_first_then_the_adversary(
-    image_folder, classifier_file, tmp_path, monkeypatch
+def test_a_rate_that_decays_and_a_stop(
+    image_folder, classifier_file, tmp_path, monkeypatch, capsys
 ):
     def command(out, *more):
         return arguments(
             image_folder,
             classifier_file,
             tmp_path / out,
-            *("--decoder-steps=2", "--steps=2", "--pixel-consistency=1"),
-            *more,
+            *("--learning-rate-decay=cosine", "--score-weight=1", *more),
         )
 
     save = callbacks.Checkpoint.on_epoch_end
@@ -138,33 +137,35 @@ def test_a_decoder_first_then_the_adversary(
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Checkpoint, "on_epoch_end", keep_rate)
         train.main(command("run"))
-    assert rates == pytest.approx([1e-3, 1e-3, 4e-4, 4e-4])
-    with open(tmp_path / "run" / "metrics.csv") as table:
-        losses = [
-            float(row["discriminator_loss"]) for row in csv.DictReader(table)
-        ]
-    assert losses[:2] == [0, 0] and min(losses[2:]) > 0
-    # Wherever it is stopped, between the phases and in the second.
-    more = []
-    for last_epoch in (1, 2):
+    # Half a cosine from 4e-4 to 8e-6, at a third, two thirds and the end.
+    assert rates == pytest.approx([3.02e-4, 1.06e-4, 8e-6])
+    assert "generator.keras is of" in capsys.readouterr().out
 
-        def stop(self, epoch, logs=None, last_epoch=last_epoch):
-            save(self, epoch, logs)
-            if epoch == last_epoch:
-                raise KeyboardInterrupt
+    def stop(self, epoch, logs=None):
+        save(self, epoch, logs)
+        if epoch == 1:
+            raise KeyboardInterrupt
 
-        with monkeypatch.context() as patch:
-            patch.setattr(callbacks.Checkpoint, "on_epoch_end", stop)
-            with pytest.raises(KeyboardInterrupt):
-                train.main(command("stopped", *more))
-        more = ["--resume"]
-    train.main(command("stopped", *more))
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Checkpoint, "on_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(command("stopped"))
+    with pytest.raises(errors.InputError, match="--steps 3. Received"):
+        train.main(command("stopped", "--resume", "--steps=4"))
+    train.main(command("stopped", "--resume"))
     expected, found = (
         checkpoint_values(tmp_path / out) for out in ("run", "stopped")
     )
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+    for name in ("generator.keras", "generator-last.keras"):
+        one, two = (
+            keras.models.load_model(tmp_path / out / name).get_weights()
+            for out in ("run", "stopped")
+        )
+        for first, second in zip(one, two, strict=True):
+            np.testing.assert_array_equal(first, second)
 
 
 def test_a_run_starts_from_the_generator_of_a_decoder(
@@ -174,7 +175,7 @@ def test_a_run_starts_from_the_generator_of_a_decoder(
         out = tmp_path / out
         return arguments(image_folder, classifier_file, out, *more)
 
-    decoder = ["--discriminator-steps=0", "--pixel-consistency=1"]
+    decoder = ["--discriminator-steps=0", "--pixel-weight=1"]
     one_epoch = ["--steps=1", "--ema-decay=0"]
     train.main(command("decoder", *decoder, *one_epoch))
     saved = tmp_path / "decoder" / "generator.keras"
@@ -276,6 +277,11 @@ def test_paper_preset_is_section_7_2():
     assert (options.ema_decay, options.ema_start_step) == (0.9999, 40000)
     assert (options.embedding_dim, options.gain_offset) == (128, 0)
     assert options.norms_per_block == 2 and options.attention
+    assert (options.adversary, options.adversary_weight) == ("hinge", 1)
+    assert options.score_weight == options.readback_weight == 0
+    assert options.pixel_weight == 0
+    assert options.upsampling == "zeros"
+    assert options.learning_rate_decay == "none"
 
 
 @pytest.mark.parametrize(
@@ -287,8 +293,8 @@ def test_paper_preset_is_section_7_2():
         (["--batch-size=4000"], "Lower --batch-size"),
         (["--micro-batches=3"], "a multiple of 3 for 3 micro-batches"),
         (
-            "--strategy=mirrored --pixel-consistency=1 --batch-size=6".split(),
-            "a multiple of 4 for 1 micro-batches on each of 2 devices",
+            "--strategy=mirrored --batch-size=7".split(),
+            "a multiple of 2 for 1 micro-batches on each of 2 devices",
         ),
         (["--train-split=dev"], "sub-folder dev"),
     ],
@@ -309,7 +315,7 @@ def test_wrong_input_is_one_helpful_line(
         ["--steps=0"],
         ["--ema-decay=1"],
         ["--seed=-1"],
-        ["--preset=paper", "--decoder-steps=5"],
+        ["--learning-rate-decay=linear"],
         ["--cache-logits=cache", "--crop=random"],
         ["--micro-batches=0"],
     ],
@@ -469,8 +475,7 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
             classifier_file,
             tmp_path / out,
             "--strategy=multiworker",
-            # So that the adversary begins on several workers, too.
-            *("--decoder-steps=1", "--pixel-consistency=1"),
+            "--score-weight=1",
             *more,
         )
         return [
@@ -504,7 +509,7 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
     assert "error: lost another worker" in message and "--resume" in message
 
     last = checkpoint_values(tmp_path / "lost")["epoch"] + 1
-    # One epoch more than are done, since the decoder's comes on top.
+    # One epoch more than are done.
     pairs = (
         start_workers("lost", f"--steps={last}", "--resume"),
         start_workers("whole", f"--steps={last}"),

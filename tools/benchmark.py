@@ -297,7 +297,7 @@ def multiply_adds(image_size, base_channels):
 def make_workloads(options):
     """Makes what is measured.
 
-    The networks are those of `tools/train.py --preset adversarial`; classifier
+    The networks are those of `tools/train.py --preset paper-small`; classifier
     and images are small and arbitrary.
 
     Returns:

@@ -19,6 +19,8 @@ from kinv import errors, files
 TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
 NUM_IMAGES = 10
+# Of the inversion: fewer than the preset's, over which its rates decay.
+STEPS = 2500
 RECORD = "stages.json"
 
 
@@ -99,7 +101,7 @@ def stages(options):
                 "train",
                 inversion,
                 *("--classifier", classifier / "classifier.keras"),
-                *("--preset", "demo"),
+                *("--preset", "small", "--steps", STEPS),
             ),
             inversion / "generator.keras",
             resumable=True,

@@ -11,61 +11,71 @@ import pathlib
 
 from kinv import errors, files
 
-# `paper` is section 7.2 of the supplementary to the letter. The others differ
-# where small, short runs gain by it (README, "Departures from the paper").
+# `paper` is section 7.2 of the supplementary to the letter, `paper-small` its
+# objective and networks at 32 px, a control. `small` is kinv's own objective
+# (docs/measurements.md; README, "Departures from the paper").
 PRESETS = {
     "small": {
         "image_size": 32,
         "base_channels": 16,
-        "batch_size": 64,
-        "decoder_steps": 3000,
-        "decoder_learning_rate": 1e-3,
-        "steps": 1000,
-        "steps_per_epoch": 500,
-        "generator_learning_rate": 4e-4,
-        "discriminator_learning_rate": 4e-4,
+        "upsampling": "nearest",
+        "embedding_layers": 2,
         "gain_offset": 1.0,
         "logit_normalization": "within-classes",
-        "logit_consistency": 1.0,
-        "pixel_consistency": 50.0,
-        "embedding_layers": 2,
+        "adversary": "relativistic",
+        "adversary_weight": 0.5,
+        "score_weight": 20.0,
+        "readback_weight": 2.0,
+        "batch_size": 32,
+        "discriminator_steps": 1,
+        "steps": 11000,
+        "steps_per_epoch": 500,
+        "generator_learning_rate": 1e-3,
+        "discriminator_learning_rate": 4e-4,
+        "learning_rate_decay": "cosine",
         "ema_decay": 0.995,
         "ema_start_step": 200,
     },
     "paper": {
         "image_size": 64,
         "base_channels": 96,
+        "upsampling": "zeros",
+        "embedding_layers": 0,
+        "gain_offset": 0.0,
+        "logit_normalization": "none",
+        "adversary": "hinge",
+        "adversary_weight": 1.0,
+        "score_weight": 0.0,
+        "readback_weight": 0.0,
         "batch_size": 2048,
-        "decoder_steps": 0,
-        "decoder_learning_rate": 1e-4,
+        "discriminator_steps": 2,
         "steps": 250000,
         "steps_per_epoch": 2500,
         "generator_learning_rate": 1e-4,
         "discriminator_learning_rate": 5e-4,
-        "gain_offset": 0.0,
-        "logit_normalization": "none",
-        "logit_consistency": 0.0,
-        "pixel_consistency": 0.0,
-        "embedding_layers": 0,
+        "learning_rate_decay": "none",
         "ema_decay": 0.9999,
         "ema_start_step": 40000,
     },
 }
-# The paper's objective at the size of `small`.
-PRESETS["adversarial"] = {
-    **PRESETS["small"],
-    "decoder_steps": 0,
+PRESETS["paper-small"] = {
+    **PRESETS["paper"],
+    "image_size": 32,
+    "base_channels": 16,
+    "gain_offset": 1.0,
+    "logit_normalization": "standardize",
+    "batch_size": 64,
     "steps": 6000,
     "steps_per_epoch": 200,
-    "logit_normalization": "standardize",
-    "logit_consistency": 0.0,
-    "pixel_consistency": 0.0,
-    "embedding_layers": 0,
+    "generator_learning_rate": 4e-4,
+    "discriminator_learning_rate": 4e-4,
     "ema_decay": 0.999,
+    "ema_start_step": 200,
 }
-# Less of the first part of `small`, in which a standard classifier's inversion
-# goes on learning for long.
-PRESETS["demo"] = {**PRESETS["small"], "decoder_steps": 2000}
+# Each image of a batch is reconstructed several times at once.
+VALIDATION_BATCH_SIZE = 100
+# What a cosine ends at, over what it starts at.
+LAST_LEARNING_RATE = 0.02
 
 # Of features, instead of a normalisation that needs the class; learned from
 # sooner than `standardize` (docs/measurements.md).
@@ -75,7 +85,6 @@ LAYER_NORMALIZATION = "whiten"
 RESUME_MAY_CHANGE = {
     "resume",
     "out",
-    "steps",
     "strategy",
     "data_dir",
     "verbose",
@@ -207,38 +216,49 @@ def parse_arguments(argv):
     add(
         "--discriminator-steps",
         type=errors.non_negative_int,
-        default=2,
         metavar="STEPS",
-        help="discriminator updates per generator update; 0 for no adversary, "
-        "a decoder (default: 2)",
-    )
-    add(
-        "--decoder-steps",
-        type=errors.non_negative_int,
-        metavar="STEPS",
-        help="updates without an adversary before the others, rounded up to "
-        "whole epochs: they teach the generator what the logits know",
-    )
-    add(
-        "--decoder-learning-rate",
-        type=errors.positive_float,
-        metavar="RATE",
-        help="Adam's, constant, of the generator without an adversary",
+        help="discriminator updates per generator update; 0 for no adversary",
     )
     add(
         "--generator-learning-rate",
         type=errors.positive_float,
         metavar="RATE",
-        help="Adam's, constant",
+        help="Adam's, at first",
     )
     add(
         "--discriminator-learning-rate",
         type=errors.positive_float,
         metavar="RATE",
-        help="Adam's, constant",
+        help="Adam's, at first",
     )
     add(
-        "--logit-consistency",
+        "--learning-rate-decay",
+        choices=("none", "cosine"),
+        help=f"of both rates over --steps: none as the paper, or a cosine to "
+        f"{LAST_LEARNING_RATE:.0%}".replace("%", " %%"),
+    )
+    add(
+        "--adversary",
+        choices=("hinge", "relativistic"),
+        help="the adversary's loss: hinge as the paper, or relativistic, of "
+        "image and reconstruction of the same logits",
+    )
+    add(
+        "--adversary-weight",
+        type=errors.non_negative_float,
+        metavar="WEIGHT",
+        help="weight of the adversary in the generator's loss; 1 as the paper",
+    )
+    add(
+        "--score-weight",
+        type=errors.non_negative_float,
+        metavar="WEIGHT",
+        help="weight of the energy score of two reconstructions per image, "
+        "which asks for what the logits know and that noise varies what they "
+        "leave open; 0 as the paper",
+    )
+    add(
+        "--readback-weight",
         type=errors.non_negative_float,
         metavar="WEIGHT",
         help="weight of the distance between the logits that a reconstruction "
@@ -246,11 +266,13 @@ def parse_arguments(argv):
         "paper",
     )
     add(
-        "--pixel-consistency",
+        "--pixel-weight",
         type=errors.non_negative_float,
+        default=0.0,
         metavar="WEIGHT",
         help="weight of the squared distance between image and reconstruction, "
-        "pixels in [-1, 1]; 0 as the paper",
+        "pixels in [-1, 1]: a decoder, which passes over the noise "
+        "(default: 0)",
     )
     add(
         "--ema-decay",
@@ -327,6 +349,12 @@ def parse_arguments(argv):
         help="conditional norms per generator block (default: 2)",
     )
     add(
+        "--upsampling",
+        choices=("zeros", "nearest"),
+        help="of the generator's blocks: zeros between the values as the "
+        "paper, or every value four times, without a chequered pattern",
+    )
+    add(
         "--no-attention",
         dest="attention",
         action="store_false",
@@ -379,7 +407,7 @@ def parse_arguments(argv):
         help="compute the logits of the training images once and keep them, "
         "with the images, in DIR, which runs may share; an interrupted pass "
         "goes on. For --crop center. The classifier still reads "
-        "reconstructions for --logit-consistency, and held-out images",
+        "reconstructions for --readback-weight, and held-out images",
     )
     add(
         "--data-dir",
@@ -435,13 +463,6 @@ def parse_arguments(argv):
             "whiten with --layer, since features do not tell the class; "
             f"received {options.logit_normalization}"
         )
-    if options.decoder_steps and not (
-        options.logit_consistency or options.pixel_consistency
-    ):
-        parser.error(
-            "argument --decoder-steps: expected --logit-consistency or "
-            "--pixel-consistency for the decoder to learn from, received 0"
-        )
     if options.cache_logits and options.crop != "center":
         parser.error(
             "argument --cache-logits: expected --crop center, of which logits "
@@ -486,7 +507,11 @@ def train(options, strategy):
 
     chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
-    resumed = chief and files.open_run(run, vars(options), RESUME_MAY_CHANGE)
+    # A rate that has decayed cannot go on.
+    may_change = RESUME_MAY_CHANGE | (
+        {"steps"} if options.learning_rate_decay == "none" else set()
+    )
+    resumed = chief and files.open_run(run, vars(options), may_change)
     checkpoint = run / "checkpoint.weights.h5"
 
     # Data.
@@ -506,14 +531,11 @@ def train(options, strategy):
             f"Received: {source.num_examples}. Lower --batch-size."
         )
 
-    # Networks, on the devices, which share a batch evenly; pairs of
-    # reconstructions of one image stay together.
-    pairs = options.pixel_consistency and options.discriminator_steps
+    # Networks, on the devices, which share a batch evenly.
     parts = strategy.num_replicas_in_sync * options.micro_batches
-    whole = 2 * parts if pairs else parts
-    if parts > 1 and options.batch_size % whole:
+    if options.batch_size % parts:
         raise errors.InputError(
-            f"Expected a batch size that is a multiple of {whole} for "
+            f"Expected a batch size that is a multiple of {parts} for "
             f"{options.micro_batches} micro-batches on each of "
             f"{strategy.num_replicas_in_sync} devices. Received: --batch-size "
             f"{options.batch_size}."
@@ -533,7 +555,7 @@ def train(options, strategy):
                 options.input_range,
                 options.log_probabilities,
             )
-        if options.logit_consistency:
+        if options.readback_weight:
             classifiers.check_gradient(classifier, options.classifier)
         classifier_size = classifier.input_shape[1]
         num_classes = classifier.output_shape[-1]
@@ -568,6 +590,7 @@ def train(options, strategy):
             embedding_layers=options.embedding_layers,
             gain_offset=options.gain_offset,
             norms_per_block=options.norms_per_block,
+            upsampling=options.upsampling,
         )
         if options.generator and not checkpoint.exists():
             start_from(generator, export.load_generator(options.generator))
@@ -580,12 +603,23 @@ def train(options, strategy):
             ema_decay=options.ema_decay,
             ema_start_step=options.ema_start_step,
             seed=options.seed,
-            logit_consistency=options.logit_consistency,
-            pixel_consistency=options.pixel_consistency,
+            adversary=options.adversary,
+            adversary_weight=options.adversary_weight,
+            score_weight=options.score_weight,
+            readback_weight=options.readback_weight,
+            pixel_weight=options.pixel_weight,
             micro_batches=options.micro_batches,
         )
 
+        epochs = -(-options.steps // options.steps_per_epoch)
+
         def adam(learning_rate):
+            if options.learning_rate_decay == "cosine":
+                learning_rate = keras.optimizers.schedules.CosineDecay(
+                    learning_rate,
+                    epochs * options.steps_per_epoch,
+                    LAST_LEARNING_RATE,
+                )
             optimizer = keras.optimizers.Adam(
                 learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
             )
@@ -625,7 +659,7 @@ def train(options, strategy):
     if checkpoint.exists():
         first_epoch = callbacks.restore(model, checkpoint)
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
-    elif options.logit_normalization != "none" or options.logit_consistency:
+    elif options.logit_normalization != "none" or options.readback_weight:
         statistics = source.evaluation_batches(classifier_size, 500, 10_000)
         found = inverted.predict(
             statistics.map(lambda images, labels: images), verbose=0
@@ -642,12 +676,8 @@ def train(options, strategy):
         training = logit_cache.read(*kept)
         training_size = options.image_size
 
-    def save_generator(epoch, logs):
-        with files.atomic_path(run / "generator.keras") as temporary:
-            model.averaged_generator.save(temporary)
-
     validation_batches = validation.evaluation_batches(
-        classifier_size, 250, options.validation_images
+        classifier_size, VALIDATION_BATCH_SIZE, options.validation_images
     )
     # As many as the batch's moments need.
     probe_images = next(iter(validation_batches))[0][:64]
@@ -662,67 +692,38 @@ def train(options, strategy):
             callbacks.ReconstructionSummary(
                 run / "tensorboard", probe_images, probe_noise
             ),
-            keras.callbacks.LambdaCallback(on_epoch_end=save_generator),
+            callbacks.BestGenerator(run),
             callbacks.Checkpoint(checkpoint),
         ]
-    # Without an adversary first, if at all; then as the options say.
-    decoder_epochs, epochs = (
-        -(-steps // options.steps_per_epoch)
-        for steps in (options.decoder_steps, options.steps)
-    )
-    phases = [
-        (0, decoder_epochs, 0, options.decoder_learning_rate),
-        (
-            decoder_epochs,
-            decoder_epochs + epochs,
-            options.discriminator_steps,
-            options.generator_learning_rate,
-        ),
-    ]
-    examples_before, history = 0, None
-    for start_epoch, end_epoch, adversary, learning_rate in phases:
-        images_per_step = options.batch_size * (adversary + 1)
-        images_per_epoch = images_per_step * options.steps_per_epoch
-        epoch = max(first_epoch, start_epoch)
-        # A step takes as long as it has batches, about.
-        later_epochs = sum(
-            (end - start) * (steps + 1) / (adversary + 1)
-            for start, end, steps, _ in phases
-            if start >= end_epoch
-        )
-        if epoch < end_epoch:
-            if start_epoch and epoch == start_epoch and adversary:
-                model.begin_adversary(adversary, probe_images)
-            model.discriminator_steps = adversary
-            model.generator_optimizer.learning_rate = learning_rate
-            history = model.fit(
-                training.training_batches(
-                    training_size,
-                    images_per_step,
-                    options.seed,
-                    examples_before + (epoch - start_epoch) * images_per_epoch,
-                    options.crop,
-                ),
-                validation_data=validation_batches,
-                epochs=end_epoch,
-                initial_epoch=epoch,
-                steps_per_epoch=options.steps_per_epoch,
-                shuffle=False,
-                verbose=options.verbose,
-                callbacks=[
-                    callbacks.TerminateOnNonFinite(),
-                    callbacks.TimeRemaining(later_epochs),
-                    *writers,
-                ],
-            )
-        examples_before += (end_epoch - start_epoch) * images_per_epoch
-    if history:
-        fidelity = history.history["val_logit_fidelity"][-1]
+    if first_epoch < epochs:
+        history = model.fit(
+            training.training_batches(
+                training_size,
+                feed_size,
+                options.seed,
+                first_epoch * feed_size * options.steps_per_epoch,
+                options.crop,
+            ),
+            validation_data=validation_batches,
+            epochs=epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=options.steps_per_epoch,
+            shuffle=False,
+            verbose=options.verbose,
+            callbacks=[
+                callbacks.TerminateOnNonFinite(),
+                callbacks.TimeRemaining(),
+                *writers,
+            ],
+        ).history
+        fidelity = history["val_logit_fidelity"][-1]
         if fidelity < measures.LOW_FIDELITY:
             print(
                 f"The pictures show {fidelity:.2f} of what the logits know "
                 f"beyond the class (1 is all of it). {measures.FIDELITY_ADVICE}"
             )
+    if chief:
+        print(callbacks.describe_best(run))
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")
 
