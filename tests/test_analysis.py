@@ -5,10 +5,12 @@ import importlib
 import numpy as np
 import pytest
 import scipy.linalg
+import tensorflow as tf
 
-from kinv import datasets, measures, pipeline
+from kinv import datasets, errors, measures, pipeline
 from kinv.analysis import (
     best_fit,
+    calibration,
     controls,
     depth,
     distributions,
@@ -160,6 +162,143 @@ def test_noise_resampling(source):
         if row["model"] == "standard" and row["factor"] == "size"
     ]
     assert [row["images"] for row in rows] == [40, 40, 40]
+
+
+# Orthogonal patterns of +1 and -1: the first for what logits tell, eight more
+# for what they leave open.
+PATTERNS = np.repeat(
+    scipy.linalg.hadamard(1024, "float32")[1:10].reshape(9, 32, 32, 1),
+    3,
+    axis=-1,
+)
+
+
+def gaussian_images(count=300, seed=0, spread=3):
+    """Images of which the logit y tells the first pattern's share."""
+    random = np.random.default_rng(seed)
+    shares = random.normal(size=(count, 9)) * ([8] + [spread] * 8)
+    examples = {
+        "image": 128 + np.tensordot(shares, PATTERNS, 1),
+        "label": np.zeros(count, "int64"),
+    }
+    return datasets.Source(
+        tf.data.Dataset.from_tensor_slices(examples),
+        lambda image: image,
+        ["any"],
+        count,
+    )
+
+
+def gaussian_model(scale_of):
+    """Samples of the images with a logit, `scale_of` it times as spread."""
+
+    def image_of(logits, noise):
+        scales = 3 * scale_of(logits) * np.ones((1, 8))
+        shares = np.concatenate([8 * logits, scales * noise], axis=-1)
+        return 128 + np.tensordot(shares, PATTERNS, 1)
+
+    def logit_of(images):
+        return np.tensordot(images, PATTERNS[:1], ((1, 2, 3),) * 2) / 3072 / 8
+
+    return fake(logit_of, image_of, 1)
+
+
+def drawn_ranks(scale):
+    """Shares of the ranks of N(0, 1) among 16 of N(0, scale^2), drawn."""
+    random = np.random.default_rng(0)
+    values = random.normal(size=(200_000, 1))
+    samples = scale * random.normal(size=(200_000, 16))
+    return np.bincount((samples < values).sum(axis=1), minlength=17) / 200_000
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, 2])
+def test_calibration_of_the_gaussian_toy(scale):
+    source = gaussian_images()
+    model = gaussian_model(lambda logits: scale)
+    result = run(calibration, source, model=model)
+    found = result.metrics["model"]
+    # A = 1 and s^2 = scale^2, in units of the images' spread.
+    expected = (1 + scale**2 / 8) / (1 + scale**2)
+    for group in ("all", *calibration.THIRDS):
+        ratio = found["groups"][group]["error_ratio"]
+        assert ratio["value"] == pytest.approx(expected, rel=0.1), group
+        assert ratio["low"] < ratio["value"] < ratio["high"]
+    skill = found["spread_skill"]
+    assert skill["value"] == pytest.approx(scale, rel=0.05)
+    assert skill["low"] < skill["value"] < skill["high"]
+    assert ("states" in found["verdict"]) == (scale != 1)
+    # Ranks along the eight directions that are left open, and no others.
+    shares = [row["share_of_error"] for row in result.tables["rank_distances"]]
+    assert sum(shares) == pytest.approx(1, rel=1e-4)
+    drawn = drawn_ranks(scale)
+    histogram = [row["share"] for row in result.tables["rank_histograms"]]
+    np.testing.assert_allclose(histogram, drawn, atol=0.02)
+    distance = np.abs(drawn - 1 / 17).sum() / 2
+    assert found["rank_distance"] == pytest.approx(distance, abs=0.04)
+
+
+def test_too_much_spread_does_not_make_up_for_too_little():
+    source = gaussian_images()
+    low, high = 0.2, 1.4
+    model = gaussian_model(lambda logits: np.where(logits > 0, high, low))
+    groups = run(calibration, source, model=model).metrics["model"]["groups"]
+    ratios = [values["error_ratio"]["value"] for values in groups.values()]
+    expected = [
+        (1 + square / 8) / (1 + square)
+        for square in ((low**2 + high**2) / 2, low**2, high**2)
+    ]
+    # Of the middle third, about one half and the other.
+    everything, least, _, most, _ = ratios
+    assert everything == pytest.approx(0.5625, rel=0.1)
+    assert [everything, least, most] == pytest.approx(expected, rel=0.1)
+
+
+def test_calibration_beside_training_images():
+    def training(*place):
+        if place:
+            raise errors.InputError("gone")
+        return gaussian_images(300, 1, spread=1.5)
+
+    model = gaussian_model(lambda logits: 1)
+    data = study.Study({"model": model}, gaussian_images(), training, 32)
+    result = calibration.run(data)
+    found = result.metrics["model"]["groups"]["training images"]
+    assert found["images"] == 300
+    # Half as far from their mean, A = 1/4.
+    expected = (1 / 4 + 1 / 8) / (1 / 4 + 1)
+    assert found["error_ratio"]["value"] == pytest.approx(expected, rel=0.05)
+    assert len(result.tables["error_ratios"]) == 5
+
+    def closed(*place):
+        raise errors.InputError("gone")
+
+    data.training_source = closed
+    result = calibration.run(data)
+    assert "training images" not in result.metrics["model"]["groups"]
+    assert len(result.tables["error_ratios"]) == 4
+
+
+def test_calibration_of_pictures_that_equal_their_images(source, monkeypatch):
+    monkeypatch.setattr(calibration, "IMAGES", 20)
+    found = run(calibration, source, model=perfect()).metrics["model"]
+    assert found["error_ratio"]["value"] is None
+    assert "leave nothing open" in found["verdict"]
+    with pytest.raises(study.NotApplicable, match="at least 6 images"):
+        run(calibration, gaussian_images(5), model=perfect())
+
+
+def test_directions_are_not_chosen_for_the_images_that_are_ranked():
+    """Of more pixels than images, their own directions find outliers."""
+    random = np.random.default_rng(0)
+    images = random.normal(size=(60, 400))
+    samples = random.normal(size=(60, 16, 400))
+    ranks, shares = calibration.component_ranks(images, samples)
+    assert ranks.shape == (60, 8) and shares.shape == (8,)
+    extreme = np.isin(ranks, (0, 16)).mean()
+    assert extreme == pytest.approx(2 / 17, abs=0.05)
+    # Fewer images than components.
+    ranks, _ = calibration.component_ranks(images[:6], samples[:6])
+    assert ranks.shape == (6, 3)
 
 
 @pytest.mark.parametrize(
@@ -749,8 +888,6 @@ def test_controls(source, rendered, monkeypatch):
 
 def test_optimisation_finds_linear_logits(source, monkeypatch):
     """Of a model in TensorFlow whose logits fix the pixels."""
-    import tensorflow as tf
-
     monkeypatch.setattr(controls, "STEPS", 400)
 
     def signature(images, noise, logit_scale, logit_shift):

@@ -22,6 +22,7 @@ from kinv import errors, files
 EXPERIMENTS = (
     "reconstructions",
     "noise_resampling",
+    "calibration",
     "logit_interpolation",
     "noise_interpolation",
     "misclassified",
