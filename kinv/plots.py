@@ -236,7 +236,7 @@ def rank_histograms(rows):
                 edgecolor="white",
                 linewidth=0.4,
             )
-            axes.set_title(title, fontsize=9)
+            axes.set_title(title, fontsize=8)
             axes.set_xticks([0, (bins - 1) // 2, bins - 1])
             axes.grid(False)
         for axes in grid[-1]:

@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import tensorflow as tf
 
 from kinv import datasets, errors, measures, pipeline
@@ -802,6 +803,73 @@ def test_r_squared_is_that_of_regression():
     assert factors.r_squared(y[:, None], nothing) < 0.02
 
 
+def toy_readings(factor, scale, count=4000):
+    """Images' readings about what a probe knows, and pictures' about it."""
+    random = np.random.default_rng(0)
+    known = random.uniform(-1, 1, (count, 1)) * np.pi
+    image = known + random.normal(0, 0.2, (count, 1))
+    readings = known + random.normal(0, 0.2 * scale, (count, 16))
+    part = factors.PARTS[factor]
+    found = {}
+    for name, values in (
+        ("probed", known[:, 0]),
+        ("image", image[:, 0]),
+        ("readings", readings),
+    ):
+        codes = [values]
+        if factor in factors.HUES:
+            codes = [np.cos(values), np.sin(values)]
+        found[name] = np.zeros((*values.shape, 19))
+        found[name][..., part] = np.stack(codes, axis=-1)
+    return found
+
+
+@pytest.mark.parametrize("factor", ["azimuth", "wall_hue"])
+@pytest.mark.parametrize("scale", [1, 0.5, 2])
+def test_calibration_of_factors_in_closed_form(factor, scale):
+    found = factors._calibration(
+        toy_readings(factor, scale), factor, factors.PARTS[factor]
+    )
+    values = {name: value["value"] for name, value in found.items()}
+    assert values["noise_spread"] == pytest.approx(scale, rel=0.06)
+    drawn = drawn_ranks(scale)
+    distance = np.abs(drawn - 1 / 17).sum() / 2
+    assert values["rank_distance"] == pytest.approx(distance, abs=0.02)
+    # The range of 16; and 4.25 and 12.75 of them below the ends of the half.
+    assert values["coverage_90"] == pytest.approx(
+        1 - drawn[[0, 16]].sum(), 0.02
+    )
+    random = np.random.default_rng(0)
+    samples = np.sort(scale * random.normal(size=(100_000, 16)))
+    low = 0.75 * samples[:, 3] + 0.25 * samples[:, 4]
+    high = 0.25 * samples[:, 11] + 0.75 * samples[:, 12]
+    inside = (scipy.stats.norm.cdf(high) - scipy.stats.norm.cdf(low)).mean()
+    assert values["coverage_50"] == pytest.approx(inside, abs=0.02)
+    assert scale != 1 or inside == pytest.approx(0.5, abs=0.005)
+    half = found["coverage_50"]
+    assert half["low"] < half["value"] < half["high"]
+
+
+def test_hues_that_are_left_open_entirely_have_flat_ranks():
+    random = np.random.default_rng(0)
+    points = np.exp(2j * np.pi * random.uniform(size=(4000, 17)))
+    codes = np.zeros((4000, 17, 19))
+    codes[..., factors.PARTS["floor_hue"]] = np.stack(
+        [points.real, points.imag], axis=-1
+    )
+    found = {"image": codes[:, 0], "readings": codes[:, 1:]}
+    values, samples = factors._ranked(found, "floor_hue")
+    histogram = np.bincount((samples < values[:, None]).sum(axis=1)) / 4000
+    np.testing.assert_allclose(histogram, np.full(17, 1 / 17), atol=0.015)
+
+
+def test_factors_that_the_class_tells_have_no_calibration():
+    found = toy_readings("object_hue", 1, 10)
+    part = factors.PARTS["object_hue"]
+    values = factors._calibration(found, "object_hue", part).values()
+    assert list(values) == [None] * 4
+
+
 def test_information_efficiency(source, rendered, monkeypatch):
     monkeypatch.setattr(factors, "IMAGES", 200)
     monkeypatch.setattr(factors, "SAMPLES", 4)
@@ -853,11 +921,16 @@ def test_information_efficiency(source, rendered, monkeypatch):
         assert values["knows"]["value"] > 0.9, name
         assert values["efficiency"]["value"] == pytest.approx(1, abs=0.08), name
         assert values["noise_share"]["value"] < 0.01
-        assert values["noise_spread"]["value"] < 0.1
+        if name in factors.OPEN:
+            assert values["noise_spread"]["value"] < 0.1
+        # The pictures are the images.
+        assert values["ceiling"]["value"] == pytest.approx(
+            values["shows"]["value"]
+        )
     tenths = result.metrics["tenths"]
     assert tenths["size"]["shows"]["value"] > 0.9
-    for name, values in tenths.items():
-        spread = values["noise_spread"]["value"]
+    for name in factors.OPEN:
+        spread = tenths[name]["noise_spread"]["value"]
         assert spread == pytest.approx(1, abs=0.2), name
     # The class of the codes' largest number says little about these.
     for name in ("wall_hue", "floor_hue", "size"):
