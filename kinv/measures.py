@@ -8,6 +8,11 @@ import scipy.stats
 import tensorflow as tf
 
 CONFIDENCE = 0.95
+# Reconstructions of an image whose mean the error ratio is of.
+ERROR_RATIO_NOISES = 8
+# Spread-skill ratios within which the noise may be read as what logits leave
+# open; beyond them tools and report warn.
+CALIBRATED = (0.85, 1.15)
 # Fidelity below which most of what logits know beyond the class is missing in
 # the pictures, and what to do about it.
 LOW_FIDELITY = 0.5
@@ -307,6 +312,145 @@ def noise_spread(samples):
         grey levels.
     """
     return samples.std(axis=1, ddof=1, dtype="float64").mean(axis=(1, 2, 3))
+
+
+def reconstruction_errors(images, samples):
+    """Squared errors of the mean reconstruction and of single ones.
+
+    Args:
+        images: `(images, height, width, 3)` in [0, 255].
+        samples: `(images, samples, height, width, 3)` in [0, 255],
+            reconstructions of each image with different noise.
+
+    Returns:
+        `(of_mean, of_single)`, each `(images,)`, means over pixels: the error
+        of the samples' mean, and the mean of the samples' errors.
+    """
+    of_mean = pixel_mse(images, samples.mean(axis=1, dtype="float64"))
+    of_single = [pixel_mse(images, sample) for sample in samples.swapaxes(0, 1)]
+    return of_mean, np.mean(of_single, axis=0)
+
+
+def error_ratio(of_mean, of_single):
+    """Error of the mean of K reconstructions over the error of one, e.
+
+    `E_K = A + s^2 / K` and `E_1 = A + s^2`, with `s^2` the variance of the
+    noise and `A` the error of the mean of endless noises, which is what the
+    logits leave open. Of samples of the true distribution both are equal, and
+    `e = E_K / E_1 = (1 + 1 / K) / 2`: 0.5625 of K = 8. Above, the noise varies
+    too little, below, too much.
+
+    Args:
+        of_mean: `(images,)`, as of `reconstruction_errors`.
+        of_single: `(images,)`, as of `reconstruction_errors`.
+
+    Returns:
+        From 1 / K, nothing but noise, to 1, no noise. NaN where all pictures
+        equal their images.
+    """
+    of_mean, of_single = np.mean(of_mean), np.mean(of_single)
+    return float(of_mean / of_single) if of_single > 0 else math.nan
+
+
+def spread_skill(error_ratio, num_samples):
+    """Spread of the noise over what the logits leave open: 1 is calibrated.
+
+    `sqrt((1 - e) / (e - 1 / K))`, which is `s / sqrt(A)` of `error_ratio`.
+    Below 1 the noise understates what the classifier threw away, above it
+    overstates it. A generator whose mean is wrong has that error in `A`.
+
+    Args:
+        error_ratio: e, as of `error_ratio`.
+        num_samples: K.
+
+    Returns:
+        At least 0; infinity where e is 1 / K or less, NaN of NaN.
+
+    Reference:
+        The spread-skill ratio of ensemble forecasting, without the share of
+        the error that K samples add: Fortin et al., Why Should Ensemble Spread
+        Match the RMSE of the Ensemble Mean?, J. Hydrometeorology 15 (2014).
+    """
+    open_share = error_ratio - 1 / num_samples
+    if open_share <= 0:
+        return math.inf
+    return math.sqrt(max(1 - error_ratio, 0) / open_share)
+
+
+def is_calibrated(spread_skill):
+    """Whether the noise may be read as what the logits leave open."""
+    low, high = CALIBRATED
+    # NaN: nothing is left open, and nothing varies.
+    return math.isnan(spread_skill) or low <= spread_skill <= high
+
+
+def calibration_verdict(spread_skill, of="logits"):
+    """What the noise says, in words, with a warning outside `CALIBRATED`.
+
+    Args:
+        spread_skill: as of `spread_skill`.
+        of: what the generator is given: `logits`, or `features` of a layer.
+
+    Returns:
+        A sentence without its full stop, such as "the noise says 0.93 of what
+        the logits leave open".
+    """
+    if math.isnan(spread_skill):
+        return f"the pictures equal the images: the {of} leave nothing open"
+    share = f"{spread_skill:.2f} of"
+    if spread_skill > 10:
+        share = "more than 10 times"
+    verdict = f"the noise says {share} what the {of} leave open"
+    if is_calibrated(spread_skill):
+        return verdict
+    tells = "understates" if spread_skill < 1 else "overstates"
+    return f"{verdict}: it {tells} what the classifier threw away"
+
+
+def ranks(values, samples):
+    """How many samples lie below each value.
+
+    Of samples of the true distribution, which cannot be told from the value,
+    every rank from 0 to the number of samples is as likely. Too little spread
+    gives extreme ranks, too much middle ones.
+
+    Args:
+        values: `(images, ...)`, such as images along given directions.
+        samples: `(images, samples, ...)`, reconstructions along the same.
+
+    Returns:
+        int `(images, ...)` in [0, samples].
+
+    Reference:
+        Hamill, Interpretation of Rank Histograms for Verifying Ensemble
+        Forecasts, Monthly Weather Review 129 (2001).
+    """
+    return np.sum(samples < np.expand_dims(values, 1), axis=1)
+
+
+def rank_histogram(ranks, num_samples):
+    """Share of each rank, `(num_samples + 1,)`, of ranks of any shape."""
+    counts = np.bincount(np.ravel(ranks), minlength=num_samples + 1)
+    return counts / max(counts.sum(), 1)
+
+
+def rank_distance(histogram):
+    """Total variation distance of a rank histogram from a flat one.
+
+    Half the sum of absolute differences: the share of images whose rank would
+    have to be another. 0 is flat; all ranks alike, nearly 1.
+    """
+    histogram = np.asarray(histogram)
+    return float(np.abs(histogram - 1 / len(histogram)).sum() / 2)
+
+
+def flat_rank_distance(num_images, num_samples):
+    """`rank_distance` that chance leaves calibrated samples, on average.
+
+    `sqrt(num_samples / (2 pi num_images))`: counts of a rank are about normal,
+    with variance `num_images p (1 - p)`, `p = 1 / (num_samples + 1)`.
+    """
+    return math.sqrt(num_samples / (2 * math.pi * max(num_images, 1)))
 
 
 def luminance(images):

@@ -157,6 +157,95 @@ def filled_bars(groups, y_label):
     return figure
 
 
+def intervals(names, series, y_label, line, band, right_label, right_ticks):
+    """Plots values of named groups side by side, with their intervals.
+
+    Args:
+        names: of the groups.
+        series: dict of arrays `(groups, 3)` by label: value, low and high.
+        y_label: what the values are, with their unit.
+        line: the value to compare with.
+        band: `(low, high)` around it, of what is called calibrated.
+        right_label: what the ticks on the right say.
+        right_ticks: dict by name of the values that they stand at.
+    """
+    with _styled((5.6, 3.2)) as figure:
+        axes = figure.subplots()
+        axes.axhspan(*band, color="#e8efe4", zorder=0)
+        axes.axhline(line, color="#777777", linestyle=":", linewidth=1)
+        axes.text(-0.46, band[0] + 0.01, "calibrated", color="#4d6b3c")
+        places = np.arange(len(names))
+        shifts = np.linspace(-0.15, 0.15, len(series) + 2)[1:-1]
+        for shift, color, marker, (label, values) in zip(
+            shifts, _repeat(COLORS), _repeat(MARKERS), series.items()
+        ):
+            value, low, high = np.transpose(values)
+            axes.errorbar(
+                places + shift,
+                value,
+                [value - low, high - value],
+                fmt=marker,
+                color=color,
+                markersize=5,
+                elinewidth=1.2,
+                label=label,
+            )
+        axes.set_xticks(places, names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.grid(False, axis="x")
+        axes.set_ylabel(y_label)
+        axes.set_ylim(0, 1.03)
+        right = axes.twinx()
+        right.set_ylim(axes.get_ylim())
+        right.set_yticks(list(right_ticks.values()), list(right_ticks))
+        right.set_ylabel(right_label)
+        right.grid(False)
+        right.spines["right"].set_visible(True)
+        figure.legend(
+            loc="outside upper center", ncols=min(len(series), 3), fontsize=8
+        )
+    return figure
+
+
+def rank_histograms(rows):
+    """Plots histograms of ranks over that of a flat one, panel by panel.
+
+    Args:
+        rows: list of dicts by panel of int arrays `(samples + 1,)`, how often
+            each rank was found.
+    """
+    columns = max(map(len, rows))
+    size = (1.75 * columns + 0.5, 1.6 * len(rows) + 0.5)
+    with _styled(size) as figure:
+        grid = figure.subplots(
+            len(rows), columns, sharex=True, sharey=True, squeeze=False
+        )
+        for axes, (title, counts) in zip(
+            grid.flat, [panel for row in rows for panel in row.items()]
+        ):
+            count, bins = counts.sum(), len(counts)
+            # Two standard deviations of a count, if every rank is as likely.
+            margin = 2 * np.sqrt((bins - 1) / max(count, 1))
+            axes.axhspan(1 - margin, 1 + margin, color="#e8efe4", zorder=0)
+            axes.axhline(1, color="#777777", linestyle=":", linewidth=1)
+            axes.bar(
+                np.arange(bins),
+                counts * bins / max(count, 1),
+                width=1,
+                color=COLORS[0],
+                edgecolor="white",
+                linewidth=0.4,
+            )
+            axes.set_title(title, fontsize=8)
+            axes.set_xticks([0, (bins - 1) // 2, bins - 1])
+            axes.grid(False)
+        for axes in grid[-1]:
+            axes.set_xlabel("rank")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("frequency, flat: 1")
+    return figure
+
+
 @contextlib.contextmanager
 def _styled(size):
     with matplotlib.rc_context(STYLE):

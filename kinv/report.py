@@ -128,6 +128,9 @@ def write_report(directory, experiments, about):
             there, `report.html` with every picture inside.
         experiments: names of sub-directories, in the order of the page.
         about: dict of what the results were computed from and how, by name.
+            `models` are dicts by label: `path`, `metadata` (a line), `inverted`
+            (`logits` or features of a layer) and `error_ratio` as exported
+            (value, low and high), or None.
     """
     directory = pathlib.Path(directory)
     found = {
@@ -173,6 +176,7 @@ def write_report(directory, experiments, about):
             for name, metrics in measured.items()
             if metrics["logit_fidelity"]["value"] is not None
         },
+        calibration=_calibration(about["models"], found.get("calibration")),
         low_fidelity=measures.LOW_FIDELITY,
         advice=measures.FIDELITY_ADVICE,
         counts={
@@ -194,6 +198,41 @@ def write_report(directory, experiments, about):
             "claims": claims,
         },
     )
+
+
+def _calibration(models, result):
+    """The verdict on each model, from the experiment or else its export.
+
+    Args:
+        models: dict by label, as of `write_report`.
+        result: what the experiment `calibration` wrote, or None.
+
+    Returns:
+        List of dicts: `name`, `verdict` in words, `error_ratio` (value, low
+        and high), `understates`, `overstates`. Nothing of models exported
+        before this was measured.
+    """
+    measured = result["metrics"] if result else {}
+    lines = []
+    for name, model in models.items():
+        ratio = measured.get(name, model).get("error_ratio")
+        if not ratio:
+            continue
+        value = math.nan if ratio["value"] is None else ratio["value"]
+        skill = measures.spread_skill(value, measures.ERROR_RATIO_NOISES)
+        warns = not measures.is_calibrated(skill)
+        lines.append(
+            {
+                "name": name,
+                "verdict": measures.calibration_verdict(
+                    skill, model["inverted"]
+                ),
+                "error_ratio": ratio,
+                "understates": warns and skill < 1,
+                "overstates": warns and skill > 1,
+            }
+        )
+    return lines
 
 
 def number(value):

@@ -5,10 +5,13 @@ import importlib
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
+import tensorflow as tf
 
-from kinv import datasets, measures, pipeline
+from kinv import datasets, errors, measures, pipeline
 from kinv.analysis import (
     best_fit,
+    calibration,
     controls,
     depth,
     distributions,
@@ -160,6 +163,143 @@ def test_noise_resampling(source):
         if row["model"] == "standard" and row["factor"] == "size"
     ]
     assert [row["images"] for row in rows] == [40, 40, 40]
+
+
+# Orthogonal patterns of +1 and -1: the first for what logits tell, eight more
+# for what they leave open.
+PATTERNS = np.repeat(
+    scipy.linalg.hadamard(1024, "float32")[1:10].reshape(9, 32, 32, 1),
+    3,
+    axis=-1,
+)
+
+
+def gaussian_images(count=300, seed=0, spread=3):
+    """Images of which the logit y tells the first pattern's share."""
+    random = np.random.default_rng(seed)
+    shares = random.normal(size=(count, 9)) * ([8] + [spread] * 8)
+    examples = {
+        "image": 128 + np.tensordot(shares, PATTERNS, 1),
+        "label": np.zeros(count, "int64"),
+    }
+    return datasets.Source(
+        tf.data.Dataset.from_tensor_slices(examples),
+        lambda image: image,
+        ["any"],
+        count,
+    )
+
+
+def gaussian_model(scale_of):
+    """Samples of the images with a logit, `scale_of` it times as spread."""
+
+    def image_of(logits, noise):
+        scales = 3 * scale_of(logits) * np.ones((1, 8))
+        shares = np.concatenate([8 * logits, scales * noise], axis=-1)
+        return 128 + np.tensordot(shares, PATTERNS, 1)
+
+    def logit_of(images):
+        return np.tensordot(images, PATTERNS[:1], ((1, 2, 3),) * 2) / 3072 / 8
+
+    return fake(logit_of, image_of, 1)
+
+
+def drawn_ranks(scale):
+    """Shares of the ranks of N(0, 1) among 16 of N(0, scale^2), drawn."""
+    random = np.random.default_rng(0)
+    values = random.normal(size=(200_000, 1))
+    samples = scale * random.normal(size=(200_000, 16))
+    return np.bincount((samples < values).sum(axis=1), minlength=17) / 200_000
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, 2])
+def test_calibration_of_the_gaussian_toy(scale):
+    source = gaussian_images()
+    model = gaussian_model(lambda logits: scale)
+    result = run(calibration, source, model=model)
+    found = result.metrics["model"]
+    # A = 1 and s^2 = scale^2, in units of the images' spread.
+    expected = (1 + scale**2 / 8) / (1 + scale**2)
+    for group in ("all", *calibration.THIRDS):
+        ratio = found["groups"][group]["error_ratio"]
+        assert ratio["value"] == pytest.approx(expected, rel=0.1), group
+        assert ratio["low"] < ratio["value"] < ratio["high"]
+    skill = found["spread_skill"]
+    assert skill["value"] == pytest.approx(scale, rel=0.05)
+    assert skill["low"] < skill["value"] < skill["high"]
+    assert ("states" in found["verdict"]) == (scale != 1)
+    # Ranks along the eight directions that are left open, and no others.
+    shares = [row["share_of_error"] for row in result.tables["rank_distances"]]
+    assert sum(shares) == pytest.approx(1, rel=1e-4)
+    drawn = drawn_ranks(scale)
+    histogram = [row["share"] for row in result.tables["rank_histograms"]]
+    np.testing.assert_allclose(histogram, drawn, atol=0.02)
+    distance = np.abs(drawn - 1 / 17).sum() / 2
+    assert found["rank_distance"] == pytest.approx(distance, abs=0.04)
+
+
+def test_too_much_spread_does_not_make_up_for_too_little():
+    source = gaussian_images()
+    low, high = 0.2, 1.4
+    model = gaussian_model(lambda logits: np.where(logits > 0, high, low))
+    groups = run(calibration, source, model=model).metrics["model"]["groups"]
+    ratios = [values["error_ratio"]["value"] for values in groups.values()]
+    expected = [
+        (1 + square / 8) / (1 + square)
+        for square in ((low**2 + high**2) / 2, low**2, high**2)
+    ]
+    # Of the middle third, about one half and the other.
+    everything, least, _, most, _ = ratios
+    assert everything == pytest.approx(0.5625, rel=0.1)
+    assert [everything, least, most] == pytest.approx(expected, rel=0.1)
+
+
+def test_calibration_beside_training_images():
+    def training(*place):
+        if place:
+            raise errors.InputError("gone")
+        return gaussian_images(300, 1, spread=1.5)
+
+    model = gaussian_model(lambda logits: 1)
+    data = study.Study({"model": model}, gaussian_images(), training, 32)
+    result = calibration.run(data)
+    found = result.metrics["model"]["groups"]["training images"]
+    assert found["images"] == 300
+    # Half as far from their mean, A = 1/4.
+    expected = (1 / 4 + 1 / 8) / (1 / 4 + 1)
+    assert found["error_ratio"]["value"] == pytest.approx(expected, rel=0.05)
+    assert len(result.tables["error_ratios"]) == 5
+
+    def closed(*place):
+        raise errors.InputError("gone")
+
+    data.training_source = closed
+    result = calibration.run(data)
+    assert "training images" not in result.metrics["model"]["groups"]
+    assert len(result.tables["error_ratios"]) == 4
+
+
+def test_calibration_of_pictures_that_equal_their_images(source, monkeypatch):
+    monkeypatch.setattr(calibration, "IMAGES", 20)
+    found = run(calibration, source, model=perfect()).metrics["model"]
+    assert found["error_ratio"]["value"] is None
+    assert "leave nothing open" in found["verdict"]
+    with pytest.raises(study.NotApplicable, match="at least 6 images"):
+        run(calibration, gaussian_images(5), model=perfect())
+
+
+def test_directions_are_not_chosen_for_the_images_that_are_ranked():
+    """Of more pixels than images, their own directions find outliers."""
+    random = np.random.default_rng(0)
+    images = random.normal(size=(60, 400))
+    samples = random.normal(size=(60, 16, 400))
+    ranks, shares = calibration.component_ranks(images, samples)
+    assert ranks.shape == (60, 8) and shares.shape == (8,)
+    extreme = np.isin(ranks, (0, 16)).mean()
+    assert extreme == pytest.approx(2 / 17, abs=0.05)
+    # Fewer images than components.
+    ranks, _ = calibration.component_ranks(images[:6], samples[:6])
+    assert ranks.shape == (6, 3)
 
 
 @pytest.mark.parametrize(
@@ -663,6 +803,73 @@ def test_r_squared_is_that_of_regression():
     assert factors.r_squared(y[:, None], nothing) < 0.02
 
 
+def toy_readings(factor, scale, count=4000):
+    """Images' readings about what a probe knows, and pictures' about it."""
+    random = np.random.default_rng(0)
+    known = random.uniform(-1, 1, (count, 1)) * np.pi
+    image = known + random.normal(0, 0.2, (count, 1))
+    readings = known + random.normal(0, 0.2 * scale, (count, 16))
+    part = factors.PARTS[factor]
+    found = {}
+    for name, values in (
+        ("probed", known[:, 0]),
+        ("image", image[:, 0]),
+        ("readings", readings),
+    ):
+        codes = [values]
+        if factor in factors.HUES:
+            codes = [np.cos(values), np.sin(values)]
+        found[name] = np.zeros((*values.shape, 19))
+        found[name][..., part] = np.stack(codes, axis=-1)
+    return found
+
+
+@pytest.mark.parametrize("factor", ["azimuth", "wall_hue"])
+@pytest.mark.parametrize("scale", [1, 0.5, 2])
+def test_calibration_of_factors_in_closed_form(factor, scale):
+    found = factors._calibration(
+        toy_readings(factor, scale), factor, factors.PARTS[factor]
+    )
+    values = {name: value["value"] for name, value in found.items()}
+    assert values["noise_spread"] == pytest.approx(scale, rel=0.06)
+    drawn = drawn_ranks(scale)
+    distance = np.abs(drawn - 1 / 17).sum() / 2
+    assert values["rank_distance"] == pytest.approx(distance, abs=0.02)
+    # The range of 16; and 4.25 and 12.75 of them below the ends of the half.
+    assert values["coverage_90"] == pytest.approx(
+        1 - drawn[[0, 16]].sum(), 0.02
+    )
+    random = np.random.default_rng(0)
+    samples = np.sort(scale * random.normal(size=(100_000, 16)))
+    low = 0.75 * samples[:, 3] + 0.25 * samples[:, 4]
+    high = 0.25 * samples[:, 11] + 0.75 * samples[:, 12]
+    inside = (scipy.stats.norm.cdf(high) - scipy.stats.norm.cdf(low)).mean()
+    assert values["coverage_50"] == pytest.approx(inside, abs=0.02)
+    assert scale != 1 or inside == pytest.approx(0.5, abs=0.005)
+    half = found["coverage_50"]
+    assert half["low"] < half["value"] < half["high"]
+
+
+def test_hues_that_are_left_open_entirely_have_flat_ranks():
+    random = np.random.default_rng(0)
+    points = np.exp(2j * np.pi * random.uniform(size=(4000, 17)))
+    codes = np.zeros((4000, 17, 19))
+    codes[..., factors.PARTS["floor_hue"]] = np.stack(
+        [points.real, points.imag], axis=-1
+    )
+    found = {"image": codes[:, 0], "readings": codes[:, 1:]}
+    values, samples = factors._ranked(found, "floor_hue")
+    histogram = np.bincount((samples < values[:, None]).sum(axis=1)) / 4000
+    np.testing.assert_allclose(histogram, np.full(17, 1 / 17), atol=0.015)
+
+
+def test_factors_that_the_class_tells_have_no_calibration():
+    found = toy_readings("object_hue", 1, 10)
+    part = factors.PARTS["object_hue"]
+    values = factors._calibration(found, "object_hue", part).values()
+    assert list(values) == [None] * 4
+
+
 def test_information_efficiency(source, rendered, monkeypatch):
     monkeypatch.setattr(factors, "IMAGES", 200)
     monkeypatch.setattr(factors, "SAMPLES", 4)
@@ -714,11 +921,16 @@ def test_information_efficiency(source, rendered, monkeypatch):
         assert values["knows"]["value"] > 0.9, name
         assert values["efficiency"]["value"] == pytest.approx(1, abs=0.08), name
         assert values["noise_share"]["value"] < 0.01
-        assert values["noise_spread"]["value"] < 0.1
+        if name in factors.OPEN:
+            assert values["noise_spread"]["value"] < 0.1
+        # The pictures are the images.
+        assert values["ceiling"]["value"] == pytest.approx(
+            values["shows"]["value"]
+        )
     tenths = result.metrics["tenths"]
     assert tenths["size"]["shows"]["value"] > 0.9
-    for name, values in tenths.items():
-        spread = values["noise_spread"]["value"]
+    for name in factors.OPEN:
+        spread = tenths[name]["noise_spread"]["value"]
         assert spread == pytest.approx(1, abs=0.2), name
     # The class of the codes' largest number says little about these.
     for name in ("wall_hue", "floor_hue", "size"):
@@ -749,8 +961,6 @@ def test_controls(source, rendered, monkeypatch):
 
 def test_optimisation_finds_linear_logits(source, monkeypatch):
     """Of a model in TensorFlow whose logits fix the pixels."""
-    import tensorflow as tf
-
     monkeypatch.setattr(controls, "STEPS", 400)
 
     def signature(images, noise, logit_scale, logit_shift):

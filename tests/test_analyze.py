@@ -94,6 +94,9 @@ def test_the_page_holds_everything(results):
     low = sum(fidelity < measures.LOW_FIDELITY for fidelity in fidelities)
     assert page.count("of what the logits know beyond the class") == 2
     assert page.count("has not learned to read") == low
+    # And whether the noise of each is calibrated, as the experiment found.
+    for name, found in metrics["experiments"]["calibration"].items():
+        assert f"{name}: {found['verdict']}" in " ".join(page.split())
     # Nothing is fetched when it is opened.
     assert 'src="http' not in page and 'href="http' not in page
     count = sum(
@@ -118,21 +121,98 @@ def test_the_page_shows_every_row(results):
         for path in results.glob("*/*.csv")
     }
     assert tables == rows
-    # One of every model and factor, with six measures of it.
+    # One of every model and factor, with ten measures of it.
     assert rows["factors/factors.csv"] == 1 + 2 * 7
     found = json.loads((results / "metrics.json").read_text())["experiments"]
     header, *table = read_csv(results / "factors/factors.csv")
     for cells in table:
         row = dict(zip(header, cells, strict=True))
         values = found["factors"][row["model"]][row["factor"]]
-        assert len(values) == 6 and len(row) == 2 + 3 * 6
+        assert len(values) == 10 and len(row) == 2 + 3 * 10
         for name, value in values.items():
             for end in ("value", "low", "high"):
                 cell = row[f"{name}_{end}"]
-                if value is None:
+                if value is None or value[end] is None:
                     assert cell == ""
                 else:
                     assert float(cell) == pytest.approx(value[end], rel=1e-5)
+
+
+ABOUT = {
+    **dict.fromkeys(("dataset", "split", "training_split"), "data"),
+    **{"command": "c", "seed": 0, "git_commit": None, "skipped": []},
+    **{"models": {}, "versions": {"kinv": "1"}, "seconds": {}},
+}
+
+
+def head_of(directory, experiments, models):
+    """The text of the page before the claims, white space one."""
+    about = {
+        **ABOUT,
+        "models": {
+            name: {"path": "p", "metadata": "m", "inverted": "logits", **model}
+            for name, model in models.items()
+        },
+    }
+    report.write_report(directory, experiments, about)
+    page = (directory / "report.html").read_text()
+    head = page[page.index("</nav>") : page.index('<h2 id="claims"')]
+    return " ".join(re.sub("<(?!p class)[^>]*>", "", head).split())
+
+
+def summary(value):
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
+    # (1 - e) / (e - 1 / 8): 1, 0.1 / 0.775 and 0.7 / 0.175.
+    exported = {
+        "good": {"error_ratio": summary(0.5625)},
+        "narrow": {"error_ratio": summary(0.9)},
+        "wide": {"error_ratio": summary(0.3), "inverted": "features of add"},
+        "old": {"error_ratio": None},
+    }
+    head = head_of(tmp_path, [], exported)
+    good, narrow, wide = head.split("<p ")[1:]
+    assert good.startswith(
+        'class="trust">good: the noise says 1.00 of what the logits leave open '
+        "(squared error"
+    )
+    assert "of one 0.562, 0.552 to 0.573; 0.5625 where" in good
+    assert narrow.startswith(
+        'class="trust low">narrow: the noise says 0.36 of what the logits '
+        "leave open: it understates what the classifier threw away"
+    )
+    assert narrow.endswith(
+        "What stays the same under the noise here need not be known to the "
+        "classifier. "
+    )
+    assert wide.startswith(
+        'class="trust low">wide: the noise says 2.00 of what the features of '
+        "add leave open: it overstates what the classifier threw away"
+    )
+    # The experiment, where it was run, comes before the export's figures.
+    metrics = {"narrow": {"error_ratio": summary(0.5625)}}
+    metrics["good"] = {"error_ratio": dict.fromkeys(("value", "low", "high"))}
+    result = study.Result(metrics, {}, [])
+    report.write_result(tmp_path / "calibration", "Calibration", result)
+    head = head_of(tmp_path, ["calibration"], exported)
+    assert "narrow: the noise says 1.00" in head
+    assert "wide: the noise says 2.00" in head
+    equal = "the pictures equal the images: the logits leave nothing open."
+    assert f'class="trust">good: {equal} <p' in head
+
+
+def test_error_ratio_of_an_export():
+    metrics = {"error_ratio": 0.6, "error_ratio_interval": [0.5, 0.7]}
+    assert analyze.exported_error_ratio({"metrics": metrics}) == {
+        "value": 0.6,
+        "low": 0.5,
+        "high": 0.7,
+    }
+    metrics = {"error_ratio": None, "error_ratio_interval": None}
+    for old in ({}, {"metrics": {}}, {"metrics": metrics}):
+        assert analyze.exported_error_ratio(old) is None
 
 
 def test_tables_of_the_page(tmp_path, monkeypatch):
@@ -147,12 +227,7 @@ def test_tables_of_the_page(tmp_path, monkeypatch):
     rows[1] |= {"a_value": None, "a_low": None, "a_high": None}
     result = study.Result({}, {"numbers": rows}, [])
     report.write_result(tmp_path / "x", "X", result)
-    about = {
-        **dict.fromkeys(("dataset", "split", "training_split"), "data"),
-        **{"command": "c", "seed": 0, "git_commit": None, "skipped": []},
-        **{"models": {}, "versions": {"kinv": "1"}, "seconds": {}},
-    }
-    report.write_report(tmp_path, ["x"], about)
+    report.write_report(tmp_path, ["x"], ABOUT)
     page = (tmp_path / "report.html").read_text()
     table = page[page.index("<details") : page.index("</details>")]
     # As a browser: tags gone, white space one.

@@ -83,6 +83,9 @@ def test_export_measures_the_exported_model(run, exported):
     assert 0 <= low <= metrics["agreement"] <= high + 1e-9 <= 1.1
     assert -1 <= metrics["logit_cosine"] <= 1.001
     assert metrics["pixel_mse"] > 0 and metrics["shuffled_pixel_mse"] > 0
+    low, high = metrics["error_ratio_interval"]
+    assert 1 / 8 < low <= metrics["error_ratio"] <= high <= 1
+    assert metrics["spread_skill"] >= 0
 
 
 def test_second_export_equals_the_first(run, exported, capsys):
@@ -90,6 +93,7 @@ def test_second_export_equals_the_first(run, exported, capsys):
     output = capsys.readouterr().out
     assert f"exported: {exported / '2'} (" in output
     assert "agreement" in output and "95 % interval" in output
+    assert "of what the logits leave open" in output
     first, second = (
         pipeline.Pipeline.load(exported / version) for version in "12"
     )
@@ -130,8 +134,40 @@ def test_measures_on_a_model_told_by_hand():
     assert metrics["logit_cosine"] == 0.5
     assert metrics["pixel_mse"] == (100 + 100 + 400 + 100) / 4
     assert metrics["pixel_mse"] == metrics["shuffled_pixel_mse"]
-    # The same picture whatever the logits.
+    # The same picture whatever the logits, and whatever the noise.
     assert metrics["logit_fidelity"] == 0
+    assert metrics["error_ratio"] == 1
+    assert metrics["error_ratio_interval"] == (1, 1)
+    assert metrics["spread_skill"] == 0
+
+
+class Spread(Constant):
+    """Reconstructions of so much spread about the images' mean of 100."""
+
+    def __init__(self, spread):
+        self.spread = spread
+
+    def reconstruct(self, batch, noise):
+        levels = 100 + self.spread * noise[..., 0]
+        return np.broadcast_to(
+            levels[..., None, None, None], (*noise.shape[:2], 16, 16, 3)
+        )
+
+
+@pytest.mark.parametrize("spread", [5, 10, 20])
+def test_export_measures_whether_the_noise_is_calibrated(spread):
+    """Grey images of standard deviation 10, which no logits tell."""
+    levels = np.random.default_rng(1).normal(100, 10, 4000).astype("float32")
+    batch = np.broadcast_to(levels[:, None, None, None], (4000, 16, 16, 3))
+    batches = [(batch, np.zeros(4000, int))]
+    bar = keras.utils.Progbar(4000, verbose=0)
+    metrics = export_tool.measure(Spread(spread), batches, bar, seed=0)
+    # A = 100, s^2 = spread^2.
+    expected = (100 + spread**2 / 8) / (100 + spread**2)
+    assert metrics["error_ratio"] == pytest.approx(expected, rel=0.03)
+    low, high = metrics["error_ratio_interval"]
+    assert low < metrics["error_ratio"] < high < 1.1 * low
+    assert metrics["spread_skill"] == pytest.approx(spread / 10, rel=0.05)
 
 
 def test_failed_export_leaves_nothing(run, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import PIL.Image
 import pytest
+import scipy.integrate
 import scipy.linalg
 from scipy import stats
 
@@ -114,6 +115,132 @@ def test_noise_spread(random):
     samples = random.normal(0, 5, (4, 500, 6, 6, 3))
     np.testing.assert_allclose(measures.noise_spread(samples), 5, rtol=0.02)
     assert measures.noise_spread(samples[:, :1].repeat(3, 1)).max() < 1e-9
+
+
+def gaussian_toy(random, scale, images=4000, samples=8, size=2):
+    """Images of unit variance about 0, reconstructions of `scale` times it."""
+    shape = (size, size, 3)
+    return (
+        random.normal(100, 1, (images, *shape)),
+        random.normal(100, scale, (images, samples, *shape)),
+    )
+
+
+# A = 1 and s = scale: e = (1 + scale^2 / 8) / (1 + scale^2).
+@pytest.mark.parametrize(
+    "scale, expected", [(1, 0.5625), (0.5, 0.825), (2, 0.3), (0, 1)]
+)
+def test_error_ratio_and_spread_skill_in_closed_form(random, scale, expected):
+    errors = measures.reconstruction_errors(*gaussian_toy(random, scale))
+    assert errors[0].shape == errors[1].shape == (4000,)
+    found = measures.error_ratio(*errors)
+    assert found == pytest.approx(expected, rel=0.01)
+    assert measures.spread_skill(expected, 8) == pytest.approx(scale)
+    assert measures.spread_skill(found, 8) == pytest.approx(scale, rel=0.03)
+
+
+def test_reconstruction_errors_by_hand():
+    images = np.full((2, 1, 1, 3), 10.0)
+    samples = np.full((2, 2, 1, 1, 3), 10.0)
+    samples[0, 0], samples[0, 1] = 8, 14
+    of_mean, of_single = measures.reconstruction_errors(images, samples)
+    # A mean of 11; errors of 4 and 16.
+    np.testing.assert_allclose(of_mean, [1, 0])
+    np.testing.assert_allclose(of_single, [10, 0])
+    assert measures.error_ratio(of_mean, of_single) == pytest.approx(0.1)
+    # Pictures that equal their images have no ratio.
+    assert math.isnan(measures.error_ratio(of_mean[1:], of_single[1:]))
+
+
+@pytest.mark.parametrize(
+    "error_ratio, expected",
+    [(1, 0), (1.01, 0), (1 / 8, math.inf), (0.1, math.inf), (0, math.inf)],
+)
+def test_spread_skill_beyond_its_range(error_ratio, expected):
+    assert measures.spread_skill(error_ratio, 8) == expected
+    assert math.isnan(measures.spread_skill(math.nan, 8))
+
+
+@pytest.mark.parametrize(
+    "value, verdict",
+    [
+        (0.93, "the noise says 0.93 of what the logits leave open"),
+        (0.85, "the noise says 0.85 of what the logits leave open"),
+        (
+            0.4,
+            "the noise says 0.40 of what the logits leave open: it understates "
+            "what the classifier threw away",
+        ),
+        (
+            1.2,
+            "the noise says 1.20 of what the logits leave open: it overstates "
+            "what the classifier threw away",
+        ),
+        (
+            math.inf,
+            "the noise says more than 10 times what the logits leave open: it "
+            "overstates what the classifier threw away",
+        ),
+        (
+            math.nan,
+            "the pictures equal the images: the logits leave nothing open",
+        ),
+    ],
+)
+def test_calibration_verdict(value, verdict):
+    assert measures.calibration_verdict(value) == verdict
+    assert measures.is_calibrated(value) == ("states" not in verdict)
+    of_features = measures.calibration_verdict(value, "features")
+    assert of_features == verdict.replace("logits", "features")
+
+
+def test_ranks_by_hand():
+    samples = np.array([[1.0, 2, 3], [4, 5, 6]])
+    assert measures.ranks(np.array([2.5, 0]), samples).tolist() == [2, 0]
+    # Along two directions.
+    values = np.array([[2.5, 9], [7, 4.5]])
+    both = np.stack([samples, samples], axis=-1)
+    assert measures.ranks(values, both).tolist() == [[2, 3], [3, 1]]
+    histogram = measures.rank_histogram(np.array([2, 0, 2, 2]), 3)
+    assert histogram.tolist() == [0.25, 0, 0.75, 0]
+    # (0 + 0.25 + 0.5 + 0.25) / 2.
+    assert measures.rank_distance(histogram) == 0.5
+    assert measures.rank_distance(np.full(17, 1 / 17)) == pytest.approx(0)
+
+
+def rank_probabilities(scale, samples=16):
+    """Of the rank of N(0, 1) among samples of N(0, scale^2), by integration."""
+    z = np.linspace(-8, 8, 4001)
+    below = stats.norm.cdf(z / scale)
+    return np.array(
+        [
+            scipy.integrate.trapezoid(
+                stats.binom.pmf(rank, samples, below) * stats.norm.pdf(z), z
+            )
+            for rank in range(samples + 1)
+        ]
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, 2])
+def test_rank_distance_of_the_gaussian_toy(random, scale):
+    values = random.normal(size=20_000)
+    samples = random.normal(0, scale, (20_000, 16))
+    expected = rank_probabilities(scale)
+    histogram = measures.rank_histogram(measures.ranks(values, samples), 16)
+    np.testing.assert_allclose(histogram, expected, atol=0.01)
+    distance = np.abs(expected - 1 / 17).sum() / 2
+    assert measures.rank_distance(histogram) == pytest.approx(
+        distance, abs=0.02
+    )
+
+
+def test_what_chance_leaves_of_a_flat_histogram(random):
+    histograms = random.multinomial(500, [1 / 17] * 17, 400) / 500
+    distances = np.abs(histograms - 1 / 17).sum(axis=1) / 2
+    assert measures.flat_rank_distance(500, 16) == pytest.approx(
+        distances.mean(), rel=0.03
+    )
 
 
 def test_brightness_and_contrast_are_pillows(random):

@@ -22,6 +22,7 @@ from kinv import errors, files
 EXPERIMENTS = (
     "reconstructions",
     "noise_resampling",
+    "calibration",
     "logit_interpolation",
     "noise_interpolation",
     "misclassified",
@@ -250,6 +251,8 @@ def main(argv=None):
             label: {
                 "path": path,
                 "metadata": describe(models[label].metadata),
+                "inverted": study.inverted(models[label]),
+                "error_ratio": exported_error_ratio(models[label].metadata),
             }
             for label, path in paths.items()
         },
@@ -372,6 +375,15 @@ def describe(metadata):
     if commit := metadata.get("git_commit", {}).get("training"):
         parts.append(f"trained at commit {commit[:10]}")
     return ", ".join(parts)
+
+
+def exported_error_ratio(metadata):
+    """The error ratio as exported, with its interval; None of older exports."""
+    metrics = metadata.get("metrics", {})
+    if metrics.get("error_ratio") is None:
+        return None
+    low, high = metrics["error_ratio_interval"]
+    return {"value": metrics["error_ratio"], "low": low, "high": high}
 
 
 if __name__ == "__main__":

@@ -176,6 +176,13 @@ def main(argv=None):
         )
         if fidelity < measures.LOW_FIDELITY:
             print(f"              That is little. {measures.FIDELITY_ADVICE}")
+    if (ratio := metrics["error_ratio"]) is not None:
+        low, high = metrics["error_ratio_interval"]
+        spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
+        verdict = measures.calibration_verdict(
+            spread_skill, "features" if layer else "logits"
+        )
+        print(f"error ratio   {ratio:.3f} ({low:.3f} to {high:.3f}): {verdict}")
     print(
         f"pixel MSE     {metrics['pixel_mse']:.0f} against "
         f"{metrics['shuffled_pixel_mse']:.0f} shuffled (values in [0, 255])"
@@ -214,7 +221,10 @@ def portable(value):
 
 
 def measure(model, batches, bar, seed):
-    """Compares held-out images with one reconstruction each.
+    """Compares held-out images with their reconstructions.
+
+    Errors of eight noises tell whether the noise is calibrated; all else is
+    measured on the first of them.
 
     Args:
         model: `pipeline.Pipeline`.
@@ -226,8 +236,10 @@ def measure(model, batches, bar, seed):
         dict of `images` (their number), `accuracy` of the classifier,
         `agreement` (share of reconstructions that get their image's class)
         with its Wilson 95 % interval, `logit_fidelity`
-        (`measures.logit_fidelity`), and the means of the measures of
-        `analysis.reconstructions.compare`.
+        (`measures.logit_fidelity`), `error_ratio` (`measures.error_ratio` of
+        eight noises) with its bootstrap interval, `spread_skill`, and the means
+        of the measures of `analysis.reconstructions.compare`. None for what is
+        not finite.
     """
     import numpy as np
 
@@ -235,15 +247,21 @@ def measure(model, batches, bar, seed):
     from kinv.analysis import reconstructions, study
 
     random = np.random.default_rng(seed)
-    found, pairs = [], []
+    samples = measures.ERROR_RATIO_NOISES
+    found, pairs, errors_of = [], [], []
     for images, labels in batches:
         images, labels = np.asarray(images), np.asarray(labels)
         noise = random.standard_normal(
-            (len(images), 1, model.noise_dim), "float32"
+            (len(images), samples, model.noise_dim), "float32"
         )
         logits = model.logits(images)
-        pictures = model.reconstruct(images, noise)[:, 0]
+        made = model.reconstruct(images, noise)
+        pictures = made[:, 0]
         again = model.logits(pictures)
+        of_mean, of_single = measures.reconstruction_errors(
+            study.target(images, model), made
+        )
+        errors_of.append({"mean": of_mean, "single": of_single})
         found.append(
             {
                 "accuracy": logits.argmax(-1) == labels,
@@ -255,6 +273,12 @@ def measure(model, batches, bar, seed):
     found, pairs = study.concatenate(found), study.concatenate(pairs)
     same = found["agreement"]
     own, other = measures.within_class_errors(**pairs)
+    ratio, low, high = measures.bootstrap_interval(
+        measures.error_ratio,
+        tuple(study.concatenate(errors_of).values()),
+        random,
+    )
+    spread_skill = measures.spread_skill(ratio, samples)
     return {
         "images": len(same),
         **{name: float(values.mean()) for name, values in found.items()},
@@ -263,6 +287,10 @@ def measure(model, batches, bar, seed):
         "logit_fidelity": (
             measures.logit_fidelity(own, other) if len(own) else None
         ),
+        # Where all pictures equal their images there is no ratio.
+        "error_ratio": None if np.isnan(ratio) else ratio,
+        "error_ratio_interval": None if np.isnan(ratio) else (low, high),
+        "spread_skill": spread_skill if np.isfinite(spread_skill) else None,
     }
 
 

@@ -46,6 +46,8 @@ ENCODINGS = {
 WIDTHS = (len(scenes.SHAPES), 2, 2, 2, 1, 1, 1)
 STARTS = np.cumsum((0, *WIDTHS))
 HUES = ("object_hue", "wall_hue", "floor_hue")
+# That the class does not tell, and logits leave open in part.
+OPEN = tuple(name for name in ENCODINGS if name not in ("shape", "object_hue"))
 # Columns of each factor in a row of codes.
 PARTS = {
     name: slice(start, start + width)
@@ -92,6 +94,13 @@ def run(data):
     know, 0 when the generator leaves the factor to the noise. The control makes
     pictures of the mean logits of the image's predicted class.
 
+    Whether the noise says what the logits leave open is told against the
+    network's reading of the image itself, so that its own error is on both
+    sides, of the factors that the class does not tell: by spread, ranks and
+    coverage. Hues are ranked by their angle from the mean direction of all
+    readings, the image's among them: exactly flat for a calibrated sampler,
+    wherever on the circle the hues lie, with ends half a turn away.
+
     Args:
         data: `study.Study`, of a data set whose factors are known.
 
@@ -99,10 +108,17 @@ def run(data):
         `study.Result`. By model and factor: `knows`, `shows`, `efficiency`,
         `control` (its efficiency), with bootstrap intervals over images;
         `noise_share`, the share of the readings' variance that noise explains;
-        and `noise_spread`, the readings' standard deviation over noises, over
-        what the logits leave open: the error of the best probe, or that of the
-        pictures where they show more. 1: pictures vary as images of the
-        same logits do.
+        and `ceiling`, what real images show of the factor by the same
+        calibrated readings. Of the factors in `OPEN`: `noise_spread`, the
+        readings' standard deviation over noises, over what the logits leave
+        open, the lesser of the error of the best probe and that of the
+        pictures' mean reading, whose 16 noises add a sixteenth: 1 where
+        pictures vary as images of the same logits do; `rank_distance` of the
+        ranks of the image's reading among the pictures' from flat
+        (`measures.rank_distance`), of which chance leaves
+        `measures.flat_rank_distance`; and `coverage_50` and `coverage_90`,
+        the share of images whose reading lies in the central interval of the
+        pictures' (0.5 and, of 16, whose range ends before, 15/17 = 0.88).
         Efficiencies of factors of which the logits know less than
         `KNOWN` are left out: a ratio of two small numbers says nothing.
 
@@ -112,7 +128,7 @@ def run(data):
     if not are_known(data):
         raise study.NotApplicable("needs known factors, those of kinv_scenes")
     network = load_network()
-    metrics, rows = {}, []
+    metrics, rows, ranks = {}, [], {}
     for name, model, batches in data.by_model(data.count(IMAGES), "factors"):
         predict, class_means = _train_probes(data, name, model)
         parts = []
@@ -123,10 +139,12 @@ def run(data):
             pictures = model.reconstruct(images, noise)
             means = class_means[logits.argmax(-1)]
             control = model.reconstruct(images, noise, 0.0, means[:, None])
+            image = study.target(images, model)[:, None]
             parts.append(
                 {
                     "codes": codes,
                     "probed": predict(given, logits.argmax(-1)),
+                    "image": read(network, image)[:, 0],
                     "readings": read(network, pictures),
                     "control": read(network, control),
                 }
@@ -134,7 +152,11 @@ def run(data):
         found = study.concatenate(parts)
         metrics[name] = {
             factor: _efficiency(data, found, factor, part)
+            | _calibration(found, factor, part)
             for factor, part in PARTS.items()
+        }
+        ranks[name] = {
+            factor: measures.ranks(*_ranked(found, factor)) for factor in OPEN
         }
         rows += [
             {
@@ -148,7 +170,7 @@ def run(data):
             }
             for factor, values in metrics[name].items()
         ]
-    figure = study.Figure(
+    efficiency = study.Figure(
         "efficiency",
         "What the logits know of each factor (R² of the best probe, outlined) "
         "and what the pictures show of it (R² of a factor network's readings "
@@ -165,7 +187,42 @@ def run(data):
             "R²",
         ),
     )
-    return study.Result(metrics, {"factors": rows}, [figure])
+    return study.Result(
+        metrics,
+        {"factors": rows, "ranks": _rank_rows(ranks)},
+        [efficiency, _rank_figure(ranks)],
+    )
+
+
+def _rank_rows(ranks):
+    return [
+        {"model": name, "factor": factor, "rank": rank, "images": int(count)}
+        for name, by_factor in ranks.items()
+        for factor, found in by_factor.items()
+        for rank, count in enumerate(np.bincount(found, minlength=SAMPLES + 1))
+    ]
+
+
+def _rank_figure(ranks):
+    return study.Figure(
+        "ranks",
+        "Ranks of what a factor network reads of an image among what it reads "
+        f"of its {SAMPLES} reconstructions. Flat (dotted; band: two standard "
+        "deviations of chance): the image cannot be told from reconstructions. "
+        "High ends: the noise varies the factor too little; a hill: too much; "
+        "a slope: the pictures are off on average.",
+        plots.rank_histograms(
+            [
+                {
+                    f"{name}\n{factor}".replace("_", " "): np.bincount(
+                        found, minlength=SAMPLES + 1
+                    )
+                    for factor, found in by_factor.items()
+                }
+                for name, by_factor in ranks.items()
+            ]
+        ),
+    )
 
 
 def load_network():
@@ -367,7 +424,9 @@ def _efficiency(data, found, factor, part):
             measures.bootstrap_interval(statistic, arrays, random)
         )
 
-    left_open = min(unknown.mean(), unshown.mean())
+    shown_by_images = calibrate(
+        np.asarray(found["image"][:, part], "float64"), codes
+    )
     # Within an image only noise varies; the total over all readings.
     within = readings.var(axis=1, ddof=1).sum(axis=-1)
     across = readings.reshape(-1, readings.shape[-1]).var(axis=0).sum()
@@ -378,14 +437,81 @@ def _efficiency(data, found, factor, part):
         "efficiency": None,
         "control": None,
         "noise_share": study.summary(measures.mean_interval(within / across)),
-        "noise_spread": study.summary(
-            np.sqrt(np.maximum(measures.mean_interval(within / left_open), 0))
+        "ceiling": interval(
+            explained,
+            total,
+            np.sum((codes - shown_by_images) ** 2, axis=-1),
         ),
     }
     if knows["value"] >= KNOWN:
         result["efficiency"] = interval(efficiency, total, unknown, unshown)
         result["control"] = interval(efficiency, total, unknown, uncontrolled)
     return result
+
+
+def _calibration(found, factor, part):
+    """How the readings vary, against the reading of the image itself."""
+    names = "noise_spread", "rank_distance", "coverage_50", "coverage_90"
+    if factor not in OPEN:
+        return dict.fromkeys(names)
+    image = np.asarray(found["image"][:, part], "float64")
+    readings = found["readings"][:, :, part]
+    left_open = min(
+        np.sum((image - guess) ** 2, axis=-1).mean()
+        for guess in (
+            found["probed"][:, part],
+            calibrate(readings.mean(axis=1), image),
+        )
+    )
+    within = readings.var(axis=1, ddof=1).sum(axis=-1)
+    ratio = measures.mean_interval(within / max(left_open, 1e-12))
+    values, samples = _ranked(found, factor)
+    histogram = measures.rank_histogram(
+        measures.ranks(values, samples), samples.shape[1]
+    )
+    distance = measures.rank_distance(histogram)
+    return {
+        "noise_spread": study.summary(np.sqrt(np.maximum(ratio, 0))),
+        "rank_distance": study.summary((distance, np.nan, np.nan)),
+        "coverage_50": _coverage(values, samples, 0.5),
+        "coverage_90": _coverage(values, samples, 0.9),
+    }
+
+
+def _ranked(found, factor):
+    """Numbers that can be ranked: the image's reading, and the pictures'.
+
+    Returns:
+        `(images,)` and `(images, samples)`; of hues, angles from the mean
+        direction of all of them, in [-pi, pi].
+    """
+    part = PARTS[factor]
+    values = np.concatenate(
+        [found["image"][:, None, part], found["readings"][:, :, part]], axis=1
+    )
+    if factor in HUES:
+        points = values[..., 0] + 1j * values[..., 1]
+        center = points.mean(axis=1, keepdims=True)
+        values = np.angle(points * center.conj())[..., None]
+    return values[:, 0, 0], values[:, 1:, 0]
+
+
+def _coverage(values, samples, level):
+    """Share of values in the central interval of samples, with its interval.
+
+    The interval's ends are quantiles by Weibull's positions, `k / (n + 1)`:
+    between calibrated samples, a value lies below the k-th that often.
+    """
+    low, high = np.quantile(
+        samples, [(1 - level) / 2, (1 + level) / 2], axis=1, method="weibull"
+    )
+    inside = (low <= values) & (values <= high)
+    return study.summary(
+        (
+            inside.mean(),
+            *measures.wilson_interval(inside.sum(), len(inside)),
+        )
+    )
 
 
 def calibrate(readings, codes):

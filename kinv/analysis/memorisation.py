@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kinv import errors, measures
 from kinv import images as images_lib
+from kinv import measures
 from kinv.analysis import study
 
 TITLE = "Memorisation"
@@ -41,7 +41,7 @@ def run(data):
         noise = data.noise(model, len(images), 1, "memorisation")
         pictures = model.reconstruct(images, noise)[:, 0]
         both = np.concatenate([originals, pictures])
-        source, training_set = _training_images(data, model)
+        source, training_set = study.training_images(data, model)
         limit = min(TRAINING_IMAGES, source.num_examples)
 
         batches = data.progress(
@@ -105,21 +105,6 @@ def run(data):
             )
         )
     return study.Result(metrics, {"ratios": rows}, figures)
-
-
-def _training_images(data, model):
-    """The images that a model was trained on, else the study's; and whose."""
-    trained = model.metadata.get("training", {})
-    place = trained.get("dataset"), trained.get("train_split")
-    if None in place:
-        reason = "as the model names none of its own"
-    else:
-        name = "{}, split {}".format(*place)
-        try:
-            return data.training_source(*place), name
-        except errors.InputError:
-            reason = f"as the model's own ({name}) cannot be opened"
-    return data.training_source(), f"those of the analysed data set, {reason}"
 
 
 def _flat(images, size):

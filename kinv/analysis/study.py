@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from kinv import errors
 from kinv import images as images_lib
 
 BATCH_SIZE = 50
@@ -211,6 +212,25 @@ def inverted(model):
     return f"features of {model.layer}" if model.layer else "logits"
 
 
+def training_images(data, model):
+    """Opens the images that a model was trained on, else the study's.
+
+    Returns:
+        `datasets.Source`, and whose images these are, in words.
+    """
+    trained = model.metadata.get("training", {})
+    place = trained.get("dataset"), trained.get("train_split")
+    if None in place:
+        reason = "as the model names none of its own"
+    else:
+        name = "{}, split {}".format(*place)
+        try:
+            return data.training_source(*place), name
+        except errors.InputError:
+            reason = f"as the model's own ({name}) cannot be opened"
+    return data.training_source(), f"those of the analysed data set, {reason}"
+
+
 def same_classifier(data, names):
     """Whether models have the same classifier and make images of one size."""
     images, _, _ = data.first(COMPARED)
@@ -272,9 +292,9 @@ def concatenate(rows):
 
 
 def summary(interval):
-    """`(value, low, high)` as JSON, None for what is not a number."""
+    """`(value, low, high)` as JSON, None for what is not finite."""
     return {
-        name: None if math.isnan(value) else float(value)
+        name: float(value) if math.isfinite(value) else None
         for name, value in zip(("value", "low", "high"), interval, strict=True)
     }
 
