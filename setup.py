@@ -19,7 +19,8 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["kinv", "kinv.*"]),
     package_data={
-        "kinv": ["report.html", "explorer.html", "analysis/scene_factors.keras"]
+        "kinv.analysis": ["report.html", "scene_factors.keras"],
+        "kinv.serving": ["explorer.html"],
     },
     python_requires=">=3.10",
     # Lower bounds are what was tested, upper bounds the next release that may

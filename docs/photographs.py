@@ -13,7 +13,9 @@ import sys
 import numpy as np
 import skimage.data
 
-from kinv import images, measures, pipeline
+from kinv import images, measures
+from kinv.analysis import grids
+from kinv.serving import pipeline
 
 MODELS = {
     "robust": "exported/scenes32-robust",
@@ -131,5 +133,5 @@ for name, directory in MODELS.items():
     print(f"{name}, {len(pieces)} tiles of {len(photographs)} photographs")
     for label, value in figures.items():
         print(f"  {label}: {value:.2f}")
-grid = images.captioned_grid(rows, captions, row_captions=names, cell_size=84)
-images.write_image("docs/photographs.png", images.render(grid))
+grid = grids.captioned_grid(rows, captions, row_captions=names, cell_size=84)
+images.write_image("docs/photographs.png", grids.render(grid))

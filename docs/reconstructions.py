@@ -5,7 +5,9 @@ From the root of the repository: .venv/bin/python docs/reconstructions.py
 
 import numpy as np
 
-from kinv import images, pipeline
+from kinv import images
+from kinv.analysis import grids
+from kinv.serving import pipeline
 
 MODELS = {
     "robust": "exported/scenes32-robust",
@@ -24,5 +26,5 @@ for classifier, directory in MODELS.items():
     for sample in range(2):
         rows.append(list(reconstructions[:, sample]))
         names.append(f"{classifier}, noise {sample + 1}")
-grid = images.captioned_grid(rows, row_captions=names, cell_size=72)
-images.write_image("docs/reconstructions.png", images.render(grid))
+grid = grids.captioned_grid(rows, row_captions=names, cell_size=72)
+images.write_image("docs/reconstructions.png", grids.render(grid))

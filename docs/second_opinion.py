@@ -11,7 +11,10 @@ import argparse
 
 import numpy as np
 
-from kinv import classifiers, measures, pipeline, scenes
+from kinv import measures
+from kinv.classifiers import loading
+from kinv.data import rendering, scenes
+from kinv.serving import pipeline
 
 IMAGES = 1000
 
@@ -20,9 +23,9 @@ parser.add_argument("--model", action="append", required=True)
 parser.add_argument("--reader", action="append", required=True)
 options = parser.parse_args()
 
-images = scenes.render(scenes.scene_factors("test", range(IMAGES)), 32)
+images = rendering.render(scenes.scene_factors("test", range(IMAGES)), 32)
 images = images.astype("float32")
-readers = {path: classifiers.load_classifier(path) for path in options.reader}
+readers = {path: loading.load_classifier(path) for path in options.reader}
 
 
 def row(model, reader, logits, again):

@@ -64,9 +64,9 @@ def run(main, resumable=False):
 def _undecoded(error):
     """Names the image that an exception of TensorFlow's is about, or None."""
     # Without a data set opened it can be about none.
-    datasets = sys.modules.get("kinv.datasets")
-    if datasets and "DecodeImage" in str(error):
-        return datasets.find_unreadable()
+    folders = sys.modules.get("kinv.data.folders")
+    if folders and "DecodeImage" in str(error):
+        return folders.find_unreadable()
     return None
 
 

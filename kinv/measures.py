@@ -17,9 +17,7 @@ CALIBRATED = (0.85, 1.15)
 # the pictures, and what to do about it.
 LOW_FIDELITY = 0.5
 FIDELITY_ADVICE = (
-    "Train it longer, or with --logit-normalization within-classes, "
-    "--embedding-layers 2, --logit-consistency 1, --pixel-consistency 50 and "
-    "--decoder-steps 3000, as --preset small does."
+    "Train it longer, or with the objective and the networks of --preset small."
 )
 
 

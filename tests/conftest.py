@@ -14,7 +14,9 @@ import pytest  # noqa: E402
 import requests  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from kinv import classifiers, datasets, images, scenes  # noqa: E402
+from kinv import images
+from kinv.classifiers import small
+from kinv.data import rendering, scenes, source
 from tools import benchmark_serving  # noqa: E402
 
 # Before anything else: devices are fixed once TensorFlow has used one. Two, or
@@ -52,7 +54,7 @@ def classifier_file(tmp_path_factory):
     """A small untrained classifier of two classes, saved."""
     keras.utils.set_random_seed(0)
     path = tmp_path_factory.mktemp("classifier") / "classifier.keras"
-    classifiers.build_classifier(32, 2, 4).save(path)
+    small.build_classifier(32, 2, 4).save(path)
     return path
 
 
@@ -63,13 +65,13 @@ def rendered():
     @functools.cache
     def open_split(split, count):
         factors = scenes.scene_factors(split, range(count))
-        labels = factors["shape"] * len(scenes.OBJECT_HUES)
+        labels = factors["shape"] * len(rendering.OBJECT_HUES)
         examples = {
-            "image": scenes.render(factors, 32),
+            "image": rendering.render(factors, 32),
             "label": labels + factors["object_hue"],
             **factors,
         }
-        return datasets.Source(
+        return source.Source(
             tf.data.Dataset.from_tensor_slices(examples),
             lambda image: image,
             scenes.CLASS_NAMES,

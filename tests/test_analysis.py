@@ -8,14 +8,14 @@ import scipy.linalg
 import scipy.stats
 import tensorflow as tf
 
-from kinv import datasets, errors, measures, pipeline
+from kinv import errors, measures
 from kinv.analysis import (
     best_fit,
     calibration,
     controls,
-    depth,
     distributions,
     factors,
+    layers_compared,
     logit_interpolation,
     manipulation,
     memorisation,
@@ -28,6 +28,8 @@ from kinv.analysis import (
     study,
     two_inversions,
 )
+from kinv.data import source as source_lib
+from kinv.serving import pipeline
 
 IMAGES = 120
 SMALL = (
@@ -182,7 +184,7 @@ def gaussian_images(count=300, seed=0, spread=3):
         "image": 128 + np.tensordot(shares, PATTERNS, 1),
         "label": np.zeros(count, "int64"),
     }
-    return datasets.Source(
+    return source_lib.Source(
         tf.data.Dataset.from_tensor_slices(examples),
         lambda image: image,
         ["any"],
@@ -1128,7 +1130,7 @@ def test_distributions(source, monkeypatch):
 
 
 def test_distributions_take_another_network_or_say_so(source):
-    source = datasets.Source(
+    source = source_lib.Source(
         source.examples.map(lambda x: {k: x[k] for k in ("image", "label")}),
         source.decode,
         source.class_names,
@@ -1146,7 +1148,7 @@ def test_distributions_take_another_network_or_say_so(source):
 @pytest.mark.parametrize("count", [51, 100, 150])
 def test_a_frechet_distance_and_its_floor_are_of_the_halves(source, count):
     """One image of the last batch alone included."""
-    source = datasets.Source(
+    source = source_lib.Source(
         source.examples.take(count), source.decode, source.class_names, count
     )
     data = study.Study(
@@ -1171,7 +1173,7 @@ def test_a_frechet_distance_and_its_floor_are_of_the_halves(source, count):
 
 
 def test_distributions_need_images(source):
-    source = datasets.Source(
+    source = source_lib.Source(
         source.examples.take(3), source.decode, source.class_names, 3
     )
     data = study.Study(
@@ -1228,10 +1230,10 @@ def of_a_layer(name, blur):
     return pipeline.Pipeline(predict, metadata)
 
 
-def test_depth(source, monkeypatch):
-    monkeypatch.setattr(depth, "IMAGES", IMAGES)
+def test_layers_compared(source, monkeypatch):
+    monkeypatch.setattr(layers_compared, "IMAGES", IMAGES)
     models = {"fine": of_a_layer("fine", 1), "coarse": of_a_layer("coarse", 4)}
-    result = run(depth, source, **models)
+    result = run(layers_compared, source, **models)
     fine, coarse = result.metrics["fine"], result.metrics["coarse"]
     assert fine["layer"] == "features of fine" and fine["numbers"] == 3072
     assert fine["pixel_mse"]["value"] == 0 and fine["psnr"]["value"] == 100
@@ -1250,9 +1252,9 @@ def test_depth(source, monkeypatch):
     assert fine["object_hue"]["value"] > 0.9
     assert len(result.figures) == 3
     with pytest.raises(study.NotApplicable, match="several layers"):
-        run(depth, source, one=models["fine"])
+        run(layers_compared, source, one=models["fine"])
     with pytest.raises(study.NotApplicable, match="several layers"):
-        run(depth, source, fine=models["fine"], other=perfect())
+        run(layers_compared, source, fine=models["fine"], other=perfect())
 
 
 def test_experiments_on_features(source):

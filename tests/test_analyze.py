@@ -11,8 +11,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kinv import datasets, errors, images, measures, report
-from kinv.analysis import controls, factors, study
+from kinv import errors, images, measures
+from kinv.analysis import controls, factors, grids, report, study
+from kinv.data import datasets
 from tools import analyze
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,7 +28,7 @@ MODELS = [
 EXPERIMENTS = [
     name
     for name in analyze.EXPERIMENTS
-    if name not in ("two_inversions", "depth")
+    if name not in ("two_inversions", "layers_compared")
 ]
 
 
@@ -274,7 +275,7 @@ def test_finished_experiments_are_not_repeated(
 
 
 def test_what_a_finished_experiment_did_not_write(tmp_path):
-    picture = images.captioned_grid([[np.zeros((8, 8, 3))]], cell_size=8)
+    picture = grids.captioned_grid([[np.zeros((8, 8, 3))]], cell_size=8)
     figure = study.Figure("picture", "A picture.", picture)
     with_figure = study.Result({"number": 1.0}, {}, [figure])
     report.write_result(tmp_path / "old", "Old", with_figure)
@@ -339,7 +340,7 @@ def test_a_data_set_without_factors(
     image_folder, tmp_path, capsys, monkeypatch
 ):
     """A folder of two classes, and a model of as many logits."""
-    from kinv import pipeline
+    from kinv.serving import pipeline
 
     random = np.random.default_rng(0)
     weights = random.normal(size=(3, 2))
@@ -378,7 +379,7 @@ def test_a_model_that_does_not_tell_its_classifier_s_size(
     image_folder, tmp_path, monkeypatch
 ):
     """It sees images of the size that is asked for, not of the generator's."""
-    from kinv import pipeline
+    from kinv.serving import pipeline
 
     sizes = set()
 
@@ -529,10 +530,10 @@ def test_numbers_of_the_page(value, text):
 
 def test_grids_keep_their_pixels_at_the_report_s_resolution():
     picture = np.random.default_rng(0).uniform(0, 255, (8, 8, 3))
-    figure = images.captioned_grid([[picture]], cell_size=64)
+    figure = grids.captioned_grid([[picture]], cell_size=64)
     figure.set_dpi(report.DPI)
-    drawn = images.render(figure)
-    margin = images.MARGIN * report.DPI // images.DPI
+    drawn = grids.render(figure)
+    margin = grids.MARGIN * report.DPI // grids.DPI
     cell = drawn[margin:-margin, margin:-margin]
     assert cell.shape == (128, 128, 3)
     np.testing.assert_array_equal(cell[8::16, 8::16], images.to_uint8(picture))

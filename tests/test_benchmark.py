@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from kinv import datasets, errors
+from kinv import errors
+from kinv.data import datasets
 from tools import benchmark
 
 

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 
-from kinv import callbacks, devices, errors
+from kinv import devices, errors
+from kinv.inversion import callbacks
 
 
 def compiled_model(units=1):
@@ -221,6 +222,7 @@ def row(agreement, error_ratio, energy_score):
         "val_agreement": agreement,
         "val_error_ratio": error_ratio,
         "val_energy_score": energy_score,
+        "val_spread_skill": 0.98,
     }
     return {name: str(value) for name, value in values.items()}
 
@@ -274,6 +276,7 @@ def test_the_best_generator_is_kept_and_the_last(tmp_path):
     assert train_epochs(tmp_path, rows) == ["2", "3"]
     text = callbacks.describe_best(tmp_path)
     assert "of epoch 2 of 3" in text and "got much worse" in text
+    assert "the noise says 0.98" in text
     # Killed within the second epoch: the same choice again.
     assert train_epochs(tmp_path, rows, first=1) == ["2", "3"]
 

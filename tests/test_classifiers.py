@@ -8,7 +8,10 @@ import tensorflow as tf
 from keras import layers
 from keras.src.utils import file_utils
 
-from kinv import classifiers, errors, export, networks
+from kinv import errors
+from kinv.classifiers import features as features_lib
+from kinv.classifiers import loading, small
+from kinv.inversion import export, networks
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def save(tmp_path, *stack, shape=(8, 8, 3)):
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_logits_are_float32(precision, policy):
     precision(policy)
-    classifier = classifiers.build_classifier(8, 5, width=2)
+    classifier = small.build_classifier(8, 5, width=2)
     logits = classifier(np.zeros((3, 8, 8, 3), "float32"))
     assert logits.shape == (3, 5)
     assert logits.dtype == "float32"
@@ -37,7 +40,7 @@ def test_logits_are_float32(precision, policy):
     "image_size, side", [(8, 4), (28, 4), (32, 4), (64, 4), (100, 4)]
 )
 def test_blocks_halve_the_image_to_four_pixels(image_size, side):
-    classifier = classifiers.build_classifier(image_size, 2, width=1)
+    classifier = small.build_classifier(image_size, 2, width=1)
     pooling = next(
         layer
         for layer in classifier.layers
@@ -47,7 +50,7 @@ def test_blocks_halve_the_image_to_four_pixels(image_size, side):
 
 
 def test_stock_layers_only():
-    classifier = classifiers.build_classifier(8, 2, width=1)
+    classifier = small.build_classifier(8, 2, width=1)
     modules = {type(layer).__module__ for layer in classifier.layers}
     assert all(module.startswith("keras.") for module in modules)
 
@@ -61,13 +64,13 @@ def test_stock_layers_only():
 )
 def test_build_rejects(arguments, message):
     with pytest.raises(errors.InputError, match=message):
-        classifiers.build_classifier(*arguments)
+        small.build_classifier(*arguments)
 
 
 def test_load_returns_the_same_frozen_network(tmp_path):
-    classifier = classifiers.build_classifier(8, 3, width=2)
+    classifier = small.build_classifier(8, 3, width=2)
     classifier.save(tmp_path / "classifier.keras")
-    loaded = classifiers.load_classifier(tmp_path / "classifier.keras")
+    loaded = loading.load_classifier(tmp_path / "classifier.keras")
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
     np.testing.assert_allclose(loaded(images), classifier(images), atol=1e-6)
     assert loaded.trainable_variables == []
@@ -77,38 +80,38 @@ def test_load_returns_the_same_frozen_network(tmp_path):
 def test_load_casts_half_precision_logits(precision, tmp_path):
     precision("mixed_bfloat16")
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
-    loaded = classifiers.load_classifier(path)
+    loaded = loading.load_classifier(path)
     assert loaded(np.zeros((1, 8, 8, 3), "float32")).dtype == "float32"
 
 
 def test_load_accepts_a_nested_network(tmp_path):
-    inner = classifiers.build_classifier(8, 3, width=1)
-    loaded = classifiers.load_classifier(save(tmp_path, inner))
+    inner = small.build_classifier(8, 3, width=1)
+    loaded = loading.load_classifier(save(tmp_path, inner))
     assert loaded.output_shape == (None, 3)
 
 
 def test_load_names_a_missing_file(tmp_path):
     with pytest.raises(errors.InputError, match="absent.keras, which does not"):
-        classifiers.load_classifier(tmp_path / "absent.keras")
+        loading.load_classifier(tmp_path / "absent.keras")
 
 
 def test_load_names_a_directory(tmp_path):
     with pytest.raises(errors.InputError, match="a directory"):
-        classifiers.load_classifier(tmp_path)
+        loading.load_classifier(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["broken.keras", "broken.h5", "image.png"])
 def test_load_names_an_unreadable_file(tmp_path, name):
     (tmp_path / name).write_bytes(b"not a model")
     with pytest.raises(errors.InputError, match=name):
-        classifiers.load_classifier(tmp_path / name)
+        loading.load_classifier(tmp_path / name)
 
 
 def test_load_names_a_truncated_file(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(errors.InputError, match="Save the classifier again"):
-        classifiers.load_classifier(path)
+        loading.load_classifier(path)
 
 
 def test_load_rejects_a_softmax_that_cannot_be_taken_off(tmp_path):
@@ -120,7 +123,7 @@ def test_load_rejects_a_softmax_that_cannot_be_taken_off(tmp_path):
     outputs = normalized(layers.Dense(3)(layers.Flatten()(inputs)) * 1e-3)
     keras.Model(inputs, outputs).save(tmp_path / "classifier.keras")
     with pytest.raises(errors.InputError, match="are probabilities"):
-        classifiers.load_classifier(tmp_path / "classifier.keras")
+        loading.load_classifier(tmp_path / "classifier.keras")
 
 
 def softmax(logits):
@@ -151,14 +154,14 @@ def sigmoid(logits):
 def test_load_takes_the_final_activation_off(tmp_path, end, activation):
     keras.utils.set_random_seed(0)
     path = save(tmp_path, layers.Rescaling(1 / 255), layers.Flatten(), *end)
-    logits_of = classifiers.load_classifier(path)
+    logits_of = loading.load_classifier(path)
     images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
     expected = np.asarray(keras.models.load_model(path)(images))
     logits = np.asarray(logits_of(images), "float64")
     np.testing.assert_allclose(activation(logits), expected, atol=1e-6)
     # It can be saved and loaded like any other.
     logits_of.save(tmp_path / "again.keras")
-    again = classifiers.load_classifier(tmp_path / "again.keras")
+    again = loading.load_classifier(tmp_path / "again.keras")
     np.testing.assert_allclose(again(images), logits, atol=1e-6)
 
 
@@ -167,7 +170,7 @@ def test_load_takes_the_final_activation_off(tmp_path, end, activation):
 )
 def test_exported_applications_keep_their_preprocessing(tmp_path, name):
     keras.utils.set_random_seed(0)
-    loaded = classifiers.load_classifier(
+    loaded = loading.load_classifier(
         f"keras.applications:{name}", "none", size=32
     )
     generator = networks.Generator(
@@ -204,22 +207,22 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
 
 def test_applications_are_checked(tmp_path):
     with pytest.raises(errors.InputError, match="Near: ResNet50"):
-        classifiers.load_classifier("keras.applications:Resnet50")
+        loading.load_classifier("keras.applications:Resnet50")
     with pytest.raises(errors.InputError, match="absent.h5, which does not"):
-        classifiers.load_classifier(
+        loading.load_classifier(
             "keras.applications:MobileNetV2", str(tmp_path / "absent.h5")
         )
     with pytest.raises(errors.InputError, match="at least 32x32"):
-        classifiers.load_classifier(
+        loading.load_classifier(
             "keras.applications:MobileNetV2", "none", size=8
         )
     with pytest.raises(errors.InputError, match="which gets its own"):
-        classifiers.load_classifier(
+        loading.load_classifier(
             "keras.applications:MobileNetV2", "none", input_range=(0, 1)
         )
     (tmp_path / "no.weights.h5").write_bytes(b"no")
     with pytest.raises(errors.InputError, match="--classifier-weights none"):
-        classifiers.load_classifier(
+        loading.load_classifier(
             "keras.applications:MobileNetV2", str(tmp_path / "no.weights.h5")
         )
 
@@ -234,7 +237,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
         errors.InputError,
         match=r"mobilenet_v2_weights\S+h5: .*\. Put the file .*/models, name a",
     ) as raised:
-        classifiers.load_classifier("keras.applications:MobileNetV2")
+        loading.load_classifier("keras.applications:MobileNetV2")
     assert "\n" not in str(raised.value)
 
 
@@ -254,20 +257,20 @@ def test_load_rejects_other_inputs(tmp_path, shape, message):
         stack = [layers.Dense(3)]
     path = save(tmp_path, *stack, shape=shape)
     with pytest.raises(errors.InputError, match=message):
-        classifiers.load_classifier(path)
+        loading.load_classifier(path)
 
 
 def test_images_of_any_size_and_of_another_range(tmp_path):
     stack = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
     path = save(tmp_path, *stack, shape=(None, None, 3))
-    loaded = classifiers.load_classifier(path, size=10, input_range=(-1, 1))
+    loaded = loading.load_classifier(path, size=10, input_range=(-1, 1))
     assert loaded.input_shape == (None, 10, 10, 3)
     images = np.random.default_rng(0).uniform(0, 255, (2, 10, 10, 3))
     expected = keras.models.load_model(path)(images / 127.5 - 1)
     np.testing.assert_allclose(loaded(images), expected, atol=1e-5)
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     with pytest.raises(errors.InputError, match="--classifier-size 8, or none"):
-        classifiers.load_classifier(path, size=9)
+        loading.load_classifier(path, size=9)
 
 
 def test_logarithms_of_probabilities(tmp_path):
@@ -285,10 +288,10 @@ def test_logarithms_of_probabilities(tmp_path):
     dense.set_weights([kernel, np.zeros(3)])
     model.save(path)
     with pytest.raises(errors.InputError, match="with --log-probabilities"):
-        classifiers.load_classifier(path)
-    loaded = classifiers.load_classifier(path, log_probabilities=True)
+        loading.load_classifier(path)
+    loaded = loading.load_classifier(path, log_probabilities=True)
     loaded.save(tmp_path / "again.keras")
-    again = classifiers.load_classifier(tmp_path / "again.keras")
+    again = loading.load_classifier(tmp_path / "again.keras")
     images = np.zeros((2, 8, 8, 3), "float32")
     images[:, 0, 0, 0] = (10, 250)
     logits = np.array([[-2.0, 3, 0], [-50, 75, 0]])
@@ -300,7 +303,7 @@ def test_logarithms_of_probabilities(tmp_path):
         np.testing.assert_allclose(classifier(images), expected, atol=1e-4)
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     with pytest.raises(errors.InputError, match="Leave the option out"):
-        classifiers.load_classifier(path, log_probabilities=True)
+        loading.load_classifier(path, log_probabilities=True)
 
 
 def test_a_gradient_that_does_not_reach_the_images(tmp_path):
@@ -312,32 +315,32 @@ def test_a_gradient_that_does_not_reach_the_images(tmp_path):
         [keras.Input((8, 8, 3)), Comparison(), layers.Flatten()]
     )
     with pytest.raises(errors.InputError, match="Received: the-name, which"):
-        classifiers.check_gradient(model, "the-name")
-    classifiers.check_gradient(classifiers.build_classifier(8, 2, 1), "own")
+        loading.check_gradient(model, "the-name")
+    loading.check_gradient(small.build_classifier(8, 2, 1), "own")
 
 
 def test_class_names(tmp_path):
     lines = tmp_path / "names.txt"
     lines.write_text("tench\n great white shark\n\n")
     names = ["tench", "great white shark"]
-    assert classifiers.read_class_names(lines, 2) == names
+    assert loading.read_class_names(lines, 2) == names
     index = tmp_path / "imagenet_class_index.json"
     index.write_text(
         json.dumps({"1": ["n01484850", names[1]], "0": ["n01440764", "tench"]})
     )
-    assert classifiers.read_class_names(index, 2) == names
+    assert loading.read_class_names(index, 2) == names
     with pytest.raises(
         errors.InputError, match=r"Expected 3 class names.*names.txt with 2\."
     ):
-        classifiers.read_class_names(lines, 3)
+        loading.read_class_names(lines, 3)
     index.write_text(json.dumps({"0": "tench"}))
     with pytest.raises(errors.InputError, match="of another form"):
-        classifiers.read_class_names(index, 1)
+        loading.read_class_names(index, 1)
     with pytest.raises(errors.InputError, match="No such file"):
-        classifiers.read_class_names(tmp_path / "absent.txt", 1)
+        loading.read_class_names(tmp_path / "absent.txt", 1)
     lines.write_bytes(b"\xff\xfe")
     with pytest.raises(errors.InputError, match="not text"):
-        classifiers.read_class_names(lines, 1)
+        loading.read_class_names(lines, 1)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,7 @@ def test_class_names(tmp_path):
 def test_load_rejects_other_outputs(tmp_path, stack):
     path = save(tmp_path, *stack)
     with pytest.raises(errors.InputError, match="with outputs"):
-        classifiers.load_classifier(path)
+        loading.load_classifier(path)
 
 
 def two_outputs(as_dict):
@@ -369,7 +372,7 @@ def test_output_names_one_of_several(tmp_path, as_dict):
     model = two_outputs(as_dict)
     path = tmp_path / "classifier.keras"
     model.save(path)
-    loaded = classifiers.load_classifier(path, output="hues")
+    loaded = loading.load_classifier(path, output="hues")
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
     expected = model(images)["hues" if as_dict else 1]
     np.testing.assert_allclose(loaded(images), expected, rtol=1e-5)
@@ -378,16 +381,16 @@ def test_output_names_one_of_several(tmp_path, as_dict):
             errors.InputError,
             match=f"classifier.keras: .*(kinds|hues).*Received: {received}",
         ):
-            classifiers.load_classifier(path, output=output)
+            loading.load_classifier(path, output=output)
     with pytest.raises(errors.InputError, match="--output to name"):
-        classifiers.load_classifier(
+        loading.load_classifier(
             save(tmp_path, layers.Flatten(), layers.Dense(3)), output="size"
         )
 
 
 def test_features_are_the_input_of_the_last_layer(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
-    features_of = classifiers.load_features(path)
+    features_of = features_lib.load_features(path)
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
     np.testing.assert_allclose(
         features_of(images.astype("float32")), images.reshape(2, -1), rtol=1e-5
@@ -396,27 +399,27 @@ def test_features_are_the_input_of_the_last_layer(tmp_path):
     assert features_of(np.zeros((1, 20, 20, 3), "float32")).shape == (1, 192)
     path = save(tmp_path, layers.Dense(3), layers.GlobalAveragePooling2D())
     with pytest.raises(errors.InputError, match="takes vectors"):
-        classifiers.load_features(path)
+        features_lib.load_features(path)
 
 
 def test_features_of_an_application(monkeypatch):
-    application = classifiers._application
+    application = loading.application
     monkeypatch.setattr(
-        classifiers,
-        "_application",
+        loading,
+        "application",
         lambda name, weights, **options: application(name, "none", **options),
     )
-    resize = classifiers.images_lib.resize
+    resize = loading.images_lib.resize
     sizes = []
 
     def observe(images, size):
         sizes.append(size)
         return resize(images, size)
 
-    monkeypatch.setattr(classifiers.images_lib, "resize", observe)
-    features_of = classifiers.load_features("keras.applications:MobileNetV2")
+    monkeypatch.setattr(loading.images_lib, "resize", observe)
+    features_of = features_lib.load_features("keras.applications:MobileNetV2")
     assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 1280)
-    features_of = classifiers.load_features("keras.applications:InceptionV3")
+    features_of = features_lib.load_features("keras.applications:InceptionV3")
     assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 2048)
     # What their weights were trained at.
     assert sizes == [224, 299]
@@ -443,8 +446,8 @@ def test_features_are_those_of_the_layer(tmp_path, maps, nested):
         else expected.reshape(2, -1)
     )
     stack = [inner, layers.Softmax()] if nested else inner.layers
-    loaded = classifiers.load_classifier(save(tmp_path, *stack))
-    model = classifiers.add_features(loaded, "maps", maps)
+    loaded = loading.load_classifier(save(tmp_path, *stack))
+    model = features_lib.add_features(loaded, "maps", maps)
     logits, features = model(images)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(logits, inner(images), rtol=1e-4, atol=1e-3)
@@ -466,7 +469,7 @@ def test_features_are_those_of_the_layer(tmp_path, maps, nested):
     ],
 )
 def test_layers_that_cannot_be_inverted(monkeypatch, name, maps, message):
-    monkeypatch.setattr(classifiers, "MOST_FEATURES", 30)
+    monkeypatch.setattr(features_lib, "MOST_FEATURES", 30)
     model = keras.Sequential(
         [
             keras.Input((8, 8, 3)),
@@ -477,7 +480,7 @@ def test_layers_that_cannot_be_inverted(monkeypatch, name, maps, message):
         ]
     )
     with pytest.raises(errors.InputError, match=message) as raised:
-        classifiers.add_features(model, name, maps)
+        features_lib.add_features(model, name, maps)
     assert "\n" not in str(raised.value)
 
 
@@ -496,7 +499,7 @@ def test_perceptual_distance_against_numpy(tmp_path):
         ]
     )
     path = save(tmp_path, inner, shape=(4, 4, 3))
-    distance = classifiers.load_perceptual(path)
+    distance = features_lib.load_perceptual(path)
     one, other = np.random.default_rng(0).uniform(0, 255, (2, 5, 4, 4, 3))
 
     def maps(images):
@@ -534,14 +537,14 @@ def test_perceptual_distance_against_numpy(tmp_path):
 def test_perceptual_distance_needs_maps(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     with pytest.raises(errors.InputError, match="which has none"):
-        classifiers.load_perceptual(path)
+        features_lib.load_perceptual(path)
 
 
 def test_an_application_of_another_size_keeps_its_weights(tmp_path):
     keras.utils.set_random_seed(1)
     full = keras.applications.MobileNet(weights=None)
     full.save_weights(tmp_path / "full.weights.h5")
-    loaded = classifiers.load_classifier(
+    loaded = loading.load_classifier(
         "keras.applications:MobileNet",
         tmp_path / "full.weights.h5",
         size=64,
@@ -555,6 +558,4 @@ def test_a_size_that_an_application_cannot_have():
     with pytest.raises(
         errors.InputError, match="--classifier-size 8: Input size"
     ):
-        classifiers.load_classifier(
-            "keras.applications:MobileNet", "none", size=8
-        )
+        loading.load_classifier("keras.applications:MobileNet", "none", size=8)

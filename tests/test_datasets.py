@@ -9,7 +9,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from kinv import datasets, errors, scenes
+from kinv import errors
+from kinv.data import datasets, rendering, scenes
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_scenes_are_prepared_and_an_unknown_split_refused(
     source = datasets.open_dataset("kinv_scenes/32", "train[:50%]", tmp_path)
     assert source.num_examples == 4
     images, _ = next(iter(source.evaluation_batches(32, 4)))
-    expected = scenes.render(scenes.scene_factors("train", np.arange(4)), 32)
+    expected = rendering.render(scenes.scene_factors("train", np.arange(4)), 32)
     np.testing.assert_array_equal(images, expected)
     with pytest.raises(errors.InputError, match="train.*Received: dev"):
         datasets.open_dataset("kinv_scenes/32", "dev", tmp_path)
@@ -194,7 +195,9 @@ def test_scenes_are_prepared_and_an_unknown_split_refused(
     assert source.num_examples == 12
     more, _ = next(iter(source.evaluation_batches(32, 12)))
     np.testing.assert_array_equal(more[:4], images)
-    expected = scenes.render(scenes.scene_factors("train", np.arange(12)), 32)
+    expected = rendering.render(
+        scenes.scene_factors("train", np.arange(12)), 32
+    )
     np.testing.assert_array_equal(more, expected)
 
 

@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from kinv import datasets, errors
+from kinv import errors
+from kinv.data import datasets
 from tools import demo
 
 NAMES = ["classifier", "inversion", "export", "invert"]

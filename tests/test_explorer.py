@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from playwright import sync_api
 
-from kinv import images, scenes
-from kinv.explorer import EXAMPLES
+from kinv import images
+from kinv.data import rendering, scenes
 from tools import serve
+from tools.serve import EXAMPLES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -89,7 +90,9 @@ def test_first_view(served, page):
     assert page.locator(".pictures canvas").count() == 9
     # The first example by the factors it is rendered from.
     factors = scenes.scene_factors("test", EXAMPLES[:1])
-    index = factors["shape"] * len(scenes.OBJECT_HUES) + factors["object_hue"]
+    index = (
+        factors["shape"] * len(rendering.OBJECT_HUES) + factors["object_hue"]
+    )
     name = scenes.CLASS_NAMES[int(index[0])]
     assert page.locator(".classes li").first.inner_text().startswith(name)
     assert re.match(r"\d of 9 get", page.locator(".summary").inner_text())

@@ -10,7 +10,9 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from kinv import classifiers, errors, export, layers, networks
+from kinv import errors
+from kinv.classifiers import small as small_lib
+from kinv.inversion import export, layers, networks
 
 SIZE = 16
 METADATA = {
@@ -44,7 +46,7 @@ def tensors(inputs):
 @pytest.fixture(scope="module")
 def networks_pair():
     keras.utils.set_random_seed(0)
-    classifier = classifiers.build_classifier(SIZE, 5, 4)
+    classifier = small_lib.build_classifier(SIZE, 5, 4)
     generator = make_generator()
     random = np.random.default_rng(0)
     for variable in generator.trainable_variables:
@@ -311,6 +313,6 @@ def test_generator_file_that_is_not_one(tmp_path):
     (tmp_path / "text.keras").write_text("no")
     with pytest.raises(errors.InputError, match="Received"):
         export.load_generator(tmp_path / "text.keras")
-    classifiers.build_classifier(8, 2, 2).save(tmp_path / "other.keras")
+    small_lib.build_classifier(8, 2, 2).save(tmp_path / "other.keras")
     with pytest.raises(errors.InputError, match="a Functional"):
         export.load_generator(tmp_path / "other.keras")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kinv import pipeline
+from kinv.serving import pipeline
 from tools import analyze, export, train
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "imagenet.md"

@@ -6,6 +6,7 @@ import PIL.ImageEnhance
 import pytest
 
 from kinv import errors, images
+from kinv.analysis import grids
 
 
 def gradient(size):
@@ -114,8 +115,8 @@ def test_enlarged_pixels_are_sharp():
 
 def test_grid_shows_every_pixel_and_blank_cells():
     black = np.zeros((8, 8, 3))
-    grid = images.render(
-        images.captioned_grid([[black, None, black], [black]], cell_size=32)
+    grid = grids.render(
+        grids.captioned_grid([[black, None, black], [black]], cell_size=32)
     )
     assert grid.dtype == np.uint8
     assert (grid == 0).all(axis=-1).sum() == 3 * 32 * 32
@@ -131,7 +132,7 @@ def test_grid_shows_every_pixel_and_blank_cells():
 )
 def test_captions_stay_inside_their_places(text):
     white = np.full((8, 8, 3), 255.0)
-    grid = images.captioned_grid(
+    grid = grids.captioned_grid(
         [[white, white], [white, white]],
         captions=[[text, text], [text, None]],
         marked=[[True], []],
@@ -139,25 +140,25 @@ def test_captions_stay_inside_their_places(text):
         column_captions=[text, text],
         cell_size=64,
     )
-    grid = images.render(grid)
+    grid = grids.render(grid)
     for side in (grid[:8], grid[-4:], grid[:, :8], grid[:, -8:]):
         assert (side == 255).all()
     red = (grid[..., 0] > 150) & (grid[..., 1] < 100)
     assert red.any()
     # The cells themselves and the gap between the columns hold no ink.
-    right = grid.shape[1] - images.MARGIN
-    gap = right - 64 - images.GAP // 2
+    right = grid.shape[1] - grids.MARGIN
+    gap = right - 64 - grids.GAP // 2
     assert (grid[:, gap - 1 : gap + 1] == 255).all()
 
 
 def test_captions_take_room_only_where_they_are():
     image = gradient(8)
-    bare = images.captioned_grid([[image]] * 3, cell_size=32)
-    bare = images.render(bare)
-    one = images.captioned_grid(
+    bare = grids.captioned_grid([[image]] * 3, cell_size=32)
+    bare = grids.render(bare)
+    one = grids.captioned_grid(
         [[image]] * 3, captions=[[None], ["x"], [None]], cell_size=32
     )
-    one = images.render(one)
+    one = grids.render(one)
     assert bare.shape[1] == one.shape[1]
     assert 10 < one.shape[0] - bare.shape[0] < 40
 
@@ -201,7 +202,7 @@ def test_rotation_is_that_of_tensorflow_addons():
 
 def test_mosaic():
     cells = np.arange(5)[:, None, None, None] * np.ones((5, 2, 3, 3))
-    picture = images.mosaic(cells, columns=2, gap=1)
+    picture = grids.mosaic(cells, columns=2, gap=1)
     assert picture.shape == (8, 7, 3)
     np.testing.assert_array_equal(picture[3:5, 4:], cells[3])
     assert (picture[2] == 255).all() and (picture[6:, 4:] == 255).all()

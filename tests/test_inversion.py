@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import devices, errors, inversion, losses, networks
+from kinv import devices, errors
+from kinv.inversion import gan, networks
+from kinv.inversion import losses as losses_lib
 
 BATCH = 8
 # The objective of `tools/train.py --preset small`.
@@ -43,7 +45,7 @@ def make_model(
         "base_channels": 4,
         "logit_normalization": normalization,
     }
-    model = inversion.InversionGAN(
+    model = gan.InversionGAN(
         classifier,
         networks.Generator(**sizes, gain_offset=1.0),
         networks.Discriminator(**sizes),
@@ -203,7 +205,7 @@ def test_generator_loss_is_score_read_back_and_adversary():
     readings = np.array(model.classifier(pictures))
     deviations = (readings - twice) @ model.class_deviation.transform.numpy()
     distances = [
-        np.array(losses.picture_distance(difference)).mean()
+        np.array(losses_lib.picture_distance(difference)).mean()
         for difference in (
             pictures[::2] - images,
             pictures[1::2] - images,
@@ -309,7 +311,7 @@ def test_validation_measures_against_numpy():
     }
     expected["single_error"] = np.mean((samples - images) ** 2)
     expected["mean_error"] = np.mean((samples.mean(0) - images) ** 2)
-    distance = losses.picture_distance
+    distance = losses_lib.picture_distance
     scores = [
         distance(one - images) + distance(two - images) - distance(one - two)
         for one, two in zip(samples[::2], samples[1::2], strict=True)
@@ -418,13 +420,13 @@ def test_micro_batches_of_equal_moments_are_one_batch(
 ):
     # Logits and noise come twice, so that the moments of a half are those of
     # the whole; the targets differ.
-    draw = inversion.InversionGAN._noise
+    draw = gan.InversionGAN._noise
 
     def same_noise(self, logits, batch):
         half = draw(self, logits, batch)[: logits.shape[0] // 2]
         return tf.concat([half, half], 0)
 
-    monkeypatch.setattr(inversion.InversionGAN, "_noise", same_noise)
+    monkeypatch.setattr(gan.InversionGAN, "_noise", same_noise)
     options = {**SMALL, "score_weight": score_weight}
     whole = make_model(**options)
     parts = make_model(**options, micro_batches=2)

@@ -7,7 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kinv import classifiers, errors, export, images, networks, pipeline
+from kinv import errors, images
+from kinv.classifiers import small
+from kinv.inversion import export, networks
+from kinv.serving import pipeline
 from tools import export as export_tool
 from tools import invert
 
@@ -27,7 +30,7 @@ def run(tmp_path_factory):
                 image = random.normal(color, 20, (40, 48, 3))
                 images.write_image(folder / f"{index}.png", image)
     keras.utils.set_random_seed(0)
-    classifiers.build_classifier(16, 3, 4).save(root / "classifier.keras")
+    small.build_classifier(16, 3, 4).save(root / "classifier.keras")
     generator = networks.Generator(
         32, 3, 4, noise_dim=8, embedding_dim=4, gain_offset=1, attention=False
     )
@@ -209,7 +212,7 @@ def test_export_of_what_is_no_run(run, tmp_path):
     )
     expect(
         copy(
-            lambda folder: classifiers.build_classifier(16, 4, 4).save(
+            lambda folder: small.build_classifier(16, 4, 4).save(
                 folder / "classifier.keras"
             )
         ),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import layers
+from kinv.inversion import conditioning, layers
 
 
 def random(*shape, seed=0):
@@ -203,7 +203,7 @@ def test_attention_starts_as_the_identity_and_matches_numpy():
 
 def test_standardised_logits_have_unit_variance():
     logits = random(500, 3) * [1, 5, 20] + [0, 3, -4]
-    layer = layers.LogitNormalization("standardize")
+    layer = conditioning.LogitNormalization("standardize")
     np.testing.assert_allclose(layer(logits), logits, rtol=1e-6)
     layer.set_statistics(logits)
     outputs = np.array(layer(logits))
@@ -213,7 +213,7 @@ def test_standardised_logits_have_unit_variance():
 
 def test_whitened_logits_are_uncorrelated():
     logits = random(500, 3) @ random(3, 3, seed=1) + 2
-    layer = layers.LogitNormalization("whiten")
+    layer = conditioning.LogitNormalization("whiten")
     layer(logits)
     layer.set_statistics(logits)
     np.testing.assert_allclose(
@@ -223,7 +223,7 @@ def test_whitened_logits_are_uncorrelated():
 
 def test_whitening_does_not_blow_up_a_direction_without_variance():
     logits = np.repeat(random(500, 1), 2, axis=1)
-    layer = layers.LogitNormalization("whiten")
+    layer = conditioning.LogitNormalization("whiten")
     layer(logits)
     layer.set_statistics(logits)
     assert np.isfinite(layer.transform.numpy()).all()
@@ -242,7 +242,7 @@ def class_logits():
 
 def test_deviation_from_the_class_is_white_and_free_of_the_class():
     logits, beyond = class_logits()
-    layer = layers.ClassDeviation()
+    layer = conditioning.ClassDeviation()
     layer(logits)
     layer.set_statistics(logits)
     deviation = np.array(layer(logits))
@@ -256,7 +256,7 @@ def test_deviation_from_the_class_is_white_and_free_of_the_class():
 
 def test_normalisation_within_classes():
     logits, _ = class_logits()
-    layer = layers.LogitNormalization("within-classes")
+    layer = conditioning.LogitNormalization("within-classes")
     layer(logits)
     layer.set_statistics(logits)
     outputs = np.array(layer(logits))
@@ -268,7 +268,7 @@ def test_normalisation_within_classes():
 
 
 def test_one_hot_leaves_the_class_alone():
-    layer = layers.LogitNormalization("one-hot")
+    layer = conditioning.LogitNormalization("one-hot")
     layer.build((None, 3))
     layer.set_statistics(random(9, 3))
     outputs = layer(np.array([[1.0, 7.0, 2.0], [-3.0, -9.0, -4.0]]))
@@ -284,8 +284,8 @@ def test_one_hot_leaves_the_class_alone():
         layers.ConditionalBatchNormalization(1.0, epsilon=1e-3),
         layers.BatchNormalization(epsilon=1e-3),
         layers.SelfAttention(),
-        layers.ClassDeviation(),
-        layers.LogitNormalization("within-classes"),
+        conditioning.ClassDeviation(),
+        conditioning.LogitNormalization("within-classes"),
     ],
     ids=lambda layer: type(layer).__name__,
 )

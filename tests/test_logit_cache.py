@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import classifiers, datasets, errors, logit_cache, saved_models
+from kinv import errors
+from kinv.classifiers import features as features_lib
+from kinv.classifiers import logit_cache, saved_models, small
+from kinv.data import datasets
+from kinv.data import source as source_lib
 
 SIZE = 32
 
@@ -73,13 +77,13 @@ def test_a_pass_goes_on_where_it_was_killed(
     with pytest.raises(errors.InputError, match="Received: 0 bytes"):
         logit_cache.read(source, classifier, None, SIZE, tmp_path / "b")
     asked = []
-    batches = datasets.Source.evaluation_batches
+    batches = source_lib.Source.evaluation_batches
 
     def count(self, *arguments, start=0, **options):
         asked.append(start)
         return batches(self, *arguments, start=start, **options)
 
-    monkeypatch.setattr(datasets.Source, "evaluation_batches", count)
+    monkeypatch.setattr(source_lib.Source, "evaluation_batches", count)
     logit_cache.write(
         source, classifier, None, SIZE, tmp_path / "b", verbose=False
     )
@@ -104,7 +108,7 @@ def test_another_classifier_split_or_size_is_another_cache(
     again = keras.models.load_model(classifier_file)
     assert path(classifier=again) == path()
     keras.utils.set_random_seed(1)
-    other = classifiers.build_classifier(SIZE, 2, 4)
+    other = small.build_classifier(SIZE, 2, 4)
     part = datasets.open_dataset(str(image_folder), "train[:50%]")
     paths = {path(), path(classifier=other), path(part), path(size=64)}
     assert len(paths) == 4
@@ -182,7 +186,7 @@ def test_two_runs_at_once_make_one_cache(source, classifier, tmp_path):
 def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
     layers = [x.name for x in classifier.layers]
     name = next(x for x in layers if x.startswith("global_average"))
-    model = classifiers.add_features(classifier, name, "pool")
+    model = features_lib.add_features(classifier, name, "pool")
     logit_cache.write(source, model, name, SIZE, tmp_path, verbose=False)
     cached = logit_cache.read(source, model, name, SIZE, tmp_path)
     images, _, features = everything(cached)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import losses
+from kinv.inversion import losses
 
 
 def test_hinge_discriminator_loss():

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import datasets, errors, pipeline
+from kinv import errors
 from kinv.analysis import memorisation, study
+from kinv.data import source as source_lib
+from kinv.serving import pipeline
 from tools import analyze
 
 SIZE = 8
@@ -15,7 +17,7 @@ HELD_OUT = np.full((100, SIZE, SIZE, 3), 128, "uint8")
 
 def make_source(images):
     examples = {"image": images, "label": np.zeros(len(images), "int64")}
-    return datasets.Source(
+    return source_lib.Source(
         tf.data.Dataset.from_tensor_slices(examples),
         lambda image: image,
         ["any"],

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from kinv import errors, layers, networks
+from kinv import errors
+from kinv.inversion import layers, networks
 
 
 def parameters(network):

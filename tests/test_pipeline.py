@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import errors, export, pipeline
+from kinv import errors
+from kinv.inversion import export
+from kinv.serving import pipeline
 
 NUM_CLASSES, NOISE_DIM, SIZE = 3, 2, 4
 METADATA = {
@@ -267,7 +269,9 @@ def test_imports_nothing_of_the_training_side():
     assert set(result.stdout.split()) == {
         "kinv.errors",
         "kinv.files",
-        "kinv.pipeline",
+        "kinv.serving",
+        "kinv.serving.pipeline",
+        "kinv.serving.signature",
     }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import classifiers
+from kinv.classifiers import loading
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,7 +90,7 @@ def test_a_saved_model_is_wrapped(tmp_path, monkeypatch):
     tf.saved_model.save(module, "mobilenet")
     [code] = [block for block in PYTHON if "mobilenet" in block]
     exec(code, {})  # noqa: S102 (what the README tells users to run)
-    classifier = classifiers.load_classifier("classifier")
+    classifier = loading.load_classifier("classifier")
     images = np.random.default_rng(0).uniform(0, 255, (2, 224, 224, 3))
     expected = model(images / 255)[:, 1:]
     np.testing.assert_allclose(classifier(images), expected, rtol=1e-3)

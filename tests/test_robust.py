@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import classifiers, devices, errors, robust
+from kinv import devices, errors
+from kinv.classifiers import attacks, small
 
 NORM_OF_DIRECTION = 2.0
 
@@ -35,7 +36,7 @@ def test_attack_finds_the_optimum_of_a_linear_classifier(norm):
     classifier, direction = linear_classifier()
     images = np.full((2, 4, 4, 3), 127.0, "float32")
     labels = np.array([0, 1])
-    attack = robust.ProjectedGradientDescent(norm, 6.0, 20, step_size=6.0)
+    attack = attacks.ProjectedGradientDescent(norm, 6.0, 20, step_size=6.0)
     offsets = attack.random_offsets(tf.shape(images), (0, 0))
     adversarial = attack(classifier, images, labels, offsets)
     if norm == "linf":
@@ -48,9 +49,9 @@ def test_attack_finds_the_optimum_of_a_linear_classifier(norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attack_stays_in_the_ball_and_in_range(norm):
-    classifier = classifiers.build_classifier(8, 3, width=2)
+    classifier = small.build_classifier(8, 3, width=2)
     images, labels = images_and_labels(6)
-    attack = robust.ProjectedGradientDescent(norm, 40.0, 3, step_size=30.0)
+    attack = attacks.ProjectedGradientDescent(norm, 40.0, 3, step_size=30.0)
     offsets = attack.random_offsets(tf.shape(images), (0, 0))
     adversarial = np.asarray(attack(classifier, images, labels, offsets))
     order = np.inf if norm == "linf" else 2
@@ -63,13 +64,13 @@ def test_attack_stays_in_the_ball_and_in_range(norm):
 
 def test_random_offsets_fill_the_ball():
     shape = tf.constant([2000, 1, 1, 2])
-    attack = robust.ProjectedGradientDescent("l2", 10.0, 1)
+    attack = attacks.ProjectedGradientDescent("l2", 10.0, 1)
     offsets = np.asarray(attack.random_offsets(shape, (0, 0))).reshape(-1, 2)
     norms = np.linalg.norm(offsets, axis=1)
     assert norms.max() <= 10.0
     # Of a disc's area a quarter lies within half its radius.
     assert (norms < 5.0).mean() == pytest.approx(0.25, abs=0.04)
-    attack = robust.ProjectedGradientDescent("linf", 10.0, 1)
+    attack = attacks.ProjectedGradientDescent("linf", 10.0, 1)
     offsets = np.asarray(attack.random_offsets(shape, (0, 0)))
     assert np.abs(offsets).max() <= 10.0
     # The standard deviation of a uniform variable of width 20.
@@ -77,7 +78,7 @@ def test_random_offsets_fill_the_ball():
 
 
 def test_random_offsets_depend_on_the_seed_alone():
-    attack = robust.ProjectedGradientDescent("l2", 10.0, 1)
+    attack = attacks.ProjectedGradientDescent("l2", 10.0, 1)
     shape = tf.constant([2, 4, 4, 3])
     first = np.asarray(attack.random_offsets(shape, (3, 1)))
     np.testing.assert_array_equal(attack.random_offsets(shape, (3, 1)), first)
@@ -85,10 +86,10 @@ def test_random_offsets_depend_on_the_seed_alone():
 
 
 def test_attack_leaves_the_classifier_alone():
-    classifier = classifiers.build_classifier(8, 3, width=2)
+    classifier = small.build_classifier(8, 3, width=2)
     before = classifier.get_weights()
     images, labels = images_and_labels(4)
-    attack = robust.ProjectedGradientDescent("linf", 8.0, 2)
+    attack = attacks.ProjectedGradientDescent("linf", 8.0, 2)
     attack(classifier, images, labels, tf.zeros_like(images))
     for old, new in zip(before, classifier.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -104,7 +105,7 @@ def test_attack_leaves_the_classifier_alone():
 )
 def test_attack_rejects(arguments, message):
     with pytest.raises(errors.InputError, match=message):
-        robust.ProjectedGradientDescent(*arguments)
+        attacks.ProjectedGradientDescent(*arguments)
 
 
 def take_a_step(strategy, norm):
@@ -112,14 +113,14 @@ def take_a_step(strategy, norm):
     images, labels = images_and_labels(8)
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        classifier = classifiers.build_classifier(8, 3, width=4)
+        classifier = small.build_classifier(8, 3, width=4)
         if norm is None:
             model = classifier
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile(keras.optimizers.Adam(0.01, epsilon=1e-3), loss)
         else:
-            attack = robust.ProjectedGradientDescent(norm, 8.0, 2)
-            model = robust.AdversarialTraining(classifier, attack, seed=5)
+            attack = attacks.ProjectedGradientDescent(norm, 8.0, 2)
+            model = attacks.AdversarialTraining(classifier, attack, seed=5)
             # Adam divides a gradient by its own size. The larger epsilon
             # keeps rounding errors of vanishing gradients from turning it.
             model.compile(keras.optimizers.Adam(0.01, epsilon=1e-3))
@@ -133,7 +134,7 @@ def test_several_replicas_step_as_one_does(norm):
     one, one_log = take_a_step(devices.make_strategy("single"), norm)
     two, two_log = take_a_step(devices.make_strategy("mirrored"), norm)
     keras.utils.set_random_seed(0)
-    initial = classifiers.build_classifier(8, 3, width=4).get_weights()
+    initial = small.build_classifier(8, 3, width=4).get_weights()
     moved = [np.abs(a - b).max() for a, b in zip(initial, one, strict=True)]
     assert min(moved) > 0
     for first, second in zip(one, two, strict=True):
@@ -148,9 +149,9 @@ def test_training_raises_accuracy_under_attack():
     images = random.uniform(100, 155, (64, 8, 8, 3)).astype("float32")
     images[:, :, :, 0] += np.where(labels, 50, -50)[:, None, None]
     keras.utils.set_random_seed(0)
-    classifier = classifiers.build_classifier(8, 2, width=4)
-    attack = robust.ProjectedGradientDescent("linf", 8.0, 2)
-    model = robust.AdversarialTraining(classifier, attack, seed=0)
+    classifier = small.build_classifier(8, 2, width=4)
+    attack = attacks.ProjectedGradientDescent("linf", 8.0, 2)
+    model = attacks.AdversarialTraining(classifier, attack, seed=0)
     model.compile(keras.optimizers.Adam(0.01))
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)
     log = model.fit(batches, epochs=20, verbose=0, shuffle=False).history
@@ -171,7 +172,7 @@ def test_accuracy_counts():
     images = center + distances[:, None, None, None] * unit
     labels = np.array([1, 1, 1, 1, 0])
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
-    assert robust.accuracy(classifier, batches) == (4, 5)
+    assert attacks.accuracy(classifier, batches) == (4, 5)
     # A ball of radius 20 reaches across the boundary from 10, not from 30.
-    attack = robust.ProjectedGradientDescent("l2", 20.0, 10)
-    assert robust.accuracy(classifier, batches, attack) == (3, 5)
+    attack = attacks.ProjectedGradientDescent("l2", 20.0, 10)
+    assert attacks.accuracy(classifier, batches, attack) == (3, 5)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import classifiers, errors, robust_resnet
+from kinv import errors
+from kinv.classifiers import loading, robust_resnet
 
 SMALL = {"num_blocks": (2, 1, 2, 1), "width": 4, "num_classes": 5}
 
@@ -184,10 +185,10 @@ def test_wrong_arrays_are_listed(tmp_path, change, message):
 
 def test_files_that_are_none_of_the_two(tmp_path):
     with pytest.raises(errors.InputError, match="absent.npz, which does not"):
-        classifiers.load_classifier(tmp_path / "absent.npz")
+        loading.load_classifier(tmp_path / "absent.npz")
     (tmp_path / "broken.npz").write_bytes(b"not arrays")
     with pytest.raises(errors.InputError, match="Download it again"):
-        classifiers.load_classifier(tmp_path / "broken.npz")
+        loading.load_classifier(tmp_path / "broken.npz")
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     with pytest.raises(errors.InputError, match="1 unknown: weights"):
         robust_resnet.load(tmp_path / "other.npz", 32, **SMALL)

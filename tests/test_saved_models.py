@@ -9,7 +9,9 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from kinv import classifiers, errors, pipeline
+from kinv import errors
+from kinv.classifiers import loading
+from kinv.serving import pipeline
 from tools import export as export_tool
 from tools import train
 
@@ -100,20 +102,18 @@ def write_first_version(model, path):
 def test_logits_and_gradients_are_the_models(tmp_path, write):
     model = make_model()
     write(model, str(tmp_path / "model"))
-    loaded = classifiers.load_classifier(
-        tmp_path / "model", input_range=(0.0, 1.0)
-    )
+    loaded = loading.load_classifier(tmp_path / "model", input_range=(0.0, 1.0))
     # The directory is not needed any more, nor is the first copy.
     shutil.rmtree(tmp_path / "model")
     loaded.save(tmp_path / "first.keras")
-    again = classifiers.load_classifier(tmp_path / "first.keras")
+    again = loading.load_classifier(tmp_path / "first.keras")
     (tmp_path / "first.keras").unlink()
     again.save(tmp_path / "second.keras")
-    again = classifiers.load_classifier(tmp_path / "second.keras")
+    again = loading.load_classifier(tmp_path / "second.keras")
 
     images = random_images()
     expected = model(images / 255)
-    classifiers.check_gradient(again, "again")
+    loading.check_gradient(again, "again")
     for classifier in (loaded, again):
         assert classifier.input_shape == (None, 8, 8, 3)
         assert classifier.output_shape == (None, 3)
@@ -136,14 +136,14 @@ def test_two_replicas(tmp_path):
     write_keras_export(model, str(tmp_path / "model"))
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
-        loaded = classifiers.load_classifier(tmp_path / "model")
+        loaded = loading.load_classifier(tmp_path / "model")
     images = tf.constant(random_images())
     replies = tf.function(lambda: strategy.run(loaded, args=(images,)))()
     for logits in strategy.experimental_local_results(replies):
         np.testing.assert_allclose(logits, model(images), rtol=1e-4)
     # The chief writes it to the run directory.
     loaded.save(tmp_path / "classifier.keras")
-    again = classifiers.load_classifier(tmp_path / "classifier.keras")
+    again = loading.load_classifier(tmp_path / "classifier.keras")
     np.testing.assert_allclose(again(images), model(images), rtol=1e-4)
 
 
@@ -151,8 +151,8 @@ def test_images_of_any_size(tmp_path):
     model = make_model(None)
     write_keras_export(model, str(tmp_path / "any"))
     with pytest.raises(errors.InputError, match="--classifier-size for"):
-        classifiers.load_classifier(tmp_path / "any")
-    loaded = classifiers.load_classifier(tmp_path / "any", size=12)
+        loading.load_classifier(tmp_path / "any")
+    loaded = loading.load_classifier(tmp_path / "any", size=12)
     images = random_images(12)
     np.testing.assert_allclose(loaded(images), model(images), rtol=1e-4)
 
@@ -165,11 +165,11 @@ def test_output_names_one_of_several(tmp_path):
         {"kinds": layers.Dense(3)(features), "hues": layers.Dense(4)(features)},
     )
     write_keras_export(model, str(tmp_path / "two"))
-    loaded = classifiers.load_classifier(tmp_path / "two", output="hues")
+    loaded = loading.load_classifier(tmp_path / "two", output="hues")
     images = random_images()
     np.testing.assert_allclose(loaded(images), model(images)["hues"], rtol=1e-5)
     with pytest.raises(errors.InputError, match=r"hues, kinds\. Received: no"):
-        classifiers.load_classifier(tmp_path / "two")
+        loading.load_classifier(tmp_path / "two")
 
 
 def test_whole_numbers_have_no_gradient(tmp_path):
@@ -182,12 +182,12 @@ def test_whole_numbers_have_no_gradient(tmp_path):
     module = tf.Module()
     module.model = model
     tf.saved_model.save(module, str(tmp_path / "model"), signatures=classify)
-    loaded = classifiers.load_classifier(tmp_path / "model")
+    loaded = loading.load_classifier(tmp_path / "model")
     images = random_images()
     expected = model(np.round(images))
     np.testing.assert_allclose(loaded(images), expected, rtol=1e-4)
     with pytest.raises(errors.InputError, match="Give --readback-weight 0"):
-        classifiers.check_gradient(loaded, "model")
+        loading.check_gradient(loaded, "model")
 
 
 def save_function(path, function, *specs):
@@ -215,7 +215,7 @@ def test_other_inputs_are_named(tmp_path, shapes, message):
         *(tf.TensorSpec(shape, name=f"i{i}") for i, shape in enumerate(shapes)),
     )
     with pytest.raises(errors.InputError, match=message) as raised:
-        classifiers.load_classifier(tmp_path / "model")
+        loading.load_classifier(tmp_path / "model")
     assert "\n" not in str(raised.value)
 
 
@@ -226,23 +226,23 @@ def test_files_of_pictures_are_not_images(tmp_path):
         tf.TensorSpec((None,), tf.string, name="files"),
     )
     with pytest.raises(errors.InputError, match=r"takes string \(None,\)"):
-        classifiers.load_classifier(tmp_path / "model")
+        loading.load_classifier(tmp_path / "model")
 
 
 def test_directories_that_are_none(tmp_path):
     with pytest.raises(errors.InputError, match="without a saved_model.pb"):
-        classifiers.load_classifier(tmp_path)
+        loading.load_classifier(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"no")
     with pytest.raises(errors.InputError, match="TensorFlow can load"):
-        classifiers.load_classifier(tmp_path)
+        loading.load_classifier(tmp_path)
     tf.saved_model.save(tf.Module(), str(tmp_path / "empty"))
     with pytest.raises(errors.InputError, match="has no signature"):
-        classifiers.load_classifier(tmp_path / "empty")
+        loading.load_classifier(tmp_path / "empty")
     write_keras_export(make_model(), str(tmp_path / "model"))
     with pytest.raises(
         errors.InputError, match="Received: --classifier-size 9"
     ):
-        classifiers.load_classifier(tmp_path / "model", size=9)
+        loading.load_classifier(tmp_path / "model", size=9)
 
 
 def test_a_run_outlives_its_saved_model(image_folder, tmp_path):

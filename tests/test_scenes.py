@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kinv import errors, scenes
+from kinv import errors
+from kinv.data import rendering, scenes
 
 
 def factors(**changes):
     values = {
-        "shape": scenes.SHAPES.index("sphere"),
+        "shape": rendering.SHAPES.index("sphere"),
         "object_hue": 0,
         "wall_hue": 0.33,
         "floor_hue": 0.66,
@@ -24,7 +25,7 @@ def factors(**changes):
 
 def object_pixels(**changes):
     """Where a red object is: red well above green and blue."""
-    image = scenes.render(factors(**changes), 64)[0].astype(float)
+    image = rendering.render(factors(**changes), 64)[0].astype(float)
     return image[..., 0] > 1.6 * np.maximum(image[..., 1], image[..., 2])
 
 
@@ -77,19 +78,19 @@ def test_silhouette_of_a_sphere_is_a_disc():
 
 
 def test_brightness_multiplies_pixels():
-    bright = scenes.render(factors(), 32).astype(float)
-    dark = scenes.render(factors(brightness=0.6), 32).astype(float)
+    bright = rendering.render(factors(), 32).astype(float)
+    dark = rendering.render(factors(brightness=0.6), 32).astype(float)
     np.testing.assert_allclose(dark, 0.6 * bright, atol=1)
 
 
 def test_wall_and_floor_take_their_hues():
-    image = scenes.render(factors(wall_hue=1 / 3, floor_hue=2 / 3), 32)[0]
+    image = rendering.render(factors(wall_hue=1 / 3, floor_hue=2 / 3), 32)[0]
     assert image[1, 1].argmax() == 1  # green wall above
     assert image[-1, 1].argmax() == 2  # blue floor below
 
 
 def test_azimuth_turns_a_cube_and_the_lamp_but_no_outline_of_a_sphere():
-    cube = scenes.SHAPES.index("cube")
+    cube = rendering.SHAPES.index("cube")
 
     def outlines(shape):
         return [
@@ -102,13 +103,13 @@ def test_azimuth_turns_a_cube_and_the_lamp_but_no_outline_of_a_sphere():
     assert np.mean(first != second) > 0.01
     # The lamp turns too, so that a sphere's azimuth shows in its shadow.
     floors = [
-        scenes.render(factors(azimuth=angle), 64)[0, 40:].astype(float)
+        rendering.render(factors(azimuth=angle), 64)[0, 40:].astype(float)
         for angle in (-30.0, 20.0)
     ]
     assert np.abs(floors[0] - floors[1]).max() > 20
 
 
-@pytest.mark.parametrize("shape", range(len(scenes.SHAPES)))
+@pytest.mark.parametrize("shape", range(len(rendering.SHAPES)))
 def test_every_shape_is_in_the_picture_and_casts_a_shadow(shape):
     pixels = object_pixels(shape=shape, size=1.0)
     assert pixels.mean() > 0.01
@@ -116,13 +117,15 @@ def test_every_shape_is_in_the_picture_and_casts_a_shadow(shape):
         [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
     )
     assert not border.any()
-    floor = scenes.render(factors(shape=shape), 64)[0, 40:, :, 2].astype(float)
+    floor = rendering.render(factors(shape=shape), 64)[0, 40:, :, 2].astype(
+        float
+    )
     assert floor.min() < 0.6 * floor.max()
 
 
 def test_encoded_images_are_the_rendered_ones():
     drawn, files = scenes.render_encoded("train", 3, 6, 32)
-    expected = scenes.render(drawn, 32)
+    expected = rendering.render(drawn, 32)
     for file, image in zip(files, expected, strict=True):
         np.testing.assert_array_equal(Image.open(io.BytesIO(file)), image)
 

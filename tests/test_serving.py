@@ -36,14 +36,11 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from kinv import (
-    errors,
-    pipeline,
-    remote,
-    serving,
-    serving_grpc,
-    serving_rest,
-)
+from kinv import errors
+from kinv.serving import client, grpc_service, pipeline
+from kinv.serving import rest as rest_lib
+from kinv.serving import server as server_lib
+from kinv.serving.signature import INPUTS
 from tools import analyze, serve
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,7 +55,7 @@ def local():
 
 @pytest.fixture(scope="module")
 def version():
-    return serving.Version.load(ROOT / "exported" / NAME, 1)
+    return server_lib.Version.load(ROOT / "exported" / NAME, 1)
 
 
 def make_inputs(batch=1, samples=1, size=32, seed=0):
@@ -126,9 +123,9 @@ def test_a_large_batch_is_split(served, local, monkeypatch):
 def test_a_server_that_does_not_know_kinv_numbers_the_classes(
     version, local, monkeypatch
 ):
-    monkeypatch.setattr(serving_grpc, "KINV_FIELD", "something else")
-    server = serving.Server({NAME: ROOT / "exported" / NAME})
-    running, port = serving_grpc.start(server, "127.0.0.1:0")
+    monkeypatch.setattr(grpc_service, "KINV_FIELD", "something else")
+    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+    running, port = grpc_service.start(server, "127.0.0.1:0")
     there = pipeline.Pipeline.load(f"grpc://127.0.0.1:{port}/{NAME}/versions/1")
     assert there.class_names[79] == "class 79"
     assert there.num_classes == local.num_classes
@@ -160,7 +157,7 @@ def test_what_such_a_server_tells_changes_with_the_version(version):
     target = f"http://127.0.0.1:{server.server_port}/v1/models/{NAME}"
     found = []
     for number in (3, 4):
-        server.metadata = serving_rest.metadata_json(
+        server.metadata = rest_lib.metadata_json(
             dataclasses.replace(version, number=number), NAME
         )
         found.append(pipeline.Pipeline.load(target).metadata)
@@ -188,7 +185,7 @@ def test_what_such_a_server_tells_changes_with_the_version(version):
 def test_what_is_not_there_is_one_clear_line(
     served, target, reason, monkeypatch
 ):
-    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(client, "WAIT_SECONDS", 0.01)
     target = target.format(grpc=served.grpc, rest=served.rest)
     with pytest.raises(errors.InputError, match=reason):
         pipeline.Pipeline.load(target)
@@ -376,8 +373,8 @@ def test_a_decompression_bomb_is_refused(served):
 )
 def test_pixels_and_samples_are_limited(version, size, samples, message):
     inputs = make_inputs(samples=samples, size=size)
-    with pytest.raises(serving.ServingError, match=message) as caught:
-        serving.check_inputs(inputs, version.model, serving.Limits())
+    with pytest.raises(server_lib.ServingError, match=message) as caught:
+        server_lib.check_inputs(inputs, version.model, server_lib.Limits())
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -520,7 +517,7 @@ def test_a_compressed_grpc_bomb_is_refused(served):
 
 
 def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
-    server = serving.Server({NAME: ROOT / "exported" / NAME})
+    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     model = server.version(NAME).model
     batches = []
     signature = model.signature
@@ -548,17 +545,17 @@ def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
 
 
 def test_one_call_that_overflows_does_not_fail_its_neighbours():
-    server = serving.Server({NAME: ROOT / "exported" / NAME})
+    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     bad = {**make_inputs(), "logit_shift": np.full((1, 1, 1), 3e38, "f4")}
     futures = [server.submit(NAME, x) for x in (make_inputs(), bad)]
     assert futures[0].result()["logits"].shape == (1, 80)
-    with pytest.raises(serving.ServingError, match="not finite"):
+    with pytest.raises(server_lib.ServingError, match="not finite"):
         futures[1].result()
     server.close()
 
 
 def test_calls_that_wait_are_answered_before_the_end():
-    server = serving.Server({NAME: ROOT / "exported" / NAME})
+    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     requests_ = [make_inputs(samples=1 + i % 3, seed=i) for i in range(30)]
     futures = [server.submit(NAME, inputs) for inputs in requests_]
     server.close()
@@ -570,7 +567,7 @@ def test_calls_that_wait_are_answered_before_the_end():
 def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
     source = ROOT / "exported" / NAME / "1"
     shutil.copytree(source, tmp_path / "model" / "1")
-    server = serving.Server({"model": tmp_path / "model"}, poll_seconds=0.1)
+    server = server_lib.Server({"model": tmp_path / "model"}, poll_seconds=0.1)
     stop = threading.Event()
     answered = []
 
@@ -599,7 +596,7 @@ def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
             task.result()
     assert answered and set(answered) == {(1, 80)}
     assert server.states("model") == [(3, "AVAILABLE"), (1, "END")]
-    with pytest.raises(serving.ServingError, match="Servable not found"):
+    with pytest.raises(server_lib.ServingError, match="Servable not found"):
         server.submit("model", make_inputs(), 1)
     server.close()
 
@@ -616,7 +613,7 @@ JSON = strategies.recursive(
     lambda children: (
         strategies.lists(children, max_size=4)
         | strategies.dictionaries(
-            strategies.sampled_from([*sorted(pipeline.INPUTS), "b64", ""]),
+            strategies.sampled_from([*sorted(INPUTS), "b64", ""]),
             children,
         )
     ),
@@ -644,11 +641,9 @@ REQUESTS = strategies.fixed_dictionaries(
 @hypothesis.given(REQUESTS | JSON)
 def test_whatever_json_says_is_read_or_refused(version, value):
     try:
-        inputs, _ = serving_rest.parse_request(
-            json.dumps(value).encode(), version
-        )
-        serving.check_inputs(inputs, version.model, serving.Limits())
-    except serving.ServingError as error:
+        inputs, _ = rest_lib.parse_request(json.dumps(value).encode(), version)
+        server_lib.check_inputs(inputs, version.model, server_lib.Limits())
+    except server_lib.ServingError as error:
         assert error.code == grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -17,7 +17,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import callbacks, classifiers, errors, pipeline
+from kinv import errors
+from kinv.classifiers import loading
+from kinv.inversion import callbacks
+from kinv.serving import pipeline
 from tools import analyze, export, train
 
 
@@ -57,13 +60,13 @@ def test_the_classifier_computes_as_it_does_elsewhere(
     image_folder, classifier_file, tmp_path, monkeypatch
 ):
     policies = []
-    load = classifiers.load_classifier
+    load = loading.load_classifier
 
     def observe(*options):
         policies.append(keras.config.dtype_policy().name)
         return load(*options)
 
-    monkeypatch.setattr(classifiers, "load_classifier", observe)
+    monkeypatch.setattr(loading, "load_classifier", observe)
     out = tmp_path / "run"
     # The last one of several counts.
     options = ("--precision=mixed_bfloat16", "--steps=1")
@@ -81,7 +84,7 @@ def test_run_directory_and_resumption(
     train.main(command)
     # Nothing has been learned yet; that is said, and what to try.
     assert "The pictures show" in (printed := capsys.readouterr().out)
-    assert "--logit-normalization within-classes" in printed
+    assert "--preset small" in printed
     config = json.loads((out / "config.json").read_text())
     assert config["options"]["discriminator_learning_rate"] == 4e-4
     assert config["class_names"] == ["green", "red"]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import kinv
-from kinv import callbacks, classifiers, errors
+import kinv.data
+from kinv import errors
+from kinv.classifiers import loading
+from kinv.inversion import callbacks
 from tools import train_classifier
 
 
@@ -39,10 +41,10 @@ class FakeSource:
 
 @pytest.fixture(autouse=True)
 def fake_dataset(monkeypatch):
-    module = types.ModuleType("kinv.datasets")
+    module = types.ModuleType("kinv.data.datasets")
     module.open_dataset = lambda *args, **kwargs: FakeSource()
-    monkeypatch.setitem(sys.modules, "kinv.datasets", module)
-    monkeypatch.setattr(kinv, "datasets", module, raising=False)
+    monkeypatch.setitem(sys.modules, "kinv.data.datasets", module)
+    monkeypatch.setattr(kinv.data, "datasets", module, raising=False)
     policy = keras.mixed_precision.dtype_policy()
     yield
     keras.mixed_precision.set_dtype_policy(policy)
@@ -103,7 +105,7 @@ def test_writes_the_whole_run_directory(tmp_path, capsys, more):
     assert str(run / "classifier.keras") in output
     assert "left out 4 unreadable images" in output
     # Saved in float32 whatever it was trained in, loads as any other.
-    classifier = classifiers.load_classifier(run / "classifier.keras")
+    classifier = loading.load_classifier(run / "classifier.keras")
     assert {layer.compute_dtype for layer in classifier.layers} == {"float32"}
     [(images, labels)] = FakeSource().evaluation_batches(8, 32)
     hits = np.argmax(classifier(images), axis=1) == labels.numpy()
@@ -188,7 +190,7 @@ def test_rejects_splits_with_other_classes(tmp_path, monkeypatch):
             source.class_names = ["red", "green", "blue"]
         return source
 
-    monkeypatch.setattr(kinv.datasets, "open_dataset", open_dataset)
+    monkeypatch.setattr(kinv.data.datasets, "open_dataset", open_dataset)
     with pytest.raises(errors.InputError, match="2 in train, 3 in validation"):
         train_classifier.main(command(tmp_path / "run"))
 

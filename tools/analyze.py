@@ -35,7 +35,7 @@ EXPERIMENTS = (
     "distributions",
     "memorisation",
     "two_inversions",
-    "depth",
+    "layers_compared",
 )
 
 
@@ -145,8 +145,10 @@ def main(argv=None):
     """Runs the experiments that are missing, and writes the report."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kinv import classifiers, datasets, pipeline, report
-    from kinv.analysis import study
+    from kinv.analysis import report, study
+    from kinv.classifiers import features as features_lib
+    from kinv.data import datasets
+    from kinv.serving import pipeline
 
     paths = labelled(options.model)
     models = {
@@ -204,10 +206,13 @@ def main(argv=None):
     }
     features = None
     if options.features:
-        features = classifiers.load_features(options.features), options.features
+        features = (
+            features_lib.load_features(options.features),
+            options.features,
+        )
     perceptual = None
     if options.perceptual:
-        perceptual = classifiers.load_perceptual(options.perceptual)
+        perceptual = features_lib.load_perceptual(options.perceptual)
     out = open_results(options.out, settings)
     data = study.Study(
         models,

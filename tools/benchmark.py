@@ -252,7 +252,7 @@ def multiply_adds(image_size, base_channels):
     Returns:
         Those of the generator and those of the discriminator.
     """
-    from kinv import networks
+    from kinv.inversion import networks
 
     def convolution(size, inputs, outputs, height):
         return size * size * inputs * outputs * height * height
@@ -308,7 +308,9 @@ def make_workloads(options):
     import numpy as np
     import tensorflow as tf
 
-    from kinv import classifiers, datasets, scenes
+    from kinv.classifiers import loading
+    from kinv.classifiers import small as small_lib
+    from kinv.data import datasets, rendering, scenes
 
     size, batch_size = options.image_size, options.batch_size
     amount = options.steps * batch_size
@@ -333,11 +335,11 @@ def make_workloads(options):
     pooled = keras.layers.AveragePooling2D(size // 4)(inputs)
     outputs = keras.layers.Dense(NUM_CLASSES)(keras.layers.Flatten()(pooled))
     trivial = keras.Model(inputs, outputs)
-    small = classifiers.build_classifier(size, NUM_CLASSES, width=16)
+    small = small_lib.build_classifier(size, NUM_CLASSES, width=16)
     classifier, called = small, "kinv's classifier"
     if options.classifier:
         called = options.classifier
-        classifier = classifiers.load_classifier(called, weights="none")
+        classifier = loading.load_classifier(called, weights="none")
     for precision in PRECISIONS:
         keras.config.set_dtype_policy(precision)
         train = make_training(options, trivial)
@@ -367,14 +369,14 @@ def make_workloads(options):
     factors = scenes.scene_factors("test", range(64))
     workloads["rendering scenes, one process", "float32"] = (
         64,
-        lambda: scenes.render(factors, size),
+        lambda: rendering.render(factors, size),
     )
     return workloads
 
 
 def make_generator(options, num_classes):
     """The generator, in the dtype policy of the moment."""
-    from kinv import networks
+    from kinv.inversion import networks
 
     return networks.Generator(
         options.image_size,
@@ -393,11 +395,12 @@ def make_training(options, classifier):
     import numpy as np
     import tensorflow as tf
 
-    from kinv import datasets, inversion, networks
+    from kinv.data import source as source_lib
+    from kinv.inversion import gan, networks
 
     num_classes = classifier.output_shape[-1]
     keras.utils.set_random_seed(0)
-    model = inversion.InversionGAN(
+    model = gan.InversionGAN(
         classifier,
         make_generator(options, num_classes),
         networks.Discriminator(
@@ -420,7 +423,7 @@ def make_training(options, classifier):
     images = np.random.default_rng(0).uniform(
         0, 255, (3 * options.batch_size, size, size, 3)
     )
-    data = datasets.in_background(
+    data = source_lib.in_background(
         tf.data.Dataset.from_tensors(
             (images.astype("float32"), np.zeros(len(images), "int64"))
         ).repeat()
@@ -456,7 +459,7 @@ def make_exported(options, classifier):
     import numpy as np
     import tensorflow as tf
 
-    from kinv import export
+    from kinv.inversion import export
 
     generator = make_generator(options, NUM_CLASSES)
     generator.fold_spectral_norms(1)

@@ -74,7 +74,7 @@ def measure(options):
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2
 
-    from kinv import pipeline
+    from kinv.serving import pipeline
 
     model = pipeline.Pipeline.load(options.model)
     size = model.metadata["classifier_size"]

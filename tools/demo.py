@@ -191,7 +191,8 @@ def write_images(folder, data_dir):
     if folder.exists():
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kinv import datasets, images
+    from kinv import images
+    from kinv.data import datasets
 
     source = datasets.open_dataset(DATASET, "test", data_dir)
     batches = source.evaluation_batches(32, NUM_IMAGES, limit=NUM_IMAGES)

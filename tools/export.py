@@ -62,18 +62,22 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras
 
-    from kinv import classifiers, datasets, export, measures, pipeline
+    from kinv import measures
+    from kinv.classifiers import features, loading
+    from kinv.data import datasets
+    from kinv.inversion import export
+    from kinv.serving import pipeline
 
     # The run.
     run = pathlib.Path(options.run)
     config = read_config(run)
     trained = config["options"]
-    classifier = classifiers.load_classifier(run / "classifier.keras")
+    classifier = loading.load_classifier(run / "classifier.keras")
     classifier_size = classifier.input_shape[1]
     num_classes = classifier.output_shape[-1]
     layer = trained.get("layer")
     if layer:
-        classifier = classifiers.add_features(
+        classifier = features.add_features(
             classifier, layer, trained["layer_maps"]
         )
     generator = export.load_generator(run / "generator.keras")

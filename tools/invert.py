@@ -86,7 +86,9 @@ def main(argv=None):
     import keras
     import numpy as np
 
-    from kinv import images, pipeline
+    from kinv import images
+    from kinv.analysis import grids
+    from kinv.serving import pipeline
 
     paths = [
         path for name in options.images for path in images.list_images(name)
@@ -118,7 +120,7 @@ def main(argv=None):
             agreements.append(1 - changed.mean())
             if index < options.rows:
                 # At the grid's size: photographs would fill the memory.
-                picture = images.resize_square(image[0], images.CELL_SIZE)
+                picture = images.resize_square(image[0], grids.CELL_SIZE)
                 rows.append([picture, *reconstructions])
                 captions.append(
                     [describe(row, model.class_names) for row in before]
@@ -133,14 +135,14 @@ def main(argv=None):
             bar.add(1)
 
         columns = [f"noise {sample + 1}" for sample in range(options.samples)]
-        grid = images.captioned_grid(
+        grid = grids.captioned_grid(
             rows,
             captions,
             marked,
             row_captions=[path.name for path in paths[: options.rows]],
             column_captions=["image", *columns],
         )
-        images.write_image(options.out, images.render(grid))
+        images.write_image(options.out, grids.render(grid))
         if options.logits_out:
             write_logits(
                 options.logits_out, paths, np.array(logits), model.class_names

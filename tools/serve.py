@@ -18,6 +18,10 @@ LOOPBACK = "127.0.0.1"
 # What only this machine can reach.
 OWN_HOSTS = (LOOPBACK, "::1", "localhost")
 
+# Held-out scenes that the explorer offers, by index, and their pixels.
+EXAMPLES = (0, 1, 2, 3, 4, 5, 6, 8)
+EXAMPLE_SIZE = 64
+
 
 def parse_arguments(argv):
     """Reads the flags."""
@@ -101,13 +105,25 @@ def port(text):
     return number
 
 
+def example_images():
+    """Held-out scenes for the explorer: `(class name, uint8 image)` each."""
+    from kinv.data import rendering, scenes
+
+    factors = scenes.scene_factors("test", EXAMPLES)
+    classes = factors["shape"] * len(rendering.OBJECT_HUES)
+    names = [scenes.CLASS_NAMES[i] for i in classes + factors["object_hue"]]
+    pictures = rendering.render(factors, EXAMPLE_SIZE)
+    return list(zip(names, pictures, strict=True))
+
+
 def main(argv=None):
     """Serves until it is told to stop."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import uvicorn
 
-    from kinv import explorer, pipeline, serving, serving_grpc, serving_rest
+    from kinv.serving import explorer, grpc_service, pipeline, rest
+    from kinv.serving import server as server_lib
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kinv").setLevel(logging.INFO)
@@ -126,25 +142,25 @@ def main(argv=None):
                     f"{directories[name]}."
                 )
         with files.atomic_path(options.page) as temporary:
-            temporary.write_text(explorer.page(models), encoding="utf-8")
+            page = explorer.page(models, example_images())
+            temporary.write_text(page, encoding="utf-8")
         print(f"written: {options.page}")
         return
 
-    limits = serving.Limits(
+    limits = server_lib.Limits(
         options.max_body * 2**20, options.max_pixels, options.max_samples
     )
-    server = serving.Server(directories, options.poll_seconds, limits)
+    server = server_lib.Server(directories, options.poll_seconds, limits)
     models = {name: server.version(name).model for name in server.names}
-    app = serving_rest.make_app(
-        server, explorer.page(models), options.allow_origin
-    )
+    page = explorer.page(models, example_images())
+    app = rest.make_app(server, page, options.allow_origin)
     config = uvicorn.Config(
         app, options.host, options.rest_port, log_level="warning"
     )
     opened = bind(config)
     # In an address, the colons of IPv6 stand in brackets.
     host = f"[{options.host}]" if ":" in options.host else options.host
-    grpc_server, grpc_port = serving_grpc.start(
+    grpc_server, grpc_port = grpc_service.start(
         server, f"{host}:{options.grpc_port}"
     )
     if not grpc_port:

@@ -493,17 +493,10 @@ def train(options, strategy):
     import keras
     import tensorflow as tf
 
-    from kinv import (
-        callbacks,
-        classifiers,
-        datasets,
-        devices,
-        export,
-        inversion,
-        logit_cache,
-        measures,
-        networks,
-    )
+    from kinv import devices, measures
+    from kinv.classifiers import features, loading, logit_cache
+    from kinv.data import datasets
+    from kinv.inversion import callbacks, export, gan, networks
 
     chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
@@ -545,9 +538,9 @@ def train(options, strategy):
     own_classifier = run / "classifier.keras"
     with strategy.scope():
         if options.resume and own_classifier.exists():
-            classifier = classifiers.load_classifier(own_classifier)
+            classifier = loading.load_classifier(own_classifier)
         else:
-            classifier = classifiers.load_classifier(
+            classifier = loading.load_classifier(
                 options.classifier,
                 options.classifier_weights,
                 options.output,
@@ -556,12 +549,12 @@ def train(options, strategy):
                 options.log_probabilities,
             )
         if options.readback_weight:
-            classifiers.check_gradient(classifier, options.classifier)
+            loading.check_gradient(classifier, options.classifier)
         classifier_size = classifier.input_shape[1]
         num_classes = classifier.output_shape[-1]
         inverted = classifier
         if options.layer:
-            inverted = classifiers.add_features(
+            inverted = features.add_features(
                 classifier, options.layer, options.layer_maps
             )
         if num_classes != len(source.class_names):
@@ -595,7 +588,7 @@ def train(options, strategy):
         if options.generator and not checkpoint.exists():
             start_from(generator, export.load_generator(options.generator))
         discriminator = networks.Discriminator(**sizes)
-        model = inversion.InversionGAN(
+        model = gan.InversionGAN(
             inverted,
             generator,
             discriminator,
@@ -730,12 +723,13 @@ def train(options, strategy):
 
 def name_classes(options, source, num_classes):
     """What to call the logits: as asked, as the data set does, or ImageNet."""
-    from kinv import classifiers, datasets
+    from kinv.classifiers import loading
+    from kinv.data import datasets
 
     if options.class_names:
-        return classifiers.read_class_names(options.class_names, num_classes)
+        return loading.read_class_names(options.class_names, num_classes)
     names = source.class_names
-    if classifiers.is_of_imagenet(options.classifier) and num_classes == 1000:
+    if loading.is_of_imagenet(options.classifier) and num_classes == 1000:
         imagenet = datasets.imagenet_class_names()
         numbered = all(name.isdecimal() for name in names)
         if numbered or set(names) == set(imagenet):

@@ -15,7 +15,7 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from kinv import errors  # noqa: E402
+from kinv import errors
 
 # What may differ between a run and its resumption.
 RESUME_MAY_CHANGE = {"resume", "out", "strategy", "data_dir"}
@@ -147,14 +147,10 @@ def main(argv=None):
     import keras
     import tensorflow as tf
 
-    from kinv import (
-        callbacks,
-        classifiers,
-        datasets,
-        devices,
-        files,
-        robust,
-    )
+    from kinv import devices, files
+    from kinv.classifiers import attacks, small
+    from kinv.data import datasets
+    from kinv.inversion import callbacks
 
     # First of all: several workers cannot be set up once TensorFlow has run.
     strategy = devices.make_strategy(options.strategy)
@@ -184,7 +180,7 @@ def main(argv=None):
         print(f"left out {skipped:,} unreadable images")
 
     with strategy.scope():
-        classifier = classifiers.build_classifier(
+        classifier = small.build_classifier(
             options.image_size, num_classes, options.width
         )
         schedule = keras.optimizers.schedules.CosineDecay(
@@ -206,7 +202,9 @@ def main(argv=None):
             attack = make_attack(
                 options, options.attack_steps, options.attack_step_size
             )
-            model = robust.AdversarialTraining(classifier, attack, options.seed)
+            model = attacks.AdversarialTraining(
+                classifier, attack, options.seed
+            )
             model.compile(optimizer, jit_compile=one_gpu)
 
     # The run directory, its options first.
@@ -268,7 +266,7 @@ def main(argv=None):
     # logits on every machine.
     keras.mixed_precision.set_dtype_policy("float32")
     weights = classifier.get_weights()
-    classifier = classifiers.build_classifier(
+    classifier = small.build_classifier(
         options.image_size, num_classes, options.width
     )
     classifier.set_weights(weights)
@@ -311,16 +309,17 @@ def check_data(options, train, held_out, num_replicas):
 
 def make_attack(options, steps, step_size=None):
     """The attack that `options` describe, with this many steps."""
-    from kinv import robust
+    from kinv.classifiers import attacks
 
     norm = "linf" if options.adversarial == "none" else options.adversarial
     radius = options.radius or {"linf": 8.0, "l2": 128.0}[norm]
-    return robust.ProjectedGradientDescent(norm, radius, steps, step_size)
+    return attacks.ProjectedGradientDescent(norm, radius, steps, step_size)
 
 
 def measure(options, classifier, held_out):
     """Accuracy as it is and under PGD-20, with 95 % Wilson intervals."""
-    from kinv import measures, robust
+    from kinv import measures
+    from kinv.classifiers import attacks
 
     attack = make_attack(options, steps=20)
     size, batch_size = options.image_size, options.batch_size
@@ -341,7 +340,7 @@ def measure(options, classifier, held_out):
             attack,
         ),
     ):
-        correct, total = robust.accuracy(
+        correct, total = attacks.accuracy(
             classifier, batches, attack=by, seed=options.seed
         )
         low, high = measures.wilson_interval(correct, total)

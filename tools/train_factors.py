@@ -60,8 +60,10 @@ def main(argv=None):
     import keras
     import numpy as np
 
-    from kinv import classifiers, datasets, devices
+    from kinv import devices
     from kinv.analysis import factors
+    from kinv.classifiers import small
+    from kinv.data import datasets
 
     size = factors.NETWORK_IMAGE_SIZE
     out = files.new_directory(pathlib.Path(options.out))
@@ -83,9 +85,7 @@ def main(argv=None):
     images, targets = read_all("train")
     keras.utils.set_random_seed(options.seed)
     devices.set_precision("auto")
-    network = classifiers.build_classifier(
-        size, targets.shape[-1], options.width
-    )
+    network = small.build_classifier(size, targets.shape[-1], options.width)
     steps = options.epochs * -(-len(images) // BATCH_SIZE)
     network.compile(
         keras.optimizers.Adam(
@@ -103,9 +103,7 @@ def main(argv=None):
     # Read in float32, on every machine alike.
     devices.set_precision("float32")
     weights = network.get_weights()
-    network = classifiers.build_classifier(
-        size, targets.shape[-1], options.width
-    )
+    network = small.build_classifier(size, targets.shape[-1], options.width)
     network.set_weights(weights)
     images, targets = read_all("test")
     readings = network.predict(images, verbose=0)

@@ -1,1 +1,6 @@
-"""Analyses of exported models: one module per question."""
+"""The experiments: one module for each question, and the report.
+
+In: `serving.pipeline.Pipeline` models and a `data.source.Source`. Out: metrics,
+tables, figures, a page. It may import `kinv.serving`, `kinv.data` and
+`kinv.classifiers.features`, and nothing of the training.
+"""

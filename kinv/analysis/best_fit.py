@@ -5,8 +5,8 @@ import functools
 import numpy as np
 
 from kinv import images as images_lib
-from kinv import measures, plots
-from kinv.analysis import study
+from kinv import measures
+from kinv.analysis import plots, study
 
 TITLE = "Best-fit shift and scale"
 IMAGES = 300

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kinv import errors, measures, plots
+from kinv import errors, measures
 from kinv import images as images_lib
-from kinv.analysis import study
+from kinv.analysis import plots, study
 
 TITLE = "Calibration"
 IMAGES = 500

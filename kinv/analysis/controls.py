@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kinv import images as images_lib
-from kinv import measures, pipeline
-from kinv.analysis import reconstructions, study
+from kinv import measures
+from kinv.analysis import grids, reconstructions, study
+from kinv.serving import signature
 
 TITLE = "Controls"
 SHOWN = 8
@@ -101,7 +101,7 @@ def run(data):
                 f"{name}: images, their inversion, and other pictures made for "
                 "the same logits: of the mean logits of the class, the nearest "
                 "training image, and gradient descent on pixels.",
-                images_lib.captioned_grid(
+                grids.captioned_grid(
                     grid, row_captions=["image", *ways], cell_size=96
                 ),
             )
@@ -186,7 +186,7 @@ def optimise(data, model, logits, label):
         "logit_scale": tf.ones((count, 1)),
         "logit_shift": tf.zeros((count, 1, 1)),
     }
-    output = pipeline.FEATURES if model.layer else "logits"
+    output = signature.FEATURES if model.layer else "logits"
     lengths = tf.maximum(tf.reduce_sum(logits**2, axis=-1), 1e-12)
 
     @tf.function

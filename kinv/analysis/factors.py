@@ -6,8 +6,9 @@ import keras
 import numpy as np
 
 from kinv import images as images_lib
-from kinv import measures, plots, scenes
-from kinv.analysis import study
+from kinv import measures
+from kinv.analysis import plots, study
+from kinv.data import rendering, scenes
 
 TITLE = "Which factors survive"
 IMAGES = 1000
@@ -35,15 +36,15 @@ def _scaled(values, limits):
 # A factor's code: a vector whose squared distances mean something, also for
 # kinds and for hues, which have no order.
 ENCODINGS = {
-    "shape": lambda values: np.eye(len(scenes.SHAPES))[values],
-    "object_hue": lambda values: _circle(values, len(scenes.OBJECT_HUES)),
+    "shape": lambda values: np.eye(len(rendering.SHAPES))[values],
+    "object_hue": lambda values: _circle(values, len(rendering.OBJECT_HUES)),
     "wall_hue": lambda values: _circle(values, 1),
     "floor_hue": lambda values: _circle(values, 1),
     "size": lambda values: _scaled(values, scenes.SIZE_RANGE),
     "azimuth": lambda values: _scaled(values, scenes.AZIMUTH_RANGE),
     "brightness": lambda values: _scaled(values, scenes.BRIGHTNESS_RANGE),
 }
-WIDTHS = (len(scenes.SHAPES), 2, 2, 2, 1, 1, 1)
+WIDTHS = (len(rendering.SHAPES), 2, 2, 2, 1, 1, 1)
 STARTS = np.cumsum((0, *WIDTHS))
 HUES = ("object_hue", "wall_hue", "floor_hue")
 # That the class does not tell, and logits leave open in part.

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import study
+from kinv.analysis import grids, study
 
 TITLE = "Logit interpolation"
 SHOWN = 4
@@ -75,7 +74,7 @@ def run(data):
                 f"{study.inverted(model)} of two images with one noise. The "
                 "ends, left and right, are the images themselves; beside them "
                 "their reconstructions.",
-                images_lib.captioned_grid(
+                grids.captioned_grid(
                     shown,
                     column_captions=[
                         "image",

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from kinv import images as images_lib
-from kinv import measures, plots
-from kinv.analysis import study
+from kinv import measures
+from kinv.analysis import grids, plots, study
 
 TITLE = "Logit manipulation"
 SHOWN = 3
@@ -201,9 +200,7 @@ def _grid(data, name, model, images, units):
         "adds a constant to every logit, in standard deviations σ of the "
         "images' mean logits; scale multiplies; perturb adds Gaussian noise, "
         "in standard deviations σ of all logits.",
-        images_lib.captioned_grid(
-            rows, captions, row_captions=names, cell_size=96
-        ),
+        grids.captioned_grid(rows, captions, row_captions=names, cell_size=96),
     )
 
 

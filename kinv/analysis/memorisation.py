@@ -4,7 +4,7 @@ import numpy as np
 
 from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import study
+from kinv.analysis import grids, study
 
 TITLE = "Memorisation"
 SHOWN = 8
@@ -84,7 +84,7 @@ def run(data):
                 "training images that are nearest to each of the two in "
                 f"squared pixel differences. Searched: {limit:,} of "
                 f"{source.num_examples:,} training images, {training_set}.",
-                images_lib.captioned_grid(
+                grids.captioned_grid(
                     [
                         list(row[:SHOWN])
                         for row in (

@@ -3,9 +3,8 @@
 import numpy as np
 import scipy.stats
 
-from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import reconstructions, study
+from kinv.analysis import grids, reconstructions, study
 
 TITLE = "Misclassified images"
 SHOWN = 8
@@ -177,7 +176,7 @@ def _figure(name, strength, shown):
         "reconstructions. Below the image: its true class, then the predicted "
         "one; below the reconstruction: the class that the classifier gives "
         f"it, red where it is another than the predicted one.{degraded}",
-        images_lib.captioned_grid(
+        grids.captioned_grid(
             [images, pictures],
             [
                 [f"{a} → {b}" for a, b in zip(true, predicted, strict=True)],

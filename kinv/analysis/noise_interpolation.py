@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import study
+from kinv.analysis import grids, study
 
 TITLE = "Noise interpolation"
 SHOWN = 4
@@ -83,7 +82,7 @@ def run(data):
                 name,
                 f"{name}: linear interpolation between two noises. Left, the "
                 "image whose logits all pictures of its row are made of.",
-                images_lib.captioned_grid(
+                grids.captioned_grid(
                     shown,
                     column_captions=[
                         "image",

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import study
+from kinv.analysis import grids, study
 
 TITLE = "Noise resampling"
 BLOCKS = 4
@@ -35,7 +34,7 @@ def run(data):
         originals = study.target(shown, model)[:, None]
         grid.append(
             [
-                images_lib.mosaic(block, columns=3, gap=1)
+                grids.mosaic(block, columns=3, gap=1)
                 for block in np.concatenate([originals, pictures], axis=1)
             ]
         )
@@ -72,7 +71,7 @@ def run(data):
         "left of each block is the image, the other eight are made of its "
         "logits with different noise. What changes within a block, the "
         "generator did not find in the logits.",
-        images_lib.captioned_grid(
+        grids.captioned_grid(
             grid, row_captions=list(data.models), cell_size=208
         ),
     )

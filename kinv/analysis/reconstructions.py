@@ -4,7 +4,7 @@ import numpy as np
 
 from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import study
+from kinv.analysis import grids, study
 
 TITLE = "Reconstructions"
 SHOWN = 10
@@ -93,7 +93,7 @@ def run(data):
         f"classifier's {what}, one noise each. Below: the class that the "
         "classifier gives the reconstruction, red where it gave the image "
         "another.",
-        images_lib.captioned_grid(
+        grids.captioned_grid(
             grid, captions, marked, row_captions=names, cell_size=96
         ),
     )

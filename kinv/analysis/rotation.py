@@ -3,9 +3,8 @@
 import numpy as np
 import scipy.stats
 
-from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import study
+from kinv.analysis import grids, study
 
 TITLE = "Rotation by 90 degrees"
 SHOWN = 6
@@ -87,7 +86,7 @@ def run(data):
                 f"{name}: images, their reconstructions, and reconstructions "
                 "of the images rotated by 90 degrees, rotated back (Figure 17 "
                 "of the supplementary).",
-                images_lib.captioned_grid(
+                grids.captioned_grid(
                     shown,
                     row_captions=["image", "upright", "rotated"],
                     cell_size=112,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from kinv import measures, plots
-from kinv.analysis import study
+from kinv import measures
+from kinv.analysis import plots, study
 
 TITLE = "Iterative stability"
 CLASSES = 50

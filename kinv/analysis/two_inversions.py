@@ -4,10 +4,9 @@ import itertools
 
 import numpy as np
 
-from kinv import images as images_lib
 from kinv import measures
 from kinv.analysis import factors as factors_lib
-from kinv.analysis import study
+from kinv.analysis import grids, study
 
 TITLE = "Two inversions of one classifier"
 SHOWN = 8
@@ -87,7 +86,7 @@ def run(data):
                 f"Images, the mean picture over {SAMPLES} noises of {first} "
                 f"and of {second}, and where the two differ: black nowhere, "
                 "white by 128 grey levels or more.",
-                images_lib.captioned_grid(
+                grids.captioned_grid(
                     [
                         list(shown),
                         *(list(x["mean"][:SHOWN]) for x in (one, two)),

@@ -13,7 +13,8 @@ import grpc
 import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
-from kinv import errors, pipeline
+from kinv import errors
+from kinv.serving import pipeline, signature
 
 LOGGER = logging.getLogger("kinv.serving")
 # Calls that may wait; more are sent away, as TensorFlow Serving does.
@@ -350,13 +351,13 @@ def check_inputs(inputs, model, limits):
         ServingError: INVALID_ARGUMENT.
     """
     missing, extra = (
-        pipeline.INPUTS - set(inputs),
-        set(inputs) - pipeline.INPUTS,
+        signature.INPUTS - set(inputs),
+        set(inputs) - signature.INPUTS,
     )
     if missing or extra:
         raise invalid(
             f"input size does not match signature: {len(inputs)}!="
-            f"{len(pipeline.INPUTS)}."
+            f"{len(signature.INPUTS)}."
             f" Sent extra: {{{','.join(sorted(extra))}}}. Missing but "
             f"required: {{{','.join(sorted(missing))}}}."
         )

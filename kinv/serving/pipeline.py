@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from kinv import errors, files
-
-SIGNATURE = "serving_default"
-INPUTS = {"images", "noise", "logit_scale", "logit_shift"}
-OUTPUTS = {"logits", "reconstructions"}
-# The output of models that invert another layer than the logits.
-FEATURES = "features"
-METADATA = {"class_names", "num_classes", "noise_dim", "image_size"}
+from kinv.serving.signature import (
+    FEATURES,
+    INPUTS,
+    METADATA,
+    OUTPUTS,
+    SIGNATURE,
+)
 
 # Bounds of one call, so that memory does not grow with the batch: reconstructed
 # pixels (256 images of 32 pixels) and pixels of images.
@@ -87,9 +87,9 @@ class Pipeline:
         """
         if "://" in str(target):
             # Local models need neither gRPC nor HTTP.
-            from kinv import remote
+            from kinv.serving import client
 
-            predict, metadata = remote.connect(str(target))
+            predict, metadata = client.connect(str(target))
             return cls(predict, metadata, image_pixels=REMOTE_IMAGE_PIXELS)
         path = _version_directory(target)
         metadata_path = path / "assets.extra" / "kinv.json"

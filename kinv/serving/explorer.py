@@ -7,15 +7,12 @@ import pathlib
 
 from PIL import Image
 
-from kinv import images, scenes
+from kinv import images
 
-# Held-out scenes that the page offers, by index.
-EXAMPLES = (0, 1, 2, 3, 4, 5, 6, 8)
-EXAMPLE_SIZE = 64
 PLACE = "/*CONFIG*/ {}"
 
 
-def page(models):
+def page(models, examples):
     """The page as one HTML file, which asks nothing but a served model.
 
     It speaks the REST protocol of TensorFlow Serving and no other, so that it
@@ -24,11 +21,12 @@ def page(models):
 
     Args:
         models: dict of `pipeline.Pipeline` by the name they are served under.
+        examples: list of `(name, image)` that the page offers, images
+            `(height, width, 3)` in [0, 255].
 
     Returns:
         string.
     """
-    factors = scenes.scene_factors("test", EXAMPLES)
     config = {
         "models": {
             name: {
@@ -41,18 +39,8 @@ def page(models):
             for name, model in models.items()
         },
         "examples": [
-            {
-                "name": scenes.CLASS_NAMES[
-                    int(shape) * len(scenes.OBJECT_HUES) + int(hue)
-                ],
-                "source": _data_address(picture),
-            }
-            for shape, hue, picture in zip(
-                factors["shape"],
-                factors["object_hue"],
-                scenes.render(factors, EXAMPLE_SIZE),
-                strict=True,
-            )
+            {"name": name, "source": _data_address(picture)}
+            for name, picture in examples
         ],
     }
     template = pathlib.Path(__file__).with_suffix(".html")

@@ -16,7 +16,7 @@ import h5py
 import keras
 import tensorflow as tf
 
-from kinv import errors, files
+from kinv import errors, files, measures
 
 # What `best_epoch` allows: so much less than the best agreement, and this range
 # of the squared error of the mean of 8 reconstructions over that of one.
@@ -311,7 +311,8 @@ def describe_best(run):
         f"generator.keras is of epoch {best} of {len(rows)}: energy score "
         f"{float(row['val_energy_score']):.4f}, agreement "
         f"{float(row['val_agreement']):.1%}, error ratio "
-        f"{float(row['val_error_ratio']):.3f} (.5625 is calibrated)."
+        f"{float(row['val_error_ratio']):.3f} (.5625 is calibrated); "
+        f"{measures.calibration_verdict(float(row['val_spread_skill']))}."
     )
     score = float(row["val_energy_score"])
     if float(last["val_energy_score"]) > score + WORSE * abs(score):

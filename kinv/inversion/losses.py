@@ -5,7 +5,7 @@ Pictures are in [0, 255], as everywhere outside of the networks.
 
 from keras import ops
 
-from kinv import layers
+from kinv.inversion import layers
 
 # Pixels of the smallest band that is split no further.
 SMALLEST_BAND = 4

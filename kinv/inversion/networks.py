@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kinv import errors, layers
+from kinv import errors
+from kinv.inversion import conditioning, layers
 
 # Channels in units of `base_channels`. 64 px is the paper's (Tables 1 and 2),
 # 128 px compare_gan's; 32 px leaves out the two widest blocks of 64 px.
@@ -55,7 +56,7 @@ def _validate(image_size, base_channels, logit_normalization):
 
 
 def _logit_normalization(kind):
-    return None if kind == "none" else layers.LogitNormalization(kind)
+    return None if kind == "none" else conditioning.LogitNormalization(kind)
 
 
 def _renamed(config):
@@ -130,7 +131,7 @@ class Generator(keras.Model):
         norms_per_block: 2 as in the paper's code, 3 as in its text.
         attention: whether the self-attention block is there.
         logit_normalization: `none` as in the paper, or a kind of
-            `layers.LogitNormalization`.
+            `conditioning.LogitNormalization`.
         upsampling: `zeros` as in the paper's code, or `nearest`, which leaves
             no chequered pattern.
 

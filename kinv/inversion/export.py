@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from kinv import errors, files, networks
+from kinv import errors, files
+from kinv.inversion import networks
+from kinv.serving.signature import SIGNATURE
 
-SIGNATURE = "serving_default"
 # Pictures that the exported model makes at a time, however many a call asks
 # for: self-attention at 64 pixels takes 17 MB for each.
 PART = 64

@@ -16,7 +16,10 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import datasets, errors, files, inversion, saved_models
+from kinv import errors, files
+from kinv import images as images_lib
+from kinv.classifiers import saved_models
+from kinv.data import source as source_lib
 
 # Examples that are classified at a time.
 BATCH_SIZE = 100
@@ -29,7 +32,7 @@ def describe(source, classifier, layer, image_size):
     """What the content of a cache depends on, as a JSON value.
 
     Args:
-        source: `datasets.Source` of one split.
+        source: `source_lib.Source` of one split.
         classifier: Keras model, images in [0, 255] to logits, or to these and
             features, which are then kept instead.
         layer: name of the layer that gives the features, or None.
@@ -70,7 +73,7 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
     """Computes what is missing of a cache; does nothing where it is complete.
 
     Args:
-        source: `datasets.Source` of one split.
+        source: `source_lib.Source` of one split.
         classifier: as of `describe`.
         layer: as of `describe`.
         image_size: height and width of the targets.
@@ -129,7 +132,7 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
                     "Expected finite logits below 65,504, which float16 holds. "
                     "Received: larger ones. Train without --cache-logits."
                 )
-            targets = np.asarray(inversion.resize(images, image_size))
+            targets = images_lib.resize(images, image_size)
             records = np.empty(len(labels), record)
             records["image"] = np.clip(np.rint(targets), 0, 255)
             records["label"] = labels
@@ -146,14 +149,14 @@ def read(source, classifier, layer, image_size, directory):
     """Opens a complete cache in place of the data set that it is of.
 
     Args:
-        source: `datasets.Source` of one split.
+        source: `source_lib.Source` of one split.
         classifier: as of `describe`.
         layer: as of `describe`.
         image_size: height and width of the targets.
         directory: where caches are kept.
 
     Returns:
-        `datasets.Source` with `logits` in its examples, streamed from disk.
+        `source_lib.Source` with `logits` in its examples, streamed from disk.
 
     Raises:
         errors.InputError: if there is no such cache, if it is damaged, or if
@@ -186,7 +189,7 @@ def read(source, classifier, layer, image_size, directory):
         }
 
     examples = tf.data.FixedLengthRecordDataset(str(path), record.itemsize)
-    return datasets.Source(
+    return source_lib.Source(
         examples.map(parse, tf.data.AUTOTUNE),
         lambda image: image,
         source.class_names,

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kinv import measures, plots
+from kinv import measures
 from kinv.analysis import factors as factors_lib
-from kinv.analysis import reconstructions, study
+from kinv.analysis import plots, reconstructions, study
 
 TITLE = "Layer by layer"
 IMAGES = 500
@@ -39,7 +39,7 @@ def run(data):
     known = factors_lib.are_known(data)
     network = factors_lib.load_network() if known else None
     metrics, rows = {}, []
-    for name, model, batches in data.by_model(data.count(IMAGES), "depth"):
+    for name, model, batches in data.by_model(data.count(IMAGES), "layers"):
         found = _measure(data, model, batches, network)
         metrics[name] = {
             "layer": study.inverted(model),
@@ -152,6 +152,6 @@ def _shown(data, factor, part, codes, read):
         measures.bootstrap_interval(
             lambda total, residual: 1 - residual.sum() / total.sum(),
             (total, residual),
-            data.random("depth", factor),
+            data.random("layers", factor),
         )
     )

@@ -14,7 +14,8 @@ import starlette.requests
 from fastapi.middleware import cors
 from google.protobuf import json_format
 
-from kinv import pipeline, serving
+from kinv.serving import server as server_lib
+from kinv.serving.signature import SIGNATURE
 
 # What TensorFlow Serving accepts after the host, in its order of groups.
 _MODEL = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
@@ -42,7 +43,7 @@ def make_app(server, page, allow_origins=()):
     """Builds the application.
 
     Args:
-        server: `serving.Server`.
+        server: `server_lib.Server`.
         page: HTML to answer at `/`.
         allow_origins: origins whose pages may call, such as `*`.
 
@@ -83,7 +84,7 @@ def make_app(server, page, allow_origins=()):
             else:
                 content = _get(server, path)
             status = 200
-        except serving.ServingError as error:
+        except server_lib.ServingError as error:
             content = orjson.dumps({"error": error.message})
             status = HTTP_STATUS[error.code]
         except _Refused as error:
@@ -127,7 +128,7 @@ async def _post(server, path, request):
     body = await _read(request, server.limits.body_bytes)
     version = server.version(name, number)
     if method.lower() != "predict":
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"Expected {method.lower()} signature method_name to be "
             f"tensorflow/serving/{method.lower()}. Was: "
             "tensorflow/serving/predict"
@@ -142,12 +143,14 @@ async def _post(server, path, request):
 def _parse(server, pattern, method, path):
     match = pattern.fullmatch(path)
     if not match:
-        raise serving.invalid(f"Malformed request: {method} {path}")
+        raise server_lib.invalid(f"Malformed request: {method} {path}")
     name, number, label, rest = match.groups()
     if label is not None:
-        raise serving.invalid(f"Unrecognized servable version label: {label}")
+        raise server_lib.invalid(
+            f"Unrecognized servable version label: {label}"
+        )
     if number is not None and len(number) > 18:
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"Failed to convert version: {number} to numeric."
         )
     name = urllib.parse.unquote(name)
@@ -207,40 +210,40 @@ def parse_request(body, version):
 
     Args:
         body: bytes.
-        version: `serving.Version`, whose signatures and inputs must be met.
+        version: `server_lib.Version`, whose signatures and inputs must be met.
 
     Returns:
         dict of float32 arrays, and whether they came in row format.
 
     Raises:
-        serving.ServingError: INVALID_ARGUMENT, with the wording of TensorFlow
-            Serving.
+        server_lib.ServingError: INVALID_ARGUMENT, with the wording of
+            TensorFlow Serving.
     """
     if not body:
-        raise serving.invalid("JSON Parse error: The document is empty")
+        raise server_lib.invalid("JSON Parse error: The document is empty")
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise serving.invalid(f"JSON Parse error: {error}") from None
+        raise server_lib.invalid(f"JSON Parse error: {error}") from None
     if not isinstance(request, dict):
-        raise serving.invalid(f"JSON Value: {_short(request)} Is not object")
+        raise server_lib.invalid(f"JSON Value: {_short(request)} Is not object")
     signature = request.get("signature_name", "")
     if not isinstance(signature, str):
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"JSON Value: {_short(request)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
     if signature not in ("", *version.signatures):
-        raise serving.invalid(
+        raise server_lib.invalid(
             f'Serving signature name: "{signature}" not found in signature def'
         )
-    names = version.signatures[signature or pipeline.SIGNATURE].inputs
+    names = version.signatures[signature or SIGNATURE].inputs
     if not names:
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"Failed to get input map for signature: {signature}"
         )
     if "instances" in request and "inputs" in request:
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"JSON Value: {_short(request)} Not formatted correctly expecting "
             "only one of 'inputs' or 'instances' keys to exist"
         )
@@ -248,22 +251,22 @@ def parse_request(body, version):
         return _from_rows(request["instances"], sorted(names)), True
     if "inputs" in request:
         return _from_columns(request["inputs"], sorted(names)), False
-    raise serving.invalid("Missing 'inputs' or 'instances' key")
+    raise server_lib.invalid("Missing 'inputs' or 'instances' key")
 
 
 def _from_rows(instances, names):
     if not isinstance(instances, list):
-        raise serving.invalid("Expecting 'instances' to be an list/array")
+        raise server_lib.invalid("Expecting 'instances' to be an list/array")
     if not instances:
-        raise serving.invalid("No values in 'instances' array")
+        raise server_lib.invalid("No values in 'instances' array")
     for index, instance in enumerate(instances):
         if not isinstance(instance, dict):
-            raise serving.invalid(
+            raise server_lib.invalid(
                 f"Expecting object but got {_type(instance)} at item {index} "
                 "of input list"
             )
         if sorted(instance) != names:
-            raise serving.invalid(
+            raise server_lib.invalid(
                 f"Failed to process element: {index} of 'instances' list. JSON "
                 f"object: {_short(instance)} keys must be equal to: "
                 f"{','.join(names)}"
@@ -276,13 +279,13 @@ def _from_rows(instances, names):
 
 def _from_columns(inputs, names):
     if not isinstance(inputs, dict):
-        raise serving.invalid(
+        raise server_lib.invalid(
             "inputs is a plain value/list, but expecting an object as multiple "
             "input tensors required as per tensorinfo_map"
         )
     for name in names:
         if name not in inputs:
-            raise serving.invalid(
+            raise server_lib.invalid(
                 f"Missing named input: {name} in 'inputs' object."
             )
     return {name: to_array(inputs[name], name) for name in names}
@@ -295,7 +298,7 @@ def to_array(value, name):
     Serving takes neither.
 
     Raises:
-        serving.ServingError: INVALID_ARGUMENT if lists differ in length or
+        server_lib.ServingError: INVALID_ARGUMENT if lists differ in length or
             depth, or hold anything but numbers.
     """
     shape, first = [], value
@@ -303,7 +306,7 @@ def to_array(value, name):
         shape.append(len(first))
         first = first[0] if first else None
     if len(shape) > MOST_AXES:
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"{name}: expected lists at most {MOST_AXES} deep, received "
             f"{len(shape)}"
         )
@@ -311,20 +314,20 @@ def to_array(value, name):
     for level, size in enumerate(shape):
         for item in values:
             if not isinstance(item, list):
-                raise serving.invalid(
+                raise server_lib.invalid(
                     f"{name}: JSON Value: {_short(item)} found at incorrect "
                     f"level: {level} in the JSON DOM. Expected at level: "
                     f"{len(shape)}"
                 )
             if len(item) != size:
-                raise serving.invalid(
+                raise server_lib.invalid(
                     f"{name}: Encountered list at unexpected size: {len(item)} "
                     f"at level: {level} expected size: {size}"
                 )
         values = list(itertools.chain.from_iterable(values))
     if not set(map(type, values)) <= {int, float}:
         wrong = next(v for v in values if type(v) not in (int, float))
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"{name}: JSON Value: {_short(wrong)} Type: {_type(wrong)} is not "
             "of expected type: float"
         )

@@ -15,7 +15,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from kinv import pipeline, serving
+from kinv.serving import server as server_lib
+from kinv.serving.signature import SIGNATURE
 
 # Besides TensorFlow Serving's one field of metadata: the export's kinv.json.
 KINV_FIELD = "kinv"
@@ -25,7 +26,7 @@ def start(server, address, max_workers=32):
     """Starts to answer.
 
     Args:
-        server: `serving.Server`.
+        server: `server_lib.Server`.
         address: `HOST:PORT`; port 0 is any free one.
         max_workers: calls that may wait for an answer at once.
 
@@ -62,7 +63,7 @@ def _answering(method):
     def answer(self, request, context):
         try:
             return method(self, request, context)
-        except serving.ServingError as error:
+        except server_lib.ServingError as error:
             context.abort(error.code, error.message)
 
     return answer
@@ -77,10 +78,10 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         spec = request.model_spec
         number = _number(spec)
         version = self._server.version(spec.name, number)
-        signature_name = spec.signature_name or pipeline.SIGNATURE
+        signature_name = spec.signature_name or SIGNATURE
         signature = version.signatures.get(signature_name)
         if signature is None:
-            raise serving.ServingError(
+            raise server_lib.ServingError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f'Serving signature key "{signature_name}" not found.',
             )
@@ -101,13 +102,13 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     @_answering
     def GetModelMetadata(self, request, context):  # noqa: N802
         if not request.metadata_field:
-            raise serving.invalid(
+            raise server_lib.invalid(
                 "GetModelMetadataRequest must specify at least one "
                 "metadata_field"
             )
         for field in request.metadata_field:
             if field not in ("signature_def", KINV_FIELD):
-                raise serving.invalid(
+                raise server_lib.invalid(
                     f"Metadata field {field} is not supported"
                 )
         spec = request.model_spec
@@ -148,7 +149,7 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
 def _number(spec):
     if spec.version_label:
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"Unrecognized servable version label: {spec.version_label}"
         )
     return spec.version.value if spec.HasField("version") else None
@@ -157,12 +158,12 @@ def _number(spec):
 def _output_filter(names, outputs):
     for name in names:
         if name not in outputs:
-            raise serving.invalid(
+            raise server_lib.invalid(
                 f"output tensor alias not found in signature: {name} Outputs "
                 f"expected to be in the set {{{','.join(sorted(outputs))}}}."
             )
     if len(set(names)) < len(names):
-        raise serving.invalid("duplicate output tensor alias")
+        raise server_lib.invalid("duplicate output tensor alias")
     return names or outputs
 
 
@@ -175,14 +176,14 @@ def _to_array(proto, name, limit):
     sizes = [dimension.size for dimension in proto.tensor_shape.dim]
     elements = np.prod([float(size) for size in sizes])
     if proto.tensor_shape.unknown_rank or min(sizes, default=0) < 0:
-        raise serving.invalid(f"{name}: expected a shape that is known")
+        raise server_lib.invalid(f"{name}: expected a shape that is known")
     if elements * 4 > limit:
-        raise serving.invalid(f"{name}: expected at most {limit} bytes")
+        raise server_lib.invalid(f"{name}: expected at most {limit} bytes")
     if proto.dtype != tf.float32.as_datatype_enum:
-        raise serving.invalid(f"{name}: expected float")
+        raise server_lib.invalid(f"{name}: expected float")
     try:
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:
-        raise serving.invalid(
+        raise server_lib.invalid(
             f"{name}: TensorProto is not valid: {error}"
         ) from None

@@ -4,15 +4,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kinv import errors, layers, losses, networks
+from kinv import errors, measures
+from kinv.inversion import conditioning, losses, networks
 
 DISCRIMINATOR_LOSSES = {
     "hinge": losses.hinge_discriminator_loss,
     "relativistic": losses.relativistic_discriminator_loss,
 }
-# Reconstructions of each held-out image, of which the validation measures how
-# far they vary.
-VALIDATION_NOISES = 8
 
 
 class InversionGAN(keras.Model):
@@ -60,10 +58,10 @@ class InversionGAN(keras.Model):
         score_weight: weight of the energy score. 0 as the paper.
         readback_weight: weight of the logits read back, their difference in
             units of what they vary within a class
-            (`layers.ClassDeviation`), features in those of their principal
-            components. 0 as the paper. Of a classifier that sees more pixels
-            than `image_size` it is their energy score, against what it reads
-            from the image at that size.
+            (`conditioning.ClassDeviation`), features in those of their
+            principal components. 0 as the paper. Of a classifier that sees
+            more pixels than `image_size` it is their energy score, against
+            what it reads from the image at that size.
         pixel_weight: weight of the squared error of pixels in [-1, 1].
         micro_batches: parts, one after the other, into which every update
             splits each replica's share of the batch, so that the activations
@@ -146,9 +144,9 @@ class InversionGAN(keras.Model):
         self.micro_batches = micro_batches
         # Features do not tell the class whose mean they deviate from.
         self.class_deviation = (
-            layers.ClassDeviation()
+            conditioning.ClassDeviation()
             if len(classifier.outputs) == 1
-            else layers.LogitNormalization("whiten")
+            else conditioning.LogitNormalization("whiten")
         )
         self.class_deviation.build((None, condition_dim))
         self.trackers = [
@@ -453,13 +451,13 @@ class InversionGAN(keras.Model):
         distances from an image's logits to those of its own reconstruction and
         to those of the other's. 1 is all of it; 0 is the class alone.
 
-        Of `VALIDATION_NOISES` reconstructions of each image, `energy_score`
-        is the mean over pairs of neighbours of that which is trained with, a
-        proper score of their distribution: the lower, the better.
-        `error_ratio` is the squared error of their mean picture
-        (`mean_error`) over that of single ones (`single_error`), .5625 where
-        they vary as images of the same logits do; `spread_skill` is how much
-        of that the noise says (`measures.spread_skill`): 1 is all.
+        Of 8 reconstructions of each image, `energy_score` is the score that is
+        trained with, averaged over pairs: a proper score of how they are
+        distributed, the lower, the better. `error_ratio` is the squared error
+        of their mean (`mean_error`) over that of single ones
+        (`single_error`), .5625 where they vary as images of the same logits
+        do; `spread_skill` is how much of what is left open the noise says
+        (`measures.spread_skill`): 1 is all.
         """
         images, _ = data
         logits, condition = self._classify(images)
@@ -515,20 +513,22 @@ class InversionGAN(keras.Model):
         )
         ratio = ops.divide_no_nan(logs["mean_error"], logs["single_error"])
         logs["error_ratio"] = ratio
-        open_error = ops.maximum(ratio - 1 / VALIDATION_NOISES, 1e-6)
-        logs["spread_skill"] = ops.sqrt(ops.relu(1 - ratio) / open_error)
+        # `measures.spread_skill`, but finite.
+        of_noise = 1 / measures.ERROR_RATIO_NOISES
+        open_share = ops.maximum(ratio - of_noise, 1e-6)
+        logs["spread_skill"] = ops.sqrt(ops.relu(1 - ratio) / open_share)
         return logs
 
     def _validation_samples(self, condition):
-        """`VALIDATION_NOISES` reconstructions `(batch, ...)` of each image."""
+        """Reconstructions of each image, `(batch, ...)` for each noise."""
         batch = tf.shape(condition)[0]
         noise = tf.random.stateless_normal(
-            (VALIDATION_NOISES * batch, self.generator.noise_dim),
+            (measures.ERROR_RATIO_NOISES * batch, self.generator.noise_dim),
             seed=[self.seed, -1],
         )
-        condition = ops.tile(condition, (VALIDATION_NOISES, 1))
+        condition = ops.tile(condition, (measures.ERROR_RATIO_NOISES, 1))
         samples = self._generate(condition, noise)
-        return tf.split(samples, VALIDATION_NOISES)
+        return tf.split(samples, measures.ERROR_RATIO_NOISES)
 
 
 def _after(earlier, tensors):

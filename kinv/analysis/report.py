@@ -10,7 +10,8 @@ import pathlib
 import jinja2
 import tensorflow as tf
 
-from kinv import files, images, measures
+from kinv import files, measures
+from kinv.analysis import grids
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
 # Of PNGs; and of the page, whose pixels a sharp screen divides.
@@ -100,7 +101,7 @@ def write_summaries(directory, experiment, result):
         for figure in result.figures:
             tf.summary.image(
                 f"{experiment}/{figure.name}",
-                images.render(figure.drawing)[None],
+                grids.render(figure.drawing)[None],
                 description=figure.caption,
             )
         for name, value in _scalars(result.metrics):

@@ -17,7 +17,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from kinv import errors, pipeline
+from kinv import errors
+from kinv.serving.signature import FEATURES, SIGNATURE
 
 TIMEOUT_SECONDS = 60
 ATTEMPTS = 4
@@ -108,7 +109,7 @@ def _connect_grpc(target, address, name, number):
 
     def predict(inputs):
         request = predict_pb2.PredictRequest()
-        request.model_spec.signature_name = pipeline.SIGNATURE
+        request.model_spec.signature_name = SIGNATURE
         for key, value in inputs.items():
             request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
         outputs = call(stub.Predict, request).outputs
@@ -198,7 +199,7 @@ def _metadata(target, signatures, version):
     Not the size of the images that its classifier takes: the signature takes
     images of any size, and resizes them.
     """
-    signature = signatures.signature_def[pipeline.SIGNATURE]
+    signature = signatures.signature_def[SIGNATURE]
     shapes = {
         key: [axis.size for axis in info.tensor_shape.dim]
         for tensors in (signature.inputs, signature.outputs)
@@ -210,7 +211,7 @@ def _metadata(target, signatures, version):
         noise_dim = shapes["noise"][2]
     except (KeyError, IndexError, ValueError):
         raise errors.InputError(
-            f"Expected a signature {pipeline.SIGNATURE} from images and noise "
+            f"Expected a signature {SIGNATURE} from images and noise "
             f"to logits and reconstructions. Received: {target} with "
             f"{', '.join(sorted(shapes)) or 'nothing'}."
         ) from None
@@ -221,7 +222,7 @@ def _metadata(target, signatures, version):
         "image_size": image_size,
         "served_version": version,
     }
-    if pipeline.FEATURES in shapes:
+    if FEATURES in shapes:
         metadata["layer"] = "of unknown name"
-        metadata["condition_dim"] = shapes[pipeline.FEATURES][1]
+        metadata["condition_dim"] = shapes[FEATURES][1]
     return metadata

@@ -1,4 +1,4 @@
-"""Classifiers: kinv's own small one, and any other."""
+"""Loading and checking the classifier that is inverted."""
 
 import difflib
 import inspect
@@ -10,12 +10,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from kinv import errors, files, robust_resnet, saved_models
-from kinv import images as images_lib
+from kinv import errors, files
+from kinv.classifiers import robust_resnet, saved_models
 
 APPLICATION = "keras.applications:"
-# Whitening takes the square of it, in both networks and the average.
-MOST_FEATURES = 4096
 # Pixels, of networks that name no size of their own.
 IMAGENET_SIZE = 224
 # What pixel values are, outside of every network.
@@ -28,83 +26,6 @@ ACTIVATIONS = (
     "hard_sigmoid",
     "logsoftmax",
 )
-
-
-def build_classifier(image_size, num_classes, width):
-    """Builds a pre-activation residual network from stock Keras layers.
-
-    One residual block per halving of the resolution, down to about 4 pixels;
-    the width doubles with each, at most to eight times. The file it is saved
-    to loads without kinv.
-
-    Args:
-        image_size: side of the images in pixels, at least 8.
-        num_classes: number of logits, at least 2.
-        width: channels of the first block, at least 1.
-
-    Returns:
-        A functional `keras.Model`: images `(batch, image_size, image_size, 3)`
-        in [0, 255] to logits `(batch, num_classes)`, float32 under every dtype
-        policy.
-
-    Raises:
-        errors.InputError: if `image_size` or `num_classes` is too small.
-
-    Reference:
-        He et al., "Identity Mappings in Deep Residual Networks" (2016),
-        figure 1b.
-    """
-    if image_size < 8:
-        raise errors.InputError(
-            "Expected an image size of at least 8 pixels. "
-            f"Received: image_size={image_size}."
-        )
-    if num_classes < 2:
-        raise errors.InputError(
-            "Expected at least 2 classes to tell apart. "
-            f"Received: num_classes={num_classes}."
-        )
-    inputs = keras.Input((image_size, image_size, 3), name="images")
-    # In float32: bfloat16 holds pixel values above 128 to whole numbers only,
-    # coarser than the steps of an attack.
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")(inputs)
-    x = _convolution(x, width, 3)
-    num_blocks = max(1, round(np.log2(image_size / 4)))
-    for block in range(num_blocks):
-        x = _downsampling_block(x, width * min(2**block, 8))
-    x = _normalize_and_activate(x)
-    x = layers.GlobalAveragePooling2D()(x)
-    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
-    return keras.Model(inputs, logits, name="classifier")
-
-
-def _downsampling_block(x, channels):
-    x = _normalize_and_activate(x)
-    shortcut = layers.AveragePooling2D(2, padding="same")(x)
-    shortcut = _convolution(shortcut, channels, 1)
-    x = _convolution(x, channels, 3, strides=2)
-    x = _convolution(_normalize_and_activate(x), channels, 3)
-    return layers.Add()([shortcut, x])
-
-
-def _normalize_and_activate(x):
-    # Synchronised, so that a step on several replicas equals the step on one.
-    # Group normalisation has no state to synchronise but takes 1.6 times as
-    # long on CPU. At momentum 0.99 the averages that the attack and the
-    # evaluation see would lag by a large part of a short run.
-    x = layers.BatchNormalization(momentum=0.9, synchronized=True)(x)
-    return layers.ReLU()(x)
-
-
-def _convolution(x, channels, kernel_size, strides=1):
-    return layers.Conv2D(
-        channels,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-    )(x)
 
 
 def load_classifier(
@@ -153,7 +74,7 @@ def load_classifier(
             f"Received: {name}, which gets its own. Leave the option out."
         )
     if str(name).startswith(APPLICATION):
-        model = _application(str(name).removeprefix(APPLICATION), weights, size)
+        model = application(str(name).removeprefix(APPLICATION), weights, size)
     elif path.suffix == ".npz":
         model = robust_resnet.load(path, size or IMAGENET_SIZE)
     elif path.is_dir():
@@ -161,9 +82,9 @@ def load_classifier(
         # Both are inside now.
         output = input_range = None
     else:
-        model = _load_file(path)
+        model = load_file(path)
     model = _with_one_output(model, name, output)
-    model = _with_images(model, name, size, input_range or PIXELS)
+    model = with_images(model, name, size, input_range or PIXELS)
     if log_probabilities:
         model = _logarithm(model, name)
     else:
@@ -174,93 +95,6 @@ def load_classifier(
         model = keras.Model(model.inputs[0], cast(model.outputs[0]))
     model.trainable = False
     return model
-
-
-def add_features(classifier, layer, maps):
-    """Gives the output of a layer beside a classifier's logits.
-
-    Args:
-        classifier: as of `load_classifier`.
-        layer: name of a layer, of the classifier or of a network inside it,
-            whose output is vectors or maps.
-        maps: what becomes of maps `(height, width, channels)`: `pool` takes
-            the mean of each channel, `flatten` all numbers.
-
-    Returns:
-        A frozen `keras.Model` with two outputs, float32: logits `(batch,
-        num_classes)` and features `(batch, condition_dim)`.
-
-    Raises:
-        errors.InputError: if there is no such layer, its output is something
-            else, or has more than `MOST_FEATURES` numbers.
-    """
-    names = [layer.name for layer in _layers(classifier)]
-    if layer not in names:
-        near = difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
-        shown = names if len(names) <= 12 else [*names[:5], "...", *names[-6:]]
-        raise errors.InputError(
-            f"Expected a layer of the classifier: {', '.join(shown)}. "
-            f"Received: {layer}."
-            + (f" Near: {', '.join(near)}." if near else "")
-        )
-    model = _with_outputs_of(classifier, [layer])
-    logits, features = model.outputs
-    shape = tuple(getattr(features, "shape", ()))
-    if len(shape) not in (2, 4) or None in shape[1:]:
-        raise errors.InputError(
-            "Expected a layer of vectors (batch, channels) or maps (batch, "
-            f"height, width, channels). Received: {layer}, whose output is "
-            f"{shape or 'not one tensor'}."
-        )
-    if len(shape) == 4:
-        pool = layers.GlobalAveragePooling2D if maps == "pool" else None
-        features = (pool or layers.Flatten)()(features)
-    if features.shape[1] > MOST_FEATURES:
-        raise errors.InputError(
-            f"Expected at most {MOST_FEATURES} features. Received: "
-            f"{features.shape[1]} of {layer}. Take the mean over its maps with "
-            "--layer-maps pool, or another layer."
-        )
-    features = layers.Activation("linear", dtype="float32")(features)
-    model = keras.Model(model.inputs[0], [logits, features])
-    model.trainable = False
-    return model
-
-
-def _layers(model):
-    """All layers, those of networks inside the model in their place."""
-    found = []
-    for layer in model.layers:
-        inner = isinstance(layer, keras.Model) and layer.outputs
-        found += _layers(layer) if inner else [layer]
-    return found
-
-
-def _with_outputs_of(model, names):
-    """The model with more outputs, of layers in it; weights are shared."""
-    found = {}
-
-    def call(operation, *arguments, **options):
-        if isinstance(operation, keras.Model):
-            inside = {layer.name for layer in _layers(operation)}
-            inside = [name for name in names if name in inside]
-            if inside:
-                operation = _with_outputs_of(operation, inside)
-                outputs, *features = operation(*arguments, **options)
-                found.update(zip(inside, features, strict=True))
-                return outputs
-        outputs = operation(*arguments, **options)
-        found.setdefault(operation.name, outputs)
-        return outputs
-
-    model = keras.models.clone_model(
-        keras.Model(model.inputs[0], model.outputs[0]),
-        clone_function=lambda operation: operation,
-        call_function=call,
-    )
-    # What is not an operation is the input itself.
-    features = [found.get(name, model.inputs[0]) for name in names]
-    return keras.Model(model.inputs[0], [model.outputs[0], *features])
 
 
 def is_of_imagenet(name):
@@ -344,107 +178,8 @@ def read_class_names(path, num_classes):
     return names
 
 
-def load_features(name):
-    """Loads a network that describes images, to compare many of them.
-
-    Args:
-        name: `keras.applications:NAME`, whose last pooling is taken, with
-            ImageNet's weights; or a `.keras` file, of which the input of the
-            last layer is taken.
-
-    Returns:
-        Function of float images `(batch, height, width, 3)` in [0, 255], of
-        any size, to float32 `(batch, width)`.
-
-    Raises:
-        errors.InputError: if there is no such network, or no such vectors.
-    """
-    if str(name).startswith(APPLICATION):
-        model = _application(
-            str(name).removeprefix(APPLICATION),
-            "imagenet",
-            include_top=False,
-            pooling="avg",
-        )
-        features = model.outputs[0]
-    else:
-        model = _load_file(pathlib.Path(name))
-        features = model.layers[-1].input
-    if len(getattr(features, "shape", ())) != 2:
-        raise errors.InputError(
-            "Expected a network whose last layer takes vectors. Received: "
-            f"{name}. Save a keras.Model that ends in Dense."
-        )
-    size = model.input_shape[1]
-    model = keras.Model(model.inputs[0], features)
-
-    def features_of(images):
-        return np.asarray(model(images_lib.resize(images, size)), "float32")
-
-    return features_of
-
-
-def load_perceptual(name):
-    """Loads a network whose maps tell how alike two images look.
-
-    Of the last convolution at each resolution: features of length 1 over the
-    channels, squared differences summed over channels and averaged over places,
-    then over layers. With VGG16, these are the layers of LPIPS, but not its
-    learned weights of channels.
-
-    Args:
-        name: `keras.applications:NAME`, such as
-            `keras.applications:VGG16`, with ImageNet's weights; or a `.keras`
-            file.
-
-    Returns:
-        Function of two batches of float images `(batch, height, width, 3)` in
-        [0, 255], of any size, to float64 distances `(batch,)`: 0 for equal
-        images, at most 4, at most 2 where features are not negative.
-
-    Raises:
-        errors.InputError: if there is no such network, or it has no
-            convolution.
-
-    Reference:
-        Zhang et al., The Unreasonable Effectiveness of Deep Features as a
-        Perceptual Metric, CVPR 2018, equation 1.
-    """
-    if str(name).startswith(APPLICATION):
-        model = _application(str(name).removeprefix(APPLICATION), "imagenet")
-    else:
-        model = _load_file(pathlib.Path(name))
-    size = model.input_shape[1]
-    last = {
-        layer.output.shape[1:3]: layer.name
-        for layer in _layers(model)
-        if isinstance(layer, layers.Conv2D)
-    }
-    if not last:
-        raise errors.InputError(
-            f"Expected a network with convolutions. Received: {name}, which "
-            "has none."
-        )
-    model = _with_outputs_of(model, list(last.values()))
-
-    def maps_of(images):
-        _, *maps = model(images_lib.resize(images, size), training=False)
-        for features in maps:
-            features = np.asarray(features, "float64")
-            lengths = np.linalg.norm(features, axis=-1, keepdims=True)
-            yield features / np.maximum(lengths, 1e-10)
-
-    def distance(images, others):
-        by_layer = [
-            np.sum((one - other) ** 2, axis=-1).mean(axis=(1, 2))
-            for one, other in zip(maps_of(images), maps_of(others), strict=True)
-        ]
-        return np.mean(by_layer, axis=0)
-
-    return distance
-
-
-def _load_file(path):
+def load_file(path):
+    """Loads a Keras model of any kind from a `.keras` or `.h5` file."""
     if not path.is_file():
         raise errors.InputError(
             f"Expected a Keras model file. Received: {path}, "
@@ -464,7 +199,7 @@ def _load_file(path):
         ) from error
 
 
-def _application(name, weights, size=None, **options):
+def application(name, weights, size=None, **options):
     """A model of `keras.applications` behind its own preprocessing."""
     known = [x for x in dir(keras.applications) if x[:1].isupper()]
     if name not in known:
@@ -591,7 +326,7 @@ def _with_one_output(model, name, output):
     return keras.Model(inputs, named[chosen], name=model.name)
 
 
-def _with_images(model, name, size, input_range):
+def with_images(model, name, size, input_range):
     """The model from square images of one size to one vector each."""
     shapes = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
     received = f"Received: {name} with inputs {shapes}."

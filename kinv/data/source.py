@@ -1,0 +1,177 @@
+"""A split of a data set as streams of batches."""
+
+import numpy as np
+import tensorflow as tf
+
+# Images that shuffling holds, encoded, in memory.
+SHUFFLE_BUFFER = 10_000
+
+
+class Source:
+    """Images and labels of one split, read as a stream in constant memory.
+
+    Args:
+        examples: `tf.data.Dataset` of dicts of encoded `image`, `label` and
+            factors, in a fixed order.
+        decode: maps the encoded image to uint8 `(height, width, channels)`.
+        class_names: list of str, by label.
+        num_examples: number of examples.
+        factor_names: names of the scalars that are known of each image.
+        num_skipped: number of unreadable files that were left out.
+        identity: function without arguments to a str that changes when the
+            examples do.
+    """
+
+    def __init__(
+        self,
+        examples,
+        decode,
+        class_names,
+        num_examples,
+        factor_names=(),
+        num_skipped=0,
+        identity=None,
+    ):
+        self.examples = examples
+        self.decode = decode
+        self.class_names = list(class_names)
+        self.num_examples = num_examples
+        self.factor_names = list(factor_names)
+        self.num_skipped = num_skipped
+        self.identity = identity
+
+    def training_batches(
+        self, image_size, batch_size, seed, start=0, crop="center"
+    ):
+        """Endless shuffled batches, a function of seed and position alone.
+
+        Args:
+            image_size: height and width in pixels.
+            batch_size: images per batch; every batch is full.
+            seed: of the order and the crops.
+            start: number of examples to pass over, so that a resumed run
+                reads what an uninterrupted one would have read.
+            crop: `center`, or `random`: a square of 50 to 100 % of the
+                image's area.
+
+        Returns:
+            `tf.data.Dataset` of float32 images `(batch_size, image_size,
+            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`;
+            float32 logits `(batch_size, num_classes)` as well where the
+            examples have them.
+        """
+        first_pass, offset = divmod(start, self.num_examples)
+
+        def one_pass(index):
+            # The seed of this function's graph. The order must not depend on
+            # the global seed, and TensorFlow fails where that is 0.
+            tf.random.set_seed(1)
+            return self.examples.shuffle(
+                min(SHUFFLE_BUFFER, self.num_examples), seed=seed + index
+            )
+
+        def prepare(index, example):
+            image = self.decode(example["image"])
+            if crop == "random":
+                image = _random_square(image, tf.stack([seed, index]))
+            image = _to_square(image, image_size)
+            elements = (image, example["label"])
+            if "logits" in example:
+                return *elements, example["logits"]
+            return elements
+
+        passes = tf.data.Dataset.range(first_pass, np.iinfo("int64").max)
+        examples = passes.flat_map(one_pass).skip(offset).enumerate(start)
+        batches = examples.map(prepare, tf.data.AUTOTUNE).batch(
+            batch_size, drop_remainder=True
+        )
+        return in_background(batches)
+
+    def evaluation_batches(
+        self, image_size, batch_size, limit=None, with_factors=False, start=0
+    ):
+        """Every example once, in a fixed order.
+
+        Args:
+            image_size: height and width in pixels.
+            batch_size: images per batch; the last may have fewer.
+            limit: number of examples to stop after. Defaults to all.
+            with_factors: whether a dict of the factors follows the labels.
+            start: number of examples to pass over.
+
+        Returns:
+            `tf.data.Dataset` of float32 images `(batch, image_size,
+            image_size, 3)` in [0, 255] and int64 labels `(batch,)`.
+        """
+
+        def prepare(example):
+            image = self.decode(example["image"])
+            element = (_to_square(image, image_size), example["label"])
+            if not with_factors:
+                return element
+            return *element, {name: example[name] for name in self.factor_names}
+
+        examples = self.examples if limit is None else self.examples.take(limit)
+        batches = (
+            examples.skip(start)
+            .map(prepare, tf.data.AUTOTUNE)
+            .batch(batch_size)
+        )
+        return in_background(batches)
+
+
+def in_background(batches):
+    """Has the next batches of a `tf.data.Dataset` made while one is used."""
+    options = tf.data.Options()
+    # Its thread sleeps for 10 ms, then twice as long each time, up to a minute,
+    # and an iterator that is in use for long ends only when it wakes.
+    options.autotune.enabled = False
+    # Several workers share out each batch. TensorFlow's default gives them
+    # different files, in another order.
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _to_square(image, image_size):
+    """The centre square, antialiased to `image_size`, 3 channels, float32."""
+    shape = tf.shape(image)
+    side = tf.minimum(shape[0], shape[1])
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    image = image[top : top + side, left : left + side]
+    image = tf.cast(image, tf.float32)
+    # A bilinear resize to the size an image has already changes nothing.
+    image = tf.cond(
+        side == image_size,
+        lambda: image,
+        lambda: tf.image.resize(image, (image_size,) * 2, antialias=True),
+    )
+    image = tf.cond(
+        shape[2] == 1, lambda: tf.repeat(image, 3, 2), lambda: image[..., :3]
+    )
+    return tf.ensure_shape(
+        tf.clip_by_value(image, 0.0, 255.0), (image_size, image_size, 3)
+    )
+
+
+def _random_square(image, seed):
+    """A square of 50 to 100 % of the area, at most the shorter side.
+
+    Reference:
+        compare_gan, `imagenet_64`, crop method "distorted".
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    fraction, vertical, horizontal = tf.unstack(
+        tf.random.stateless_uniform((3,), seed)
+    )
+    area = tf.cast(height * width, tf.float32) * (0.5 + 0.5 * fraction)
+    side = tf.cast(tf.round(tf.sqrt(area)), tf.int32)
+    side = tf.minimum(side, tf.minimum(height, width))
+
+    def place(position, length):
+        free = tf.cast(length - side + 1, tf.float32)
+        return tf.minimum(tf.cast(position * free, tf.int32), length - side)
+
+    top, left = place(vertical, height), place(horizontal, width)
+    return image[top : top + side, left : left + side]
