@@ -31,13 +31,13 @@ readers = {path: loading.load_classifier(path) for path in options.reader}
 def row(model, reader, logits, again):
     """Agreement, and what beyond the class the reader finds again."""
     agreement = np.mean(logits.argmax(axis=-1) == again.argmax(axis=-1))
-    fidelity = measures.logit_fidelity(
+    shown = measures.within_class_r2(
         *measures.within_class_errors(logits, again)
     )
-    print(f"{model:<36} {reader:<44} {100 * agreement:5.1f} % {fidelity:6.2f}")
+    print(f"{model:<36} {reader:<44} {100 * agreement:5.1f} % {shown:6.2f}")
 
 
-print(f"{'pictures of':<36} {'read by':<44} agreement fidelity")
+print(f"{'pictures of':<36} {'read by':<44} agreement    shown")
 for directory in options.model:
     model = pipeline.Pipeline.load(directory)
     noise = np.random.default_rng(0).standard_normal(

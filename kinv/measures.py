@@ -13,10 +13,10 @@ ERROR_RATIO_NOISES = 8
 # Spread-skill ratios within which the noise may be read as what logits leave
 # open; beyond them tools and report warn.
 CALIBRATED = (0.85, 1.15)
-# Fidelity below which most of what logits know beyond the class is missing in
+# The share below which most of what logits know beyond the class is missing in
 # the pictures, and what to do about it.
-LOW_FIDELITY = 0.5
-FIDELITY_ADVICE = (
+LOW_WITHIN_CLASS_R2 = 0.5
+WITHIN_CLASS_ADVICE = (
     "Train it longer, or with the objective and the networks of --preset small."
 )
 
@@ -144,7 +144,7 @@ def within_class_errors(logits, again, classes=None):
     )
 
 
-def logit_fidelity(own, other):
+def within_class_r2(own, other):
     """Share of what logits know beyond the class that pictures show.
 
     Args:

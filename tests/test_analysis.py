@@ -139,7 +139,7 @@ def test_reconstructions(source):
     assert found["perfect"]["images"] == IMAGES
     assert values["agreement"] == values["ssim"] == 1
     # No two images have their brightest pixel in common: no pair to compare.
-    assert values["logit_fidelity"] in (None, 1)
+    assert values["within_class_r2"] in (None, 1)
     assert values["pixel_mse"] == values["logit_distance"] == 0
     assert values["shuffled_pixel_mse"] > 1000
     assert found["noise"]["agreement"]["value"] < 0.1
@@ -1064,13 +1064,13 @@ def test_two_inversions_of_one_classifier(source, monkeypatch):
         "first and class_only",
         "second and class_only",
     }
-    assert metrics["first and second"]["agreement"]["value"] > 0.95
+    assert metrics["first and second"]["shared_r2"]["value"] > 0.95
     assert metrics["first and second"]["ceiling_of_first"]["value"] == 1
     assert 0.95 < metrics["first and second"]["ceiling_of_second"]["value"] < 1
     # What shows nothing of an image agrees not even with itself.
     ceiling = metrics["first and class_only"]["ceiling_of_second"]["value"]
     assert abs(ceiling) < 0.1
-    assert abs(metrics["first and class_only"]["agreement"]["value"]) < 0.1
+    assert abs(metrics["first and class_only"]["shared_r2"]["value"]) < 0.1
     hue = metrics["first and second"]["wall_hue"]["value"]
     assert hue > metrics["first and class_only"]["wall_hue"]["value"]
     with pytest.raises(study.NotApplicable, match="the same classifier"):
@@ -1110,7 +1110,7 @@ def test_two_inversions_agree_as_each_with_itself(source):
     noise = 3 * 2 * spread**2 / 4
     expected = 1 - noise / (noise + within / pairs)
     assert 0.4 < expected < 0.9
-    for name in ("agreement", "ceiling_of_first", "ceiling_of_second"):
+    for name in ("shared_r2", "ceiling_of_first", "ceiling_of_second"):
         assert metrics[name]["value"] == pytest.approx(expected, abs=0.05), name
 
 
@@ -1261,7 +1261,10 @@ def test_experiments_on_features(source):
     models = {"coarse": of_a_layer("coarse", 4)}
     found = run(reconstructions, source, **models).metrics["coarse"]
     # The pictures' features are the images'.
-    assert found["feature_fidelity"]["value"] in (None, pytest.approx(1))
+    assert found["within_class_r2_of_features"]["value"] in (
+        None,
+        pytest.approx(1),
+    )
     found = run(logit_interpolation, source, **models).metrics["coarse"]
     assert found["pixel_length"]["value"] == pytest.approx(1, abs=1e-4)
     with pytest.raises(study.NotApplicable, match="the features of coarse"):

@@ -88,11 +88,11 @@ def test_the_page_holds_everything(results):
         assert claim["text"].split("'")[0] in page
         assert claim["verdict"] in report.VERDICTS
     # A warning for each model whose pictures use little of the logits.
-    fidelities = [
-        found["logit_fidelity"]["value"]
+    shares = [
+        found["within_class_r2"]["value"]
         for found in metrics["experiments"]["reconstructions"].values()
     ]
-    low = sum(fidelity < measures.LOW_FIDELITY for fidelity in fidelities)
+    low = sum(share < measures.LOW_WITHIN_CLASS_R2 for share in shares)
     assert page.count("of what the logits know beyond the class") == 2
     assert page.count("has not learned to read") == low
     # And whether the noise of each is calibrated, as the experiment found.

@@ -176,7 +176,7 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
     generator = networks.Generator(
         32, 1000, 4, noise_dim=4, embedding_dim=2, gain_offset=1
     )
-    inputs = {"logits": np.zeros((2, 1000)), "noise": np.zeros((2, 4))}
+    inputs = {"condition": np.zeros((2, 1000)), "noise": np.zeros((2, 4))}
     generator.fold_spectral_norms(iterations=1)
     generator.fill_standing_statistics([inputs])
     export.save(tmp_path / "exported", loaded, generator, {})

@@ -141,10 +141,12 @@ def test_first_discriminator_step_is_adam_on_the_hinge_loss():
     before = score.bias.numpy()
     logits = model.classifier(images[::2])
     noise = tf.random.stateless_normal((12, 120), seed=[1, 0])
-    fakes = model.generator({"logits": logits, "noise": noise}, training=True)
+    fakes = model.generator(
+        {"condition": logits, "noise": noise}, training=True
+    )
 
     def scores(batch):
-        inputs = {"images": batch, "logits": logits}
+        inputs = {"images": batch, "condition": logits}
         return np.array(model.discriminator(inputs, training=True))
 
     real, fake = scores(images[::2]), scores(fakes)
@@ -164,7 +166,7 @@ def test_a_decoder_learns_its_terms_without_an_adversary():
     model.set_logit_statistics(logits)
     noise = model._noise(tf.constant(logits), 0)
     pictures = np.array(
-        model.generator({"logits": logits, "noise": noise}, training=True)
+        model.generator({"condition": logits, "noise": noise}, training=True)
     )
     again = np.array(model.classifier(pictures))
     deviations = (again - logits) @ model.class_deviation.transform.numpy()
@@ -194,11 +196,11 @@ def test_generator_loss_is_score_read_back_and_adversary():
     twice = logits.repeat(2, axis=0)
     noise = model._noise(tf.constant(twice), 1)
     pictures = model.generator(
-        {"logits": twice, "noise": noise}, training=True
+        {"condition": twice, "noise": noise}, training=True
     ).numpy()
 
     def scores(pictures, logits):
-        inputs = {"images": pictures, "logits": logits}
+        inputs = {"images": pictures, "condition": logits}
         return np.array(model.discriminator(inputs, training=True))
 
     fake, real = scores(pictures, twice), scores(images, logits)
@@ -293,7 +295,7 @@ def test_validation_measures_against_numpy():
     # Eight reconstructions of each image, normalised together.
     noise = tf.random.stateless_normal((8 * 24, 120), seed=[1, -1])
     samples = model.averaged_generator(
-        {"logits": np.tile(logits, (8, 1)), "noise": noise}, training=True
+        {"condition": np.tile(logits, (8, 1)), "noise": noise}, training=True
     )
     samples = np.array(samples).reshape(8, 24, 32, 32, 3)
     reconstructions = samples[0]
@@ -328,7 +330,7 @@ def test_validation_measures_against_numpy():
     for name, value in expected.items():
         assert results[name] == pytest.approx(value, rel=2e-2), name
     ratio = results["logit_error"] / results["shuffled_logit_error"]
-    assert results["logit_fidelity"] == pytest.approx(1 - ratio, abs=1e-6)
+    assert results["within_class_r2"] == pytest.approx(1 - ratio, abs=1e-6)
     ratio = results["mean_error"] / results["single_error"]
     assert results["error_ratio"] == pytest.approx(ratio, abs=1e-6)
 
@@ -354,14 +356,14 @@ def test_features_take_the_place_of_the_logits():
     images, labels = make_data()
     logits, features = (np.array(x) for x in model.classifier(images))
     model.set_logit_statistics(features)
-    assert model.generator.normalize_logits.mean.shape == (5,)
+    assert model.generator.normalize_condition.mean.shape == (5,)
     np.testing.assert_allclose(
         model.class_deviation.mean, features.mean(axis=0), rtol=1e-4
     )
     noise = tf.random.stateless_normal((24, 120), seed=[1, -1])
     pictures = np.array(
         model.averaged_generator(
-            {"logits": features, "noise": noise}, training=True
+            {"condition": features, "noise": noise}, training=True
         )
     )
     np.testing.assert_allclose(

@@ -138,7 +138,7 @@ def test_measures_on_a_model_told_by_hand():
     assert metrics["pixel_mse"] == (100 + 100 + 400 + 100) / 4
     assert metrics["pixel_mse"] == metrics["shuffled_pixel_mse"]
     # The same picture whatever the logits, and whatever the noise.
-    assert metrics["logit_fidelity"] == 0
+    assert metrics["within_class_r2"] == 0
     assert metrics["error_ratio"] == 1
     assert metrics["error_ratio_interval"] == (1, 1)
     assert metrics["spread_skill"] == 0

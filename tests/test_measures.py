@@ -47,7 +47,7 @@ def test_newcombe_interval(first, second, expected):
     np.testing.assert_allclose(interval, expected, atol=5e-5)
 
 
-def test_logit_fidelity_by_hand():
+def test_within_class_r2_by_hand():
     logits = np.array([[9.0, 1], [9, 3], [0, 5], [9, 2]])
     again = np.array([[9.0, 0], [9, 3], [7, 7], [9, 4]])
     own, other = measures.within_class_errors(logits, again)
@@ -55,14 +55,14 @@ def test_logit_fidelity_by_hand():
     # has no other of its class.
     np.testing.assert_array_equal(own, [0, 4])
     np.testing.assert_array_equal(other, [9, 1])
-    assert measures.logit_fidelity(own, other) == pytest.approx(0.6)
-    assert measures.logit_fidelity(0 * own, other) == 1
+    assert measures.within_class_r2(own, other) == pytest.approx(0.6)
+    assert measures.within_class_r2(0 * own, other) == 1
     # Nor has a single image another.
     for one in measures.within_class_errors(logits[2:3], again[2:3]):
         assert one.shape == (0,)
     nothing = measures.within_class_errors(logits[1:3], again[1:3])
     found = measures.bootstrap_interval(
-        measures.logit_fidelity, nothing, np.random.default_rng(0)
+        measures.within_class_r2, nothing, np.random.default_rng(0)
     )
     assert np.isnan(found).all()
 

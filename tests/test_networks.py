@@ -16,7 +16,7 @@ def inputs_of(generator, batch=4):
     rng = np.random.default_rng(0)
     shape = (batch, generator.condition_dim)
     return {
-        "logits": rng.normal(size=shape).astype("f4"),
+        "condition": rng.normal(size=shape).astype("f4"),
         "noise": rng.normal(size=(batch, generator.noise_dim)).astype("f4"),
     }
 
@@ -84,7 +84,7 @@ def test_shapes_and_ranges(image_size):
     assert images.shape == (4, image_size, image_size, 3)
     assert images.min() >= 0 and images.max() <= 255 and images.std() > 1
     discriminator = networks.Discriminator(image_size, 5, 8)
-    scores = discriminator({"images": images, "logits": inputs["logits"]})
+    scores = discriminator({"images": images, "condition": inputs["condition"]})
     assert scores.shape == (4, 1)
 
 
@@ -93,7 +93,7 @@ def test_score_is_affine_in_the_logits():
     images = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3))
 
     def score(logits):
-        inputs = {"images": images, "logits": np.array([logits], "float32")}
+        inputs = {"images": images, "condition": np.array([logits], "float32")}
         return float(discriminator(inputs)[0, 0])
 
     zero, one = score([0, 0, 0, 0, 0]), score([1, 2, 3, 4, 5])
@@ -117,7 +117,7 @@ def test_gain_offset_decides_what_a_zero_condition_does():
     # Without "+1" nothing but biases (0) reaches the output: mid grey.
     generator = networks.Generator(32, 5, 4, gain_offset=0.0)
     zero = {
-        "logits": np.zeros((2, 5), "float32"),
+        "condition": np.zeros((2, 5), "float32"),
         "noise": np.zeros((2, 120), "float32"),
     }
     np.testing.assert_allclose(generator(zero, training=True), 127.5, atol=1e-3)
@@ -231,6 +231,6 @@ def test_mixed_precision_does_not_round_logits():
         (generator, {"noise": noise}),
         (discriminator, {"images": images}),
     ):
-        network.normalize_logits.set_statistics(fitted)
-        first, second = np.array(network({"logits": logits, **other}))
+        network.normalize_condition.set_statistics(fitted)
+        first, second = np.array(network({"condition": logits, **other}))
         assert not np.allclose(first, second)

@@ -102,7 +102,7 @@ def test_run_directory_and_resumption(
     with open(out / "metrics.csv") as table:
         rows = list(csv.DictReader(table))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert {"val_logit_fidelity", "minutes_left", "generator_loss"} <= set(
+    assert {"val_within_class_r2", "minutes_left", "generator_loss"} <= set(
         rows[0]
     )
     tags = [

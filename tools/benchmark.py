@@ -441,7 +441,7 @@ def make_generation(options, generator):
     generator.fold_spectral_norms(1)
     random = np.random.default_rng(0)
     inputs = {
-        "logits": random.standard_normal((options.batch_size, NUM_CLASSES)),
+        "condition": random.standard_normal((options.batch_size, NUM_CLASSES)),
         "noise": random.standard_normal((options.batch_size, NOISE_DIM)),
     }
     inputs = {k: tf.cast(value, "float32") for k, value in inputs.items()}

@@ -174,12 +174,12 @@ def main(argv=None):
     )
     print(f"accuracy      {metrics['accuracy']:.1%} of the classifier")
     print(f"logit cosine  {metrics['logit_cosine']:.3f}")
-    if (fidelity := metrics["logit_fidelity"]) is not None:
-        print(
-            f"fidelity      {fidelity:.2f} of what logits know beyond the class"
-        )
-        if fidelity < measures.LOW_FIDELITY:
-            print(f"              That is little. {measures.FIDELITY_ADVICE}")
+    if (shown := metrics["within_class_r2"]) is not None:
+        print(f"shown         {shown:.2f} of what logits know beyond the class")
+        if shown < measures.LOW_WITHIN_CLASS_R2:
+            print(
+                f"              That is little. {measures.WITHIN_CLASS_ADVICE}"
+            )
     if (ratio := metrics["error_ratio"]) is not None:
         low, high = metrics["error_ratio_interval"]
         spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
@@ -239,8 +239,8 @@ def measure(model, batches, bar, seed):
     Returns:
         dict of `images` (their number), `accuracy` of the classifier,
         `agreement` (share of reconstructions that get their image's class)
-        with its Wilson 95 % interval, `logit_fidelity`
-        (`measures.logit_fidelity`), `error_ratio` (`measures.error_ratio` of
+        with its Wilson 95 % interval, `within_class_r2`
+        (`measures.within_class_r2`), `error_ratio` (`measures.error_ratio` of
         eight noises) with its bootstrap interval, `spread_skill`, and the means
         of the measures of `analysis.reconstructions.compare`. None for what is
         not finite.
@@ -288,8 +288,8 @@ def measure(model, batches, bar, seed):
         **{name: float(values.mean()) for name, values in found.items()},
         "agreement_interval": measures.wilson_interval(same.sum(), len(same)),
         # Of images of different classes nothing is known.
-        "logit_fidelity": (
-            measures.logit_fidelity(own, other) if len(own) else None
+        "within_class_r2": (
+            measures.within_class_r2(own, other) if len(own) else None
         ),
         # Where all pictures equal their images there is no ratio.
         "error_ratio": None if np.isnan(ratio) else ratio,

@@ -709,11 +709,12 @@ def train(options, strategy):
                 *writers,
             ],
         ).history
-        fidelity = history["val_logit_fidelity"][-1]
-        if fidelity < measures.LOW_FIDELITY:
+        shown = history["val_within_class_r2"][-1]
+        if shown < measures.LOW_WITHIN_CLASS_R2:
             print(
-                f"The pictures show {fidelity:.2f} of what the logits know "
-                f"beyond the class (1 is all of it). {measures.FIDELITY_ADVICE}"
+                f"The pictures show {shown:.2f} of what the logits know "
+                "beyond the class (1 is all of it). "
+                f"{measures.WITHIN_CLASS_ADVICE}"
             )
     if chief:
         print(callbacks.describe_best(run))

@@ -24,8 +24,8 @@ def run(data):
 
     Returns:
         `study.Result`. By model: `numbers`, how many the generator is given;
-        agreement, fidelity and the measures of `reconstructions`, of one noise;
-        and, of scenes, R² of each factor as it is read from 8 reconstructions.
+        agreement, the within-class share and the measures of
+        `reconstructions`, of one noise; and, of scenes, R² of each factor as it is read from 8 reconstructions.
 
     Raises:
         study.NotApplicable: of models of one layer, or of several classifiers.
@@ -65,9 +65,9 @@ def run(data):
             "which is chance.",
         ),
         "similarity": (
-            ("ssim", "logit_fidelity", "agreement"),
+            ("ssim", "within_class_r2", "agreement"),
             "share, or similarity",
-            "By layer: structural similarity to the image, fidelity to what "
+            "By layer: structural similarity to the image, share of what "
             "the logits know beyond the class, and agreement of the class.",
         ),
     }
@@ -130,7 +130,7 @@ def _measure(data, model, batches, network):
     found, pairs = study.concatenate(parts), study.concatenate(pairs)
     hits = found.pop("agreement")
     result = {
-        **reconstructions.read_back(hits, pairs, data.random("fidelity")),
+        **reconstructions.read_back(hits, pairs, data.random("within class")),
         **{
             key: study.summary(measures.mean_interval(values))
             for key, values in found.items()

@@ -18,13 +18,13 @@ def run(data):
         data: `study.Study`.
 
     Returns:
-        `study.Result`. Metrics by model: agreement, the fidelity to what
-        logits know beyond the class (`measures.logit_fidelity`), cosine and
+        `study.Result`. Metrics by model: agreement, the share shown of what
+        logits know beyond the class (`measures.within_class_r2`), cosine and
         relative l2 distance of logits, pixel MSE, PSNR and SSIM against the
         image and against a shuffled pairing, each with a 95 % interval; with a
         perceptual distance, that too. Of a model that inverts another layer
-        `feature_fidelity`, the fidelity to what its features know beyond the
-        class.
+        `within_class_r2_of_features`, the share of what its features know
+        beyond the class.
     """
     shown, _, _ = data.first(SHOWN)
     grid, names, captions, marked = [list(shown)], ["image"], [[""] * SHOWN], []
@@ -62,12 +62,12 @@ def run(data):
         hits = found.pop("agreement")
         metrics[name] = {
             "images": len(hits),
-            **read_back(hits, pairs, data.random("fidelity", name)),
+            **read_back(hits, pairs, data.random("within class", name)),
         }
         if features:
-            metrics[name]["feature_fidelity"] = study.summary(
+            metrics[name]["within_class_r2_of_features"] = study.summary(
                 measures.bootstrap_interval(
-                    measures.logit_fidelity,
+                    measures.within_class_r2,
                     measures.within_class_errors(
                         **study.concatenate(features),
                         classes=pairs["logits"].argmax(-1),
@@ -111,7 +111,7 @@ def _perceptual(data, images, pictures):
 
 
 def read_back(hits, pairs, random):
-    """Agreement of the class and fidelity beyond it, with intervals.
+    """Agreement of the class and what is read beyond it, with intervals.
 
     Args:
         hits: bool `(images,)`, whether the class was found again.
@@ -122,9 +122,9 @@ def read_back(hits, pairs, random):
         "agreement": study.summary(
             (hits.mean(), *measures.wilson_interval(hits.sum(), len(hits)))
         ),
-        "logit_fidelity": study.summary(
+        "within_class_r2": study.summary(
             measures.bootstrap_interval(
-                measures.logit_fidelity,
+                measures.within_class_r2,
                 measures.within_class_errors(**pairs),
                 random,
             )

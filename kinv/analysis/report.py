@@ -172,14 +172,14 @@ def write_report(directory, experiments, about):
     page = environment.from_string(TEMPLATE.read_text()).render(
         sections=sections,
         claims=claims,
-        fidelity={
-            name: metrics["logit_fidelity"]
+        within_class_r2={
+            name: metrics["within_class_r2"]
             for name, metrics in measured.items()
-            if metrics["logit_fidelity"]["value"] is not None
+            if metrics["within_class_r2"]["value"] is not None
         },
         calibration=_calibration(about["models"], found.get("calibration")),
-        low_fidelity=measures.LOW_FIDELITY,
-        advice=measures.FIDELITY_ADVICE,
+        low_within_class_r2=measures.LOW_WITHIN_CLASS_R2,
+        advice=measures.WITHIN_CLASS_ADVICE,
         counts={
             verdict: sum(claim["verdict"] == verdict for claim in claims)
             for verdict in VERDICTS

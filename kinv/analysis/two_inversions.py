@@ -19,9 +19,9 @@ def run(data):
 
     What both show, the classifier knows; what only one shows of an image is
     that generator's own. Pictures are averaged over 4 noises, and compared
-    within the image's class, as fidelity is: `agreement` is 1 where two
-    inversions show the same of an image, 0 where they share no more of it than
-    its class. The ceilings are the same of one model with itself, by 4 noises
+    within the image's class, as `within_class_r2` is: `shared_r2` is 1 where
+    two inversions show the same of an image, 0 where they share no more of it
+    than its class. The ceilings are the same of one model with itself, by 4 noises
     and 4 others. Two models cannot agree where one's ceiling is low: its noise
     hides what they share.
 
@@ -29,7 +29,7 @@ def run(data):
         data: `study.Study`.
 
     Returns:
-        `study.Result`. By pair of models: `agreement`, `ceiling_of_first` and
+        `study.Result`. By pair of models: `shared_r2`, `ceiling_of_first` and
         `ceiling_of_second`, with bootstrap intervals; and, of scenes, each
         factor's R² of one model's readings from the other's.
 
@@ -64,11 +64,11 @@ def run(data):
         one, two = found[first], found[second]
         key = f"{first} and {second}"
         metrics[key] = {
-            "agreement": _agreement(data, one, one["half"], two["half"]),
-            "ceiling_of_first": _agreement(
+            "shared_r2": _shared_r2(data, one, one["half"], two["half"]),
+            "ceiling_of_first": _shared_r2(
                 data, one, one["half"], one["other_half"]
             ),
-            "ceiling_of_second": _agreement(
+            "ceiling_of_second": _shared_r2(
                 data, two, two["half"], two["other_half"]
             ),
         }
@@ -103,7 +103,7 @@ def run(data):
                 ),
             )
         )
-    return study.Result(metrics, {"agreement": rows}, figures)
+    return study.Result(metrics, {"shared_r2": rows}, figures)
 
 
 def _means(data, name, batches, model, network):
@@ -126,11 +126,11 @@ def _means(data, name, batches, model, network):
     return study.concatenate(parts)
 
 
-def _agreement(data, found, first, second):
+def _shared_r2(data, found, first, second):
     flat = [x.reshape(len(x), -1) for x in (first, second)]
     return study.summary(
         measures.bootstrap_interval(
-            measures.logit_fidelity,
+            measures.within_class_r2,
             measures.within_class_errors(*flat, found["logits"].argmax(-1)),
             data.random("two inversions"),
         )

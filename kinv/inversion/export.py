@@ -77,15 +77,17 @@ def generator_inputs(classifier, image_batches, noise_dim, seed):
         seed: of the noise.
 
     Yields:
-        dicts of `logits`, float32 `(batch, num_classes)` or, of a classifier
-        with features, those in their place; and `noise`, float32 `(batch,
-        noise_dim)`, as `networks.Generator` takes them.
+        dicts of `condition`, float32 `(batch, num_classes)` logits or, of a
+        classifier with features, those in their place; and `noise`, float32
+        `(batch, noise_dim)`, as `networks.Generator` takes them.
     """
     random = np.random.default_rng(seed)
     for images, _ in image_batches:
-        *_, logits = _outputs(classifier, classifier.predict_on_batch(images))
-        noise = random.standard_normal((len(logits), noise_dim), "float32")
-        yield {"logits": tf.constant(logits), "noise": tf.constant(noise)}
+        *_, condition = _outputs(
+            classifier, classifier.predict_on_batch(images)
+        )
+        noise = random.standard_normal((len(condition), noise_dim), "float32")
+        yield {"condition": tf.constant(condition), "noise": tf.constant(noise)}
 
 
 @contextlib.contextmanager
@@ -223,14 +225,14 @@ def signature(classifier, generator):
             outputs["features"] = tf.ensure_shape(
                 features[0], (None, condition_dim)
             )
-        given = outputs.get("features", outputs["logits"])
-        conditions = given[:, None] * logit_scale[..., None] + logit_shift
+        condition = outputs.get("features", outputs["logits"])
+        conditions = condition[:, None] * logit_scale[..., None] + logit_shift
         batch, samples = tf.unstack(tf.shape(noise)[:2])
         conditions = tf.broadcast_to(
             conditions, (batch, samples, condition_dim)
         )
         inputs = {
-            "logits": tf.reshape(conditions, (-1, condition_dim)),
+            "condition": tf.reshape(conditions, (-1, condition_dim)),
             "noise": tf.reshape(noise, (-1, generator.noise_dim)),
         }
         # TensorFlow's CPU kernels fail on some empty batches.

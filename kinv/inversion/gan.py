@@ -5,7 +5,13 @@ import tensorflow as tf
 from keras import ops
 
 from kinv import errors, measures
-from kinv.inversion import conditioning, losses, networks
+from kinv.inversion import (
+    conditioning,
+    losses,
+    micro_batches,
+    networks,
+    validation,
+)
 
 DISCRIMINATOR_LOSSES = {
     "hinge": losses.hinge_discriminator_loss,
@@ -36,7 +42,7 @@ class InversionGAN(keras.Model):
     batch. So a resumed run repeats an uninterrupted one, and several replicas
     draw what one would.
 
-    A classifier of two outputs, as `classifiers.add_features` makes it, gives
+    A classifier of two outputs, as `features.add_features` makes it, gives
     the features of a layer beside its logits. These then take the logits' place
     in all that the networks are given; classes are those of the logits.
 
@@ -154,18 +160,7 @@ class InversionGAN(keras.Model):
             for name in ("discriminator_loss", "generator_loss")
         ]
         self.validation_trackers = [
-            keras.metrics.Mean(name=name)
-            for name in (
-                "agreement",
-                "logit_cosine",
-                "pixel_mse",
-                "shuffled_pixel_mse",
-                "logit_error",
-                "shuffled_logit_error",
-                "energy_score",
-                "mean_error",
-                "single_error",
-            )
+            keras.metrics.Mean(name=name) for name in validation.MEASURES
         ]
         self.built = True
 
@@ -203,8 +198,8 @@ class InversionGAN(keras.Model):
             self.discriminator,
             self.averaged_generator,
         ):
-            if network.normalize_logits:
-                network.normalize_logits.set_statistics(logits)
+            if network.normalize_condition:
+                network.normalize_condition.set_statistics(logits)
 
     def call(self, images, training=False):
         """Reconstructs images, with noise drawn afresh.
@@ -230,11 +225,7 @@ class InversionGAN(keras.Model):
             images: float32 `(batch, height, width, 3)` in [0, 255].
             noise: float32 `(batch, noise_dim)`, N(0, 1).
         """
-        _, logits = self._classify(images)
-        return self._generate(logits, noise)
-
-    def _generate(self, logits, noise):
-        inputs = {"logits": logits, "noise": noise}
+        inputs = {"condition": self._condition_of(images), "noise": noise}
         return self.averaged_generator(inputs, training=True)
 
     def _classify(self, images):
@@ -246,6 +237,9 @@ class InversionGAN(keras.Model):
         outputs = [ops.cast(x, "float32") for x in outputs]
         return outputs[0], outputs[-1]
 
+    def _condition_of(self, images):
+        return self._classify(images)[1]
+
     def train_step(self, data):
         """One step: discriminator updates, generator update, average.
 
@@ -255,23 +249,19 @@ class InversionGAN(keras.Model):
                 where they are known. The images of a batch lie `batches`
                 apart, so that replicas share out every batch.
         """
-        images, _, *conditions = data
-        if not conditions:
-            for part in tf.split(images, self.micro_batches):
-                _, condition = self._classify(*_after(conditions, (part,)))
-                conditions.append(condition)
-        logits = ops.concatenate(conditions)
+        images, _, *known = data
+        [condition] = known or [self._in_parts(self._condition_of, images)]
         images = resize(images, self.generator.image_size)
         batches = self.discriminator_steps + 1
 
         discriminator_loss = 0.0
         for batch in range(self.discriminator_steps):
             discriminator_loss = self._update_discriminator(
-                images[batch::batches], logits[batch::batches], batch
+                images[batch::batches], condition[batch::batches], batch
             )
         last = self.discriminator_steps
         generator_loss = self._update_generator(
-            images[last::batches], logits[last::batches]
+            images[last::batches], condition[last::batches]
         )
         self._update_average()
 
@@ -280,21 +270,16 @@ class InversionGAN(keras.Model):
             tracker.update_state(result)
         return {tracker.name: tracker.result() for tracker in self.trackers}
 
-    def _update_discriminator(self, images, logits, batch):
-        noise = self._noise(logits, batch)
+    def _update_discriminator(self, images, condition, batch):
+        noise = self._noise(condition, batch)
         # Outside the tape: these reconstructions are constants.
-        reconstructions = []
-        for part in self._micro_batches((logits, noise), reconstructions):
-            inputs = dict(zip(("logits", "noise"), part, strict=True))
-            reconstructions.append(self.generator(inputs, training=True))
-        reconstructions = ops.concatenate(reconstructions)
+        reconstructions = self._in_parts(self._generate, condition, noise)
 
-        def mean_loss(images, reconstructions, logits):
-            both = {
-                "images": ops.concatenate([images, reconstructions]),
-                "logits": ops.concatenate([logits, logits]),
-            }
-            scores = self.discriminator(both, training=True)
+        def mean_loss(images, reconstructions, condition):
+            scores = self._score(
+                ops.concatenate([images, reconstructions]),
+                ops.concatenate([condition, condition]),
+            )
             loss = DISCRIMINATOR_LOSSES[self.adversary]
             return ops.mean(loss(*ops.split(scores, 2)))
 
@@ -302,22 +287,20 @@ class InversionGAN(keras.Model):
             self.discriminator_optimizer,
             self.discriminator.trainable_variables,
             mean_loss,
-            (images, reconstructions, logits),
+            (images, reconstructions, condition),
         )
 
-    def _update_generator(self, images, logits):
+    def _update_generator(self, images, condition):
         # Neighbours, so that replicas and micro-batches share out both.
-        logits = ops.repeat(logits, self.noises, axis=0)
-        noise = self._noise(logits, self.discriminator_steps)
+        condition = ops.repeat(condition, self.noises, axis=0)
+        noise = self._noise(condition, self.discriminator_steps)
 
-        def mean_loss(images, logits, noise):
-            reconstructions = self.generator(
-                {"logits": logits, "noise": noise}, training=True
-            )
+        def mean_loss(images, condition, noise):
+            reconstructions = self._generate(condition, noise)
             loss = 0.0
             if self.discriminator_steps and self.adversary_weight:
                 loss += self.adversary_weight * ops.mean(
-                    self._adversarial_loss(images, reconstructions, logits)
+                    self._adversarial_loss(images, reconstructions, condition)
                 )
             if self.score_weight:
                 first, second = reconstructions[::2], reconstructions[1::2]
@@ -326,7 +309,7 @@ class InversionGAN(keras.Model):
                 )
             if self.readback_weight:
                 loss += self.readback_weight * ops.mean(
-                    self._readback_loss(images, reconstructions, logits)
+                    self._readback_loss(images, reconstructions, condition)
                 )
             if self.pixel_weight:
                 targets = ops.repeat(images, self.noises, axis=0)
@@ -339,86 +322,69 @@ class InversionGAN(keras.Model):
             self.generator_optimizer,
             self.generator.trainable_variables,
             mean_loss,
-            (images, logits, noise),
+            (images, condition, noise),
         )
 
-    def _adversarial_loss(self, images, reconstructions, logits):
-        def score(images, logits):
-            inputs = {"images": images, "logits": logits}
-            return self.discriminator(inputs, training=True)
-
-        fake_scores = score(reconstructions, logits)
+    def _adversarial_loss(self, images, reconstructions, condition):
+        fake_scores = self._score(reconstructions, condition)
         if self.adversary == "hinge":
             return losses.hinge_generator_loss(fake_scores)
-        real_scores = score(images, logits[:: self.noises])
+        real_scores = self._score(images, condition[:: self.noises])
         real_scores = ops.repeat(real_scores, self.noises, axis=0)
         return losses.relativistic_generator_loss(real_scores, fake_scores)
 
-    def _readback_loss(self, images, reconstructions, logits):
-        _, readings = self._classify(reconstructions)
+    def _readback_loss(self, images, reconstructions, condition):
+        readings = self._condition_of(reconstructions)
         whiten = self.class_deviation.whiten
         if self.classifier.input_shape[1] <= self.generator.image_size:
-            return losses.readback_loss(whiten(readings - logits))
+            return losses.readback_loss(whiten(readings - condition))
         # Fewer pixels than the classifier sees: no picture has the logits.
-        _, targets = self._classify(images)
+        targets = self._condition_of(images)
         if self.noises == 1:
             return losses.readback_loss(whiten(readings - targets))
         return losses.readback_score(
             *(whiten(x) for x in (readings[::2], readings[1::2], targets))
         )
 
+    def _generate(self, condition, noise):
+        inputs = {"condition": condition, "noise": noise}
+        return self.generator(inputs, training=True)
+
+    def _score(self, images, condition):
+        inputs = {"images": images, "condition": condition}
+        return self.discriminator(inputs, training=True)
+
+    def _in_parts(self, function, *batch):
+        """A function of a batch, a micro-batch at a time."""
+        results = []
+        for part in micro_batches.split(
+            batch,
+            self.micro_batches,
+            results,
+            (self.generator, self.discriminator),
+        ):
+            results.append(function(*part))
+        return ops.concatenate(results)
+
     def _descend(self, optimizer, variables, mean_loss, batch):
-        """Updates variables once, on the mean loss over the micro-batches."""
-        values = [variable.value for variable in variables]
-        total_loss, sums = 0.0, []
-        for part in self._micro_batches(batch, sums):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)
-                loss = mean_loss(*part)
-                scaled_loss = self._scale(loss / self.micro_batches, optimizer)
-            gradients = tape.gradient(scaled_loss, values)
-            total_loss += loss
-            sums[:] = (
-                [
-                    one + other
-                    for one, other in zip(sums, gradients, strict=True)
-                ]
-                if sums
-                else gradients
-            )
-        optimizer.apply(sums, variables)
-        return total_loss / self.micro_batches
+        """Updates variables once; returns the mean loss of the batch."""
+        loss, gradients = micro_batches.accumulate(
+            mean_loss,
+            [variable.value for variable in variables],
+            batch,
+            self.micro_batches,
+            (self.generator, self.discriminator),
+            # Optimizers sum the gradients of replicas; the loss is a mean.
+            lambda loss: optimizer.scale_loss(loss / _num_replicas()),
+        )
+        optimizer.apply(gradients, variables)
+        return loss
 
-    def _micro_batches(self, batch, results):
-        """Yields the parts of a batch, each after `results` of the ones before.
-
-        Otherwise the activations of all of them would live at once. Every part
-        sees the same normalised kernels: power iterations move once per update.
-        """
-        vectors = [
-            variable
-            for network in (self.generator, self.discriminator)
-            for variable in network.non_trainable_variables
-            if variable.name == "spectral_vector"
-        ]
-        starts = [tf.identity(vector.value) for vector in vectors]
-        parts = (tf.split(tensor, self.micro_batches) for tensor in batch)
-        for index, part in enumerate(zip(*parts, strict=True)):
-            if index:
-                for vector, start in zip(vectors, starts, strict=True):
-                    vector.assign(start)
-            yield _after(results, part)
-
-    def _scale(self, loss, optimizer):
-        # Optimizers sum the gradients of replicas; the loss is a mean.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return optimizer.scale_loss(loss / replicas)
-
-    def _noise(self, logits, batch):
+    def _noise(self, condition, batch):
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
         # The size of a worker's share is known at run time only.
-        shape = (replicas, tf.shape(logits)[0], self.generator.noise_dim)
+        shape = (replicas, tf.shape(condition)[0], self.generator.noise_dim)
         step = self.generator_optimizer.iterations
         draws = step * (self.discriminator_steps + 1) + batch
         noise = tf.random.stateless_normal(
@@ -439,85 +405,23 @@ class InversionGAN(keras.Model):
             average.assign(average + weight * (variable - average))
 
     def test_step(self, data):
-        """Measures held-out images.
+        """Measures held-out images, by 8 reconstructions of each.
 
-        `agreement` is the share of images whose reconstruction gets the class
-        that the image itself gets; `logit_cosine` the cosine between their
-        logits; `pixel_mse` the squared error of pixel values in [0, 255], and
-        `shuffled_pixel_mse` the same against the neighbour's reconstruction.
-        `logit_fidelity` tells how much of what logits know beyond the class the
-        reconstructions show, for the batch's images that share their class with
-        another: 1 - `logit_error` / `shuffled_logit_error`, the squared
-        distances from an image's logits to those of its own reconstruction and
-        to those of the other's. 1 is all of it; 0 is the class alone.
-
-        Of 8 reconstructions of each image, `energy_score` is the score that is
-        trained with, averaged over pairs: a proper score of how they are
-        distributed, the lower, the better. `error_ratio` is the squared error
-        of their mean (`mean_error`) over that of single ones
-        (`single_error`), .5625 where they vary as images of the same logits
-        do; `spread_skill` is how much of what is left open the noise says
-        (`measures.spread_skill`): 1 is all.
+        The logs are what `validation.measure` and `validation.shares` give.
         """
         images, _ = data
         logits, condition = self._classify(images)
-        images = resize(images, self.generator.image_size)
         samples = self._validation_samples(condition)
-        reconstructions = samples[0]
-        readings, _ = self._classify(reconstructions)
-
-        classes = ops.argmax(logits, axis=-1)
-        same = classes == ops.argmax(readings, axis=-1)
-        cosine = ops.sum(
-            ops.normalize(logits, axis=-1) * ops.normalize(readings, axis=-1),
-            axis=-1,
-        )
-        shuffled = ops.roll(reconstructions, 1, axis=0)
-        # Neighbours in the order of classes share their class.
-        order = ops.argsort(classes)
-        logits, readings = (
-            ops.take(x, order, axis=0) for x in (logits, readings)
-        )
-        classes = ops.take(classes, order)
-        paired = ops.cast(classes == ops.roll(classes, 1), "float32")
-        others = ops.roll(readings, 1, axis=0)
-        pairs = zip(samples[::2], samples[1::2], strict=True)
-        scores = [losses.energy_score(*x, images) for x in pairs]
-        single_errors = [_squared_error(images, x) for x in samples]
-        results = (
-            (ops.cast(same, "float32"), None),
-            (cosine, None),
-            (_squared_error(images, reconstructions), None),
-            (_squared_error(images, shuffled), None),
-            (_squared_error(logits, readings), paired),
-            (_squared_error(logits, others), paired),
-            (ops.mean(scores, axis=0), None),
-            (_squared_error(images, ops.mean(samples, axis=0)), None),
-            (ops.mean(single_errors, axis=0), None),
-        )
-        for tracker, (result, weights) in zip(
-            self.validation_trackers, results, strict=True
-        ):
-            tracker.update_state(result, weights)
-        logs = {
+        readings, _ = self._classify(samples[0])
+        images = resize(images, self.generator.image_size)
+        results = validation.measure(images, samples, logits, readings)
+        for tracker in self.validation_trackers:
+            tracker.update_state(*results[tracker.name])
+        means = {
             tracker.name: tracker.result()
             for tracker in self.validation_trackers
         }
-        error, shuffled_error = (
-            logs["logit_error"],
-            logs["shuffled_logit_error"],
-        )
-        # 0 where no two images share a class.
-        logs["logit_fidelity"] = ops.divide_no_nan(
-            shuffled_error - error, shuffled_error
-        )
-        ratio = ops.divide_no_nan(logs["mean_error"], logs["single_error"])
-        logs["error_ratio"] = ratio
-        # `measures.spread_skill`, but finite.
-        of_noise = 1 / measures.ERROR_RATIO_NOISES
-        open_share = ops.maximum(ratio - of_noise, 1e-6)
-        logs["spread_skill"] = ops.sqrt(ops.relu(1 - ratio) / open_share)
-        return logs
+        return {**means, **validation.shares(means, len(samples))}
 
     def _validation_samples(self, condition):
         """Reconstructions of each image, `(batch, ...)` for each noise."""
@@ -527,22 +431,14 @@ class InversionGAN(keras.Model):
             seed=[self.seed, -1],
         )
         condition = ops.tile(condition, (measures.ERROR_RATIO_NOISES, 1))
-        samples = self._generate(condition, noise)
+        samples = self.averaged_generator(
+            {"condition": condition, "noise": noise}, training=True
+        )
         return tf.split(samples, measures.ERROR_RATIO_NOISES)
 
 
-def _after(earlier, tensors):
-    """Tensors that are there only when `earlier` ones are."""
-    if not earlier:
-        return tensors
-    with tf.control_dependencies(earlier):
-        return [tf.identity(tensor) for tensor in tensors]
-
-
-def _squared_error(first, second):
-    """Mean over all but the first axis, `(batch,)`."""
-    squares = ops.square(first - second)
-    return ops.mean(ops.reshape(squares, (ops.shape(squares)[0], -1)), axis=-1)
+def _num_replicas():
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def resize(images, size):

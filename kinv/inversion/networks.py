@@ -136,8 +136,8 @@ class Generator(keras.Model):
             no chequered pattern.
 
     Call arguments:
-        inputs: dict of `logits`, float32 `(batch, condition_dim)`, and `noise`,
-            float32 `(batch, noise_dim)`, N(0, 1).
+        inputs: dict of `condition`, float32 `(batch, condition_dim)`, and
+            `noise`, float32 `(batch, noise_dim)`, N(0, 1).
         training: whether to normalise with the batch's moments. At inference
             `fill_standing_statistics` must have been called.
 
@@ -187,7 +187,7 @@ class Generator(keras.Model):
         self.logit_normalization = logit_normalization
         self.upsampling = upsampling
 
-        self.normalize_logits = _logit_normalization(logit_normalization)
+        self.normalize_condition = _logit_normalization(logit_normalization)
         # Never spectrally normalised, and float32 in every precision.
         self.embed_layers = [
             keras.layers.Dense(
@@ -198,7 +198,7 @@ class Generator(keras.Model):
             )
             for _ in range(embedding_layers)
         ]
-        self.embed_logits = keras.layers.Dense(
+        self.embed_condition = keras.layers.Dense(
             embedding_dim,
             use_bias=False,
             kernel_initializer="orthogonal",
@@ -214,13 +214,13 @@ class Generator(keras.Model):
         self.last = layers.SpectralConv2D(3, 3)
         self(
             {
-                "logits": keras.Input((condition_dim,)),
+                "condition": keras.Input((condition_dim,)),
                 "noise": keras.Input((noise_dim,)),
             }
         )
 
     def call(self, inputs, training=False):
-        embedded = self._embed(inputs["logits"])
+        embedded = self._embed(inputs["condition"])
         noise = ops.cast(inputs["noise"], "float32")
         first_noise, *chunks = ops.split(noise, len(self.blocks) + 1, axis=-1)
 
@@ -236,13 +236,13 @@ class Generator(keras.Model):
         x = self.last(x, training=training)
         return 127.5 * (ops.tanh(ops.cast(x, "float32")) + 1.0)
 
-    def _embed(self, logits):
-        logits = ops.cast(logits, "float32")
-        if self.normalize_logits:
-            logits = self.normalize_logits(logits)
+    def _embed(self, condition):
+        condition = ops.cast(condition, "float32")
+        if self.normalize_condition:
+            condition = self.normalize_condition(condition)
         for layer in self.embed_layers:
-            logits = layer(logits)
-        return self.embed_logits(logits)
+            condition = layer(condition)
+        return self.embed_condition(condition)
 
     @classmethod
     def from_config(cls, config):
@@ -346,7 +346,7 @@ class DiscriminatorBlock(keras.layers.Layer):
 class Discriminator(keras.Model):
     """Scores how well an image and logits belong together (Table 2).
 
-    `h . w + b + (logits K) . h`, where `h` is the sum over the last map: a
+    `h . w + b + (condition K) . h`, where `h` is the sum over the last map: a
     projection discriminator on logits.
 
     Args:
@@ -359,7 +359,7 @@ class Discriminator(keras.Model):
 
     Call arguments:
         inputs: dict of `images`, float32 `(batch, image_size, image_size, 3)`
-            in [0, 255], and `logits`, float32 `(batch, condition_dim)`.
+            in [0, 255], and `condition`, float32 `(batch, condition_dim)`.
 
     Returns:
         float32 scores `(batch, 1)`, unbounded.
@@ -396,8 +396,8 @@ class Discriminator(keras.Model):
         )
         self.attend = layers.SelfAttention() if attention else None
         self.score = layers.SpectralDense(1, dtype="float32")
-        self.normalize_logits = _logit_normalization(logit_normalization)
-        self.project_logits = layers.SpectralDense(
+        self.normalize_condition = _logit_normalization(logit_normalization)
+        self.project_condition = layers.SpectralDense(
             channels[-1] * base_channels,
             use_bias=False,
             kernel_initializer="glorot_normal",
@@ -406,7 +406,7 @@ class Discriminator(keras.Model):
         self(
             {
                 "images": keras.Input((image_size, image_size, 3)),
-                "logits": keras.Input((condition_dim,)),
+                "condition": keras.Input((condition_dim,)),
             }
         )
 
@@ -419,10 +419,10 @@ class Discriminator(keras.Model):
             if self.attend and x.shape[1] == resolution:
                 x = self.attend(x, training=training)
         features = ops.sum(ops.cast(ops.relu(x), "float32"), axis=(1, 2))
-        logits = ops.cast(inputs["logits"], "float32")
-        if self.normalize_logits:
-            logits = self.normalize_logits(logits)
-        projected = self.project_logits(logits, training=training)
+        condition = ops.cast(inputs["condition"], "float32")
+        if self.normalize_condition:
+            condition = self.normalize_condition(condition)
+        projected = self.project_condition(condition, training=training)
         similarity = ops.sum(projected * features, axis=-1, keepdims=True)
         return self.score(features, training=training) + similarity
 
