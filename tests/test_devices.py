@@ -42,7 +42,7 @@ def test_four_replicas_step_as_one_does():
     finished = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("tests/test_inversion.py", "tests/test_robust.py"),
+            *("tests/test_gan.py", "tests/test_attacks.py"),
             # One case of each: the others differ from it as with two.
             *("-k", "several_replicas and (paper or linf)"),
         ],

@@ -310,3 +310,27 @@ def test_classify_gives_logits_twice_without_a_layer(model):
     images, _ = random_inputs(4, 1)
     logits, given = model.classify(images)
     assert given is logits
+
+
+def test_an_export_of_the_flat_layout_answers_as_before():
+    """Recorded at commit d912879, from the SavedModel alone."""
+    model = pipeline.Pipeline.load("exported/scenes32-robust-one-hot")
+    image = np.linspace(0, 255, 32 * 32 * 3, dtype="float32")
+    noise = np.sin(np.arange(2 * 120, dtype="float32")).reshape(1, 2, 120)
+    images = image.reshape(1, 32, 32, 3)
+    np.testing.assert_allclose(
+        model.logits(images)[0, :4],
+        [-12.971316, -9.355735, -9.428802, -10.308433],
+        rtol=1e-4,
+    )
+    found = model.reconstruct(images, noise)[0]
+    expected = [
+        [184.16257, 195.66153, 201.36232, 195.51054],
+        [185.21013, 213.07307, 216.70970, 208.30878],
+        [172.12472, 188.47404, 190.14508, 188.24298],
+        [64.49148, 84.06903, 229.91493, 95.32386],
+    ]
+    np.testing.assert_allclose(found[0, ::8, ::8, 0], expected, atol=0.02)
+    np.testing.assert_allclose(
+        found[1, 5, 7], [214.29146, 119.54815, 79.65137], atol=0.02
+    )

@@ -25,7 +25,8 @@ def run(data):
     Returns:
         `study.Result`. By model: `numbers`, how many the generator is given;
         agreement, the within-class share and the measures of
-        `reconstructions`, of one noise; and, of scenes, R² of each factor as it is read from 8 reconstructions.
+        `reconstructions`, of one noise; and, of scenes, R² of each factor as it
+        is read from 8 reconstructions.
 
     Raises:
         study.NotApplicable: of models of one layer, or of several classifiers.

@@ -21,9 +21,9 @@ def run(data):
     that generator's own. Pictures are averaged over 4 noises, and compared
     within the image's class, as `within_class_r2` is: `shared_r2` is 1 where
     two inversions show the same of an image, 0 where they share no more of it
-    than its class. The ceilings are the same of one model with itself, by 4 noises
-    and 4 others. Two models cannot agree where one's ceiling is low: its noise
-    hides what they share.
+    than its class. The ceilings are the same of one model with itself, by 4
+    noises and 4 others. Two models cannot agree where one's ceiling is low: its
+    noise hides what they share.
 
     Args:
         data: `study.Study`.
