@@ -103,7 +103,9 @@ def test_equals_the_networks_one_after_the_other(
     inputs = tensors(inputs_of(batch, samples, size=21))
     function = tf.saved_model.load(exported).signatures["serving_default"]
     outputs = function(**inputs)
-    resized = tf.image.resize(inputs["images"], (SIZE, SIZE), antialias=True)
+    # The centre square of 21 by 24 pixels.
+    square = inputs["images"][:, :, 1:22]
+    resized = tf.image.resize(square, (SIZE, SIZE), antialias=True)
     logits = classifier(resized, training=False)
     np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4)
     shape = (batch, samples, 32, 32, 3)
@@ -120,6 +122,29 @@ def test_equals_the_networks_one_after_the_other(
         actual = outputs["reconstructions"][:, sample]
         np.testing.assert_allclose(actual, expected, atol=0.05)
         assert np.std(actual) > 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_centre_square_is_taken(exported, turned):
+    function = tf.saved_model.load(exported).signatures["serving_default"]
+    inputs = inputs_of(2, 1, size=20)
+    images, square = inputs["images"], inputs["images"][:, :, 1:21]
+    if turned:
+        images, square = (np.swapaxes(x, 1, 2) for x in (images, square))
+    expected = function(**tensors({**inputs, "images": square}))
+    found = function(**tensors({**inputs, "images": images}))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-3)
+
+
+def test_a_keras_layer_calls_it_with_a_dict(exported):
+    inputs = tensors(inputs_of(2, 3, size=20))
+    layer = keras.layers.TFSMLayer(str(exported), call_endpoint="serve")
+    function = tf.saved_model.load(exported).signatures["serving_default"]
+    expected, found = function(**inputs), layer(inputs)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 def test_scale_and_shift_broadcast(exported):

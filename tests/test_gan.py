@@ -10,6 +10,7 @@ from kinv.inversion import gan, networks
 from kinv.inversion import losses as losses_lib
 
 BATCH = 8
+SIZE = 8
 # The objective of `tools/train.py --preset small`.
 SMALL = {
     "adversary": "relativistic",
@@ -23,7 +24,7 @@ def make_model(
     ema_decay=0.9,
     ema_start_step=0,
     num_classes=5,
-    size=32,
+    size=SIZE,
     normalization="standardize",
     discriminator_steps=2,
     classifier=None,
@@ -40,7 +41,7 @@ def make_model(
         ]
     )
     sizes = {
-        "image_size": 32,
+        "image_size": SIZE,
         "condition_dim": 5,
         "base_channels": 4,
         "logit_normalization": normalization,
@@ -61,7 +62,7 @@ def make_model(
 
 def featured_classifier(width=5):
     """Seven logits, and so many features."""
-    images = keras.Input((32, 32, 3))
+    images = keras.Input((SIZE, SIZE, 3))
     maps = keras.layers.Conv2D(width, 3, strides=2)(images / 255.0)
     features = keras.layers.GlobalAveragePooling2D()(maps)
     return keras.Model(images, [keras.layers.Dense(7)(features), features])
@@ -73,7 +74,7 @@ def adam():
     return keras.optimizers.Adam(1e-3, beta_1=0.0, beta_2=0.999, epsilon=1e-5)
 
 
-def make_data(num_batches=3, size=32):
+def make_data(num_batches=3, size=SIZE):
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (num_batches * BATCH, size, size, 3))
     labels = np.zeros(num_batches * BATCH, "int64")
@@ -225,7 +226,7 @@ def test_generator_loss_is_score_read_back_and_adversary():
 
 def test_read_back_of_a_classifier_that_sees_more_pixels():
     model = make_model(
-        **{**SMALL, "score_weight": 1.0}, size=64, discriminator_steps=0
+        **{**SMALL, "score_weight": 1.0}, size=2 * SIZE, discriminator_steps=0
     )
     images = tf.constant(make_data(1)[0])
     pictures = tf.repeat(images, 2, axis=0)
@@ -297,7 +298,7 @@ def test_validation_measures_against_numpy():
     samples = model.averaged_generator(
         {"condition": np.tile(logits, (8, 1)), "noise": noise}, training=True
     )
-    samples = np.array(samples).reshape(8, 24, 32, 32, 3)
+    samples = np.array(samples).reshape(8, 24, SIZE, SIZE, 3)
     reconstructions = samples[0]
     again = np.array(model.classifier(reconstructions))
     cosine = np.sum(logits * again, 1) / (
@@ -336,10 +337,10 @@ def test_validation_measures_against_numpy():
 
 
 def test_call_reconstructs_images_of_another_size():
-    model = make_model(size=48)
-    reconstructions = model(make_data(1, size=48)[0])
-    assert reconstructions.shape == (BATCH, 32, 32, 3)
-    fit(model, data=make_data(size=48))
+    model = make_model(size=12)
+    reconstructions = model(make_data(1, size=12)[0])
+    assert reconstructions.shape == (BATCH, SIZE, SIZE, 3)
+    fit(model, data=make_data(size=12))
 
 
 def test_other_number_of_logits_is_refused():
@@ -394,8 +395,8 @@ def assert_equal_but_for_rounding(whole, parts):
 def test_micro_batches_of_the_discriminator_are_one_batch(monkeypatch):
     def call(self, inputs, training):
         # A generator that normalises nothing.
-        tiles = tf.tile(inputs["noise"][:, :48], (1, 64))
-        return tf.reshape(127.5 + 30 * tiles, (-1, 32, 32, 3))
+        tiles = tf.tile(inputs["noise"][:, :48], (1, 4))
+        return tf.reshape(127.5 + 30 * tiles, (-1, SIZE, SIZE, 3))
 
     whole, parts = make_model(), make_model(micro_batches=4)
     monkeypatch.setattr(networks.Generator, "call", call)

@@ -1,6 +1,5 @@
 """Layers against NumPy and closed forms."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -273,23 +272,3 @@ def test_one_hot_leaves_the_class_alone():
     layer.set_statistics(random(9, 3))
     outputs = layer(np.array([[1.0, 7.0, 2.0], [-3.0, -9.0, -4.0]]))
     np.testing.assert_array_equal(outputs, [[0, 1, 0], [1, 0, 0]])
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        layers.SpectralDense(3, use_bias=False, kernel_initializer="zeros"),
-        layers.SpectralConv2D(3, 1, use_bias=False, upsampling="nearest"),
-        layers.SpectralConv2D(3, 3, pool=True),
-        layers.ConditionalBatchNormalization(1.0, epsilon=1e-3),
-        layers.BatchNormalization(epsilon=1e-3),
-        layers.SelfAttention(),
-        conditioning.ClassDeviation(),
-        conditioning.LogitNormalization("within-classes"),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_config_round_trip(layer):
-    config = layer.get_config()
-    assert type(layer).from_config(config).get_config() == config
-    assert keras.saving.get_registered_name(type(layer)).startswith("kinv>")

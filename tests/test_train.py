@@ -30,6 +30,7 @@ def arguments(folder, classifier, out, *more):
         f"--classifier={classifier}",
         f"--out={out}",
         "--preset=paper-small",
+        "--image-size=8",
         "--base-channels=4",
         "--no-attention",
         "--batch-size=8",

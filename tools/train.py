@@ -306,7 +306,7 @@ def parse_arguments(argv):
         "--image-size",
         type=errors.positive_int,
         metavar="PIXELS",
-        help="height and width of reconstructions: 32, 64 or 128",
+        help="height and width of reconstructions: 8, 32, 64 or 128",
     )
     add(
         "--base-channels",

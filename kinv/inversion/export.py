@@ -167,6 +167,12 @@ def save(path, classifier, generator, metadata):
     # power iterations and class names would travel along.
     module = tf.Module()
     module.weights = list(function.graph.variables)
+    # For `keras.layers.TFSMLayer(path, call_endpoint="serve")`, which calls it
+    # with one dict. Not a signature: there is one.
+    module.serve = tf.function(
+        lambda inputs: function(**inputs),
+        input_signature=[function.structured_input_signature[1]],
+    )
     try:
         tf.saved_model.save(module, path, signatures={SIGNATURE: function})
         extra = path / "assets.extra"
@@ -197,7 +203,8 @@ def signature(classifier, generator):
         `logit_scale` `(B, K or 1)` and `logit_shift` `(B, K or 1, num_classes
         or 1)`, all float32, to a dict of `logits` `(B, num_classes)` and
         `reconstructions` `(B, K, image_size, image_size, 3)` in [0, 255].
-        The classifier runs once per image, the generator once per noise, on
+        Of images that are not square the centre is taken. The classifier runs
+        once per image, the generator once per noise, on
         `PART` at a time; K may be 0. Of a classifier with features the dict
         has `features` `(B, condition_dim)`, too, which scale and shift act on
         instead of the logits.
@@ -215,7 +222,7 @@ def signature(classifier, generator):
         ]
     )
     def invert(images, noise, logit_scale, logit_shift):
-        images = _resize(images, classifier_size)
+        images = _centre_square(images, classifier_size)
         logits, *features = (
             tf.cast(x, "float32")
             for x in _outputs(classifier, classifier(images, training=False))
@@ -280,8 +287,12 @@ def _outputs(classifier, results):
     return [results] if len(classifier.outputs) == 1 else results
 
 
-def _resize(images, size):
-    fits = tf.reduce_all(tf.shape(images)[1:3] == size)
+def _centre_square(images, size):
+    height, width = tf.unstack(tf.shape(images)[1:3])
+    side = tf.minimum(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    images = images[:, top : top + side, left : left + side]
+    fits = side == size
     images = tf.cond(
         fits,
         lambda: images,

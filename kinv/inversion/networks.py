@@ -13,20 +13,23 @@ from kinv import errors
 from kinv.inversion import conditioning, layers
 
 # Channels in units of `base_channels`. 64 px is the paper's (Tables 1 and 2),
-# 128 px compare_gan's; 32 px leaves out the two widest blocks of 64 px.
+# 128 px compare_gan's; 32 px leaves out the two widest blocks of 64 px. 8 px,
+# for the smallest pictures and for tests, has one block.
 GENERATOR_CHANNELS = {
+    8: (8, 8),
     32: (8, 8, 4, 2),
     64: (16, 16, 8, 4, 2),
     128: (16, 16, 8, 4, 2, 1),
 }
 DISCRIMINATOR_CHANNELS = {
+    8: (8, 8),
     32: (2, 4, 8, 8),
     64: (2, 4, 8, 16, 16),
     128: (1, 2, 4, 8, 16, 16),
 }
 # Height of the map that the self-attention sees: the paper's at 64 px.
-GENERATOR_ATTENTION = {32: 16, 64: 64, 128: 64}
-DISCRIMINATOR_ATTENTION = {32: 16, 64: 32, 128: 64}
+GENERATOR_ATTENTION = {8: 8, 32: 16, 64: 64, 128: 64}
+DISCRIMINATOR_ATTENTION = {8: 4, 32: 16, 64: 32, 128: 64}
 LOGIT_NORMALIZATIONS = (
     "none",
     "standardize",
@@ -114,10 +117,10 @@ class Generator(keras.Model):
     embedded logits (hierarchical noise, `hierarchical_z = True`).
 
     Args:
-        image_size: height and width of the images: 32, 64 or 128.
+        image_size: height and width of the images: 8, 32, 64 or 128.
         condition_dim: number of logits, or of the features of another layer
             that take their place.
-        base_channels: channels of the widest maps are 16 (8 at 32 px) times
+        base_channels: channels of the widest maps are 16 (8 up to 32 px) times
             this. The paper: 96.
         noise_dim: a multiple of the number of blocks plus one.
         embedding_dim: size of the embedded logits.
@@ -350,9 +353,9 @@ class Discriminator(keras.Model):
     projection discriminator on logits.
 
     Args:
-        image_size: height and width of the images: 32, 64 or 128.
+        image_size: height and width of the images: 8, 32, 64 or 128.
         condition_dim: as for `Generator`.
-        base_channels: the last map has 16 (8 at 32 px) times as many
+        base_channels: the last map has 16 (8 up to 32 px) times as many
             channels. The paper: 96.
         attention: whether the self-attention block is there.
         logit_normalization: as for `Generator`.

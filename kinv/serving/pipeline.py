@@ -131,7 +131,8 @@ class Pipeline:
         """Classifies images.
 
         Args:
-            images: `(batch, height, width, 3)` in [0, 255], of any size.
+            images: `(batch, height, width, 3)` in [0, 255], of any size; of
+                those that are not square the centre is taken.
 
         Returns:
             float32 `(batch, num_classes)`.
@@ -142,7 +143,8 @@ class Pipeline:
         """Logits of images, and what the generator is given of them.
 
         Args:
-            images: `(batch, height, width, 3)` in [0, 255], of any size.
+            images: `(batch, height, width, 3)` in [0, 255], of any size; of
+                those that are not square the centre is taken.
 
         Returns:
             float32 `(batch, num_classes)`, and the layer's features `(batch,
@@ -170,7 +172,8 @@ class Pipeline:
         Of a model that inverts a layer, scale and shift act on its features.
 
         Args:
-            images: `(batch, height, width, 3)` in [0, 255], of any size.
+            images: `(batch, height, width, 3)` in [0, 255], of any size; of
+                those that are not square the centre is taken.
             noise: `(batch, samples, noise_dim)`, N(0, 1): as many
                 reconstructions of each image.
             logit_scale: a number, or `(batch or 1, samples or 1)`.
@@ -302,7 +305,11 @@ def _check_images(images):
             "Expected images with values in [0, 255]. "
             f"Received: values from {low} to {high}."
         )
-    return images
+    # As exports do themselves since they have one rule; older ones squeeze.
+    height, width = images.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[:, top : top + side, left : left + side]
 
 
 def _check_array(array, shape, name):
