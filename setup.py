@@ -24,41 +24,51 @@ setup(
     },
     python_requires=">=3.10",
     # Lower bounds are what was tested, upper bounds the next release that may
-    # break. constraints.txt has the exact versions.
+    # break. constraints.txt has the exact versions, such as TensorFlow 2.21 and
+    # Keras 3.15.
     install_requires=[
+        # Everything: data streams, devices, SavedModels. tensorflow-addons is
+        # not used beside it: its last release, 0.23.0 (end of life May 2024),
+        # cannot be imported beside TensorFlow 2.16 or later.
         "tensorflow>=2.21,<2.23",
+        # Everything else: layers, networks, training.
         "keras>=3.15,<4; python_version >= '3.11'",
-        # Later releases need Python 3.11.
+        # The same; later releases need Python 3.11.
         "keras>=3.12,<3.13; python_version < '3.11'",
+        # Data sets by name; kinv_scenes is one of its builders.
         "tensorflow-datasets>=4.9.10,<5",
         # tensorflow-datasets needs it without saying so.
         "importlib_resources>=6,<8",
+        # The warm-up requests in an export, and messages of the gRPC protocol.
         "tensorflow-serving-api>=2.21,<2.23",
-        "tensorboard>=2.20,<2.23",
-        "numpy>=2,<3",
-        "h5py>=3.11,<4",
-        "pillow>=11,<14",
-        "matplotlib>=3.9,<4",
-        "scipy>=1.13,<2",
-        "jinja2>=3.1,<4",
-        "tqdm>=4.66,<5",
-        "fastapi>=0.120,<1",
-        "uvicorn>=0.35,<1",
-        "orjson>=3.11,<4",
-        "grpcio>=1.70,<2",
-        "requests>=2.32,<3",
-        "psutil>=7,<8",
+        "tensorboard>=2.20,<2.23",  # summaries
+        "numpy>=2,<3",  # arrays
+        "h5py>=3.11,<4",  # checkpoints
+        "pillow>=11,<14",  # image files
+        "matplotlib>=3.9,<4",  # grids and plots
+        "scipy>=1.13,<2",  # intervals and tests
+        "jinja2>=3.1,<4",  # the report's page
+        "tqdm>=4.66,<5",  # progress of analyses
+        "fastapi>=0.120,<1",  # the REST protocol and the explorer's page
+        "uvicorn>=0.35,<1",  # the server of these
+        "orjson>=3.11,<4",  # JSON of the REST protocol
+        "grpcio>=1.70,<2",  # the gRPC protocol
+        "requests>=2.32,<3",  # calls of REST servers
+        "psutil>=7,<8",  # the memory of a measured server
     ],
     extras_require={
         "test": [
-            "pytest>=8,<10",
-            "pytest-xdist>=3.6,<4",
-            "ruff>=0.14,<1",
-            "scikit-learn>=1.6,<2",
-            "hypothesis>=6.130,<7",
+            "pytest>=8,<10",  # runs the tests
+            "pytest-xdist>=3.6,<4",  # on several cores
+            "ruff>=0.14,<1",  # make lint, make format
+            "scikit-learn>=1.6,<2",  # the digits of docs/data.md
+            "hypothesis>=6.130,<7",  # requests that nobody thought of
+            # The explorer in a browser. Needs Debian's chromium; without it
+            # these tests are skipped.
             "playwright>=1.50,<2",
         ],
-        # The photographs of docs/photographs.py.
-        "docs": ["scikit-image>=0.25,<1"],
+        "docs": [
+            "scikit-image>=0.25,<1",  # the photographs of docs/photographs.py
+        ],
     },
 )

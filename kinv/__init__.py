@@ -1,8 +1,6 @@
 """kinv inverts image classifiers: what do the logits still know?
 
-The pipeline, in reading order: `scenes`, `datasets`, `classifiers`, `robust`,
-`layers`, `networks`, `losses`, `inversion`, `callbacks`, `export`, `pipeline`,
-`images`.
+docs/architecture.md shows the way of an image through the packages.
 """
 
 __version__ = "0.1.0"

@@ -28,7 +28,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Serve exported models with the REST and gRPC protocols of "
         "TensorFlow Serving, and an explorer page for the browser. For one "
-        "machine; for more, run TensorFlow Serving (README, Serving). New "
+        "machine; for more, run TensorFlow Serving (docs/serving.md). New "
         "versions are picked up while calls go on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -13,7 +13,7 @@ from kinv import errors, files
 
 # `paper` is section 7.2 of the supplementary to the letter, `paper-small` its
 # objective and networks at 32 px, a control. `small` is kinv's own objective
-# (docs/measurements.md; README, "Departures from the paper").
+# (docs/measurements.md; docs/departures.md).
 PRESETS = {
     "small": {
         "image_size": 32,
