@@ -93,7 +93,7 @@ class Study:
         models: dict of `pipeline.Pipeline` by label. The paper's claims
             compare the one labelled "robust" with the one labelled "standard"
             or "non-robust"; without such labels, the first with the word in it.
-        source: `datasets.Source` of held-out images.
+        source: `source.Source` of held-out images.
         training_source: function that opens training images: without
             arguments those that probes and controls learn from; of a data set's
             name and a split those, or it raises `errors.InputError`.
@@ -103,7 +103,7 @@ class Study:
         features: function of images in [0, 255] to their features `(batch,
             width)` and a name for it, for distances of distributions; or None.
         perceptual: function of images and others in [0, 255] to distances
-            `(batch,)`, as of `classifiers.load_perceptual`; or None.
+            `(batch,)`, as of `features.load_perceptual`; or None.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ def training_images(data, model):
     """Opens the images that a model was trained on, else the study's.
 
     Returns:
-        `datasets.Source`, and whose images these are, in words.
+        `source.Source`, and whose images these are, in words.
     """
     trained = model.metadata.get("training", {})
     place = trained.get("dataset"), trained.get("train_split")

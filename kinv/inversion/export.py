@@ -154,7 +154,7 @@ def save(path, classifier, generator, metadata):
         path: an empty directory.
         classifier: keras model, images `(batch, size, size, 3)` in [0, 255]
             to logits `(batch, num_classes)`, or to these and the features of a
-            layer, as of `classifiers.add_features`.
+            layer, as of `features.add_features`.
         generator: `networks.Generator` for as many logits, or features.
         metadata: dict that JSON can express, for `assets.extra/kinv.json`.
 
