@@ -4,14 +4,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
 
 # Two processes: most of the time goes into tracing, on one core each.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+# Kills, several workers, a browser, fuzzing, large networks: what .ci/run runs
+# besides.
+test-slow: .venv/installed
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow
 
 bench: .venv/installed
 	$(BIN)/python tools/benchmark.py

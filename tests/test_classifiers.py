@@ -165,6 +165,7 @@ def test_load_takes_the_final_activation_off(tmp_path, end, activation):
     np.testing.assert_allclose(again(images), logits, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ResNet50", "MobileNetV3Small", "EfficientNetB0"]
 )
@@ -409,14 +410,14 @@ def test_features_of_an_application(monkeypatch):
         "application",
         lambda name, weights, **options: application(name, "none", **options),
     )
-    resize = loading.images_lib.resize
+    resize = features_lib.images_lib.resize
     sizes = []
 
     def observe(images, size):
         sizes.append(size)
         return resize(images, size)
 
-    monkeypatch.setattr(loading.images_lib, "resize", observe)
+    monkeypatch.setattr(features_lib.images_lib, "resize", observe)
     features_of = features_lib.load_features("keras.applications:MobileNetV2")
     assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 1280)
     features_of = features_lib.load_features("keras.applications:InceptionV3")

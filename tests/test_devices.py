@@ -37,6 +37,7 @@ def test_there_is_one_mirrored_strategy():
     assert devices.make_strategy("mirrored") is strategy
 
 
+@pytest.mark.slow
 def test_four_replicas_step_as_one_does():
     # In a process of its own, since there is one mirrored strategy in each.
     finished = subprocess.run(

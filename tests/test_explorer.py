@@ -13,12 +13,14 @@ from playwright import sync_api
 from kinv import images
 from kinv.data import rendering, scenes
 from tools import serve
-from tools.serve import EXAMPLES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs Chromium: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="needs Chromium: apt-get install chromium"
+    ),
+]
 # The slowest answers come from two models at once.
 SECONDS = 60_000
 
@@ -89,7 +91,7 @@ def test_first_view(served, page):
     open_page(page, served.rest)
     assert page.locator(".pictures canvas").count() == 9
     # The first example by the factors it is rendered from.
-    factors = scenes.scene_factors("test", EXAMPLES[:1])
+    factors = scenes.scene_factors("test", serve.EXAMPLES[:1])
     index = (
         factors["shape"] * len(rendering.OBJECT_HUES) + factors["object_hue"]
     )

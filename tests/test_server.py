@@ -564,6 +564,7 @@ def test_calls_that_wait_are_answered_before_the_end():
         assert shape[:2] == inputs["noise"].shape[:2]
 
 
+@pytest.mark.slow
 def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
     source = ROOT / "exported" / NAME / "1"
     shutil.copytree(source, tmp_path / "model" / "1")
@@ -637,6 +638,7 @@ REQUESTS = strategies.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=500, deadline=None)
 @hypothesis.given(REQUESTS | JSON)
 def test_whatever_json_says_is_read_or_refused(version, value):
@@ -647,6 +649,7 @@ def test_whatever_json_says_is_read_or_refused(version, value):
         assert error.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.slow
 @hypothesis.settings(
     max_examples=int(os.environ.get("KINV_FUZZ_REQUESTS", 200)),
     deadline=None,
@@ -687,6 +690,7 @@ def test_whatever_http_says_gets_an_answer(served, method, path, body, headers):
     assert answer.status_code < 500, (method, path, body, answer.text)
 
 
+@pytest.mark.slow
 def test_the_server_lives_after_all_that_and_does_not_grow(served):
     memory = psutil.Process(served.process.pid).memory_info
     bodies = [b"", b"{", json.dumps(columns(noise=[])), json.dumps(columns())]
@@ -774,6 +778,7 @@ def test_an_ipv6_host_stands_in_brackets():
         assert server.communicate()[0] == "stopped\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(start_server, number):
     server = start_server()

@@ -198,6 +198,7 @@ def test_a_run_starts_from_the_generator_of_a_decoder(
         train.main(command("other", *slow, "--base-channels=8"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(
     image_folder, classifier_file, tmp_path
 ):
@@ -467,6 +468,7 @@ def test_a_run_with_a_logit_cache(image_folder, classifier_file, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.logits"))) == 1
 
 
+@pytest.mark.slow
 def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
     def start_workers(out, *more):
         with socket.socket() as one, socket.socket() as two:
