@@ -118,38 +118,6 @@ def new_directory(path):
     return path
 
 
-def open_run(path, options, may_change):
-    """Opens a run directory: that of a run to be resumed, or a new one.
-
-    Args:
-        path: the directory. Its `config.json` records the run's options.
-        options: dict of the options given now. `resume` asks to continue the
-            run, if it had begun.
-        may_change: names of options that are free to differ then.
-
-    Returns:
-        Whether the run had begun; if not, the directory is new or empty.
-
-    Raises:
-        errors.InputError: naming the first option that differs, or because a
-            new directory cannot be had there (`new_directory`).
-    """
-    config = pathlib.Path(path) / "config.json"
-    if not (options["resume"] and config.exists()):
-        new_directory(path)
-        return False
-    recorded = read_json(config)["options"]
-    for name, value in options.items():
-        if name not in may_change and recorded.get(name) != value:
-            flag = "--" + name.replace("_", "-")
-            raise errors.InputError(
-                f"Expected the options that {config} records, to resume the "
-                f"run: {flag} {recorded.get(name)}. Received: {flag} {value}. "
-                "Repeat the option, or start a new run in another directory."
-            )
-    return True
-
-
 def write_figures(path, rows, options):
     """Writes what a benchmark measured, and how it came about, as JSON.
 

@@ -223,6 +223,7 @@ def row(agreement, error_ratio, energy_score):
         "val_error_ratio": error_ratio,
         "val_energy_score": energy_score,
         "val_spread_skill": 0.98,
+        "val_within_class_r2": 0.8,
     }
     return {name: str(value) for name, value in values.items()}
 

@@ -94,24 +94,6 @@ def test_new_directory_refuses_what_is_read_only(tmp_path, monkeypatch):
         files.new_directory(tmp_path / "runs")
 
 
-def test_a_run_is_resumed_with_its_own_options(tmp_path):
-    run = tmp_path / "run"
-    recorded = {"resume": False, "batch_size": 64, "steps": 100}
-    assert not files.open_run(run, recorded, {"resume"})
-    # Killed before its options were written: begun again.
-    assert not files.open_run(run, {**recorded, "resume": True}, {"resume"})
-    files.write_json(run / "config.json", {"options": recorded})
-
-    more = {"resume": True, "batch_size": 64, "steps": 200}
-    assert files.open_run(run, more, {"resume", "steps"})
-    with pytest.raises(errors.InputError) as error:
-        files.open_run(run, {**more, "batch_size": 32}, {"resume", "steps"})
-    assert "--batch-size 64" in str(error.value)
-    assert "Received: --batch-size 32" in str(error.value)
-    with pytest.raises(errors.InputError, match="holds files"):
-        files.open_run(run, recorded, {"resume"})
-
-
 def test_versions_name_kinv_and_what_it_computes_with():
     versions = files.versions()
     assert versions["kinv"] == kinv.__version__

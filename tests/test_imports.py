@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "analysis": ["kinv.serving", "kinv.data", "kinv.classifiers.features"],
 }
 # Lower ones first: each may import those before it.
-SHARED = ["errors", "files", "images", "measures", "devices"]
+SHARED = ["errors", "files", "images", "measures", "devices", "runs", "cli"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

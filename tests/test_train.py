@@ -353,7 +353,8 @@ def test_classes_are_named_by_the_data_set_or_as_imagenets(capsys):
             ["--dataset=d", f"--classifier={classifier}", "--out=o"]
         )
         source = types.SimpleNamespace(class_names=given)
-        return train.name_classes(options, source, len(given))
+        classifier = types.SimpleNamespace(output_shape=(None, len(given)))
+        return train.name_classes(options, source, classifier)
 
     numbers = [str(index) for index in range(1000)]
     imagenet = names("keras.applications:ResNet50", numbers)

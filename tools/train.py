@@ -9,86 +9,326 @@ import argparse
 import os
 import pathlib
 
-from kinv import errors, files
+from kinv import cli, errors, files, runs
+from kinv.inversion import presets
 
-# `paper` is section 7.2 of the supplementary to the letter, `paper-small` its
-# objective and networks at 32 px, a control. `small` is kinv's own objective
-# (docs/measurements.md; docs/departures.md).
-PRESETS = {
-    "small": {
-        "image_size": 32,
-        "base_channels": 16,
-        "upsampling": "nearest",
-        "embedding_layers": 2,
-        "gain_offset": 1.0,
-        "logit_normalization": "within-classes",
-        "adversary": "relativistic",
-        "adversary_weight": 0.5,
-        "score_weight": 20.0,
-        "readback_weight": 2.0,
-        "batch_size": 32,
-        "discriminator_steps": 1,
-        "steps": 11000,
-        "steps_per_epoch": 500,
-        "generator_learning_rate": 1e-3,
-        "discriminator_learning_rate": 4e-4,
-        "learning_rate_decay": "cosine",
-        "ema_decay": 0.995,
-        "ema_start_step": 200,
-    },
-    "paper": {
-        "image_size": 64,
-        "base_channels": 96,
-        "upsampling": "zeros",
-        "embedding_layers": 0,
-        "gain_offset": 0.0,
-        "logit_normalization": "none",
-        "adversary": "hinge",
-        "adversary_weight": 1.0,
-        "score_weight": 0.0,
-        "readback_weight": 0.0,
-        "batch_size": 2048,
-        "discriminator_steps": 2,
-        "steps": 250000,
-        "steps_per_epoch": 2500,
-        "generator_learning_rate": 1e-4,
-        "discriminator_learning_rate": 5e-4,
-        "learning_rate_decay": "none",
-        "ema_decay": 0.9999,
-        "ema_start_step": 40000,
-    },
-}
-PRESETS["paper-small"] = {
-    **PRESETS["paper"],
-    "image_size": 32,
-    "base_channels": 16,
-    "gain_offset": 1.0,
-    "logit_normalization": "standardize",
-    "batch_size": 64,
-    "steps": 6000,
-    "steps_per_epoch": 200,
-    "generator_learning_rate": 4e-4,
-    "discriminator_learning_rate": 4e-4,
-    "ema_decay": 0.999,
-    "ema_start_step": 200,
-}
 # Each image of a batch is reconstructed several times at once.
 VALIDATION_BATCH_SIZE = 100
-# What a cosine ends at, over what it starts at.
-LAST_LEARNING_RATE = 0.02
-
 # Of features, instead of a normalisation that needs the class; learned from
 # sooner than `standardize` (docs/measurements.md).
 LAYER_NORMALIZATION = "whiten"
 
-# What may differ between a run and its resumption.
-RESUME_MAY_CHANGE = {
-    "resume",
-    "out",
-    "strategy",
-    "data_dir",
-    "verbose",
-}
+
+def main(argv=None):
+    """Trains, and leaves a run directory that `tools/export.py` reads."""
+    options = parse_arguments(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kinv import devices
+
+    # First of all: several workers cannot be set up once TensorFlow has run.
+    strategy = devices.make_strategy(options.strategy)
+    with devices.explain_lost_workers(strategy):
+        train(options, strategy)
+
+
+def train(options, strategy):
+    """Trains on the devices of a `tf.distribute` strategy."""
+    import keras
+    import tensorflow as tf
+
+    from kinv import devices
+    from kinv.data import datasets
+    from kinv.inversion import callbacks
+
+    chief = callbacks.is_chief(strategy)
+    run = pathlib.Path(options.out)
+    # A rate that has decayed cannot go on.
+    constant = options.learning_rate_decay == "none"
+    may_change = {"steps"} if constant else ()
+    resumed = chief and runs.open_run(run, vars(options), may_change)
+    checkpoint = run / "checkpoint.weights.h5"
+
+    source, validation = (
+        datasets.open_dataset(
+            options.dataset, split, options.data_dir, options.skip_unreadable
+        )
+        for split in (options.train_split, options.validation_split)
+    )
+    if skipped := source.num_skipped + validation.num_skipped:
+        print(f"left out {skipped:,} unreadable images")
+    check_batches(options, source, strategy.num_replicas_in_sync)
+    epochs = -(-options.steps // options.steps_per_epoch)
+    keras.utils.set_random_seed(options.seed)
+    with strategy.scope():
+        classifier = load_classifier(options)
+        # Those of a resumed run are in its config.json.
+        class_names = None
+        if not resumed:
+            class_names = name_classes(options, source, classifier)
+        # After the classifier, which computes as it always does.
+        precision = devices.set_precision(options.precision)
+        model = build_model(options, classifier)
+        if options.generator and not checkpoint.exists():
+            start_from(model, options.generator)
+        model.compile(
+            adam(options, options.generator_learning_rate, epochs),
+            adam(options, options.discriminator_learning_rate, epochs),
+            # XLA is slower on CPU, and fails on several replicas.
+            jit_compile=options.strategy in ("auto", "single")
+            and len(tf.config.list_physical_devices("GPU")) == 1,
+        )
+
+    # The run directory, its options first.
+    if chief and not resumed:
+        runs.record(
+            run,
+            vars(options),
+            precision=precision,
+            dataset=options.dataset,
+            class_names=class_names,
+            generator=model.generator.get_config(),
+            discriminator=model.discriminator.get_config(),
+        )
+    if chief:
+        with files.atomic_path(run / "classifier.keras") as temporary:
+            classifier.save(temporary)
+
+    # Where a previous process stopped.
+    first_epoch = 0
+    if checkpoint.exists():
+        first_epoch = callbacks.restore(model, checkpoint)
+        print(f"continuing after step {first_epoch * options.steps_per_epoch}")
+    else:
+        fit_logit_statistics(options, model, source)
+
+    training, size = source, classifier.input_shape[1]
+    validation_batches = validation.evaluation_batches(
+        size, VALIDATION_BATCH_SIZE, options.validation_images
+    )
+    if options.cache_logits:
+        training, size = cache_logits(options, model, source, strategy)
+    images_per_step = options.batch_size * (options.discriminator_steps + 1)
+    if first_epoch < epochs:
+        model.fit(
+            training.training_batches(
+                size,
+                images_per_step,
+                options.seed,
+                first_epoch * options.steps_per_epoch * images_per_step,
+                options.crop,
+            ),
+            validation_data=validation_batches,
+            epochs=epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=options.steps_per_epoch,
+            shuffle=False,
+            verbose=options.verbose,
+            callbacks=[
+                callbacks.TerminateOnNonFinite(),
+                callbacks.TimeRemaining(),
+                *(writers(options, validation_batches) if chief else ()),
+            ],
+        )
+    if chief:
+        print(callbacks.describe_best(run))
+    print(f"run directory: {run}")
+    print(f"next: tools/export.py --run {run} --out exported/{run.name}")
+
+
+def check_batches(options, source, num_replicas):
+    """Raises `InputError` unless the batches fit the images and devices."""
+    feed_size = options.batch_size * (options.discriminator_steps + 1)
+    if feed_size > source.num_examples:
+        raise errors.InputError(
+            f"Expected at least {feed_size} training images, one step's worth. "
+            f"Received: {source.num_examples}. Lower --batch-size."
+        )
+    parts = num_replicas * options.micro_batches
+    if options.batch_size % parts:
+        raise errors.InputError(
+            f"Expected a batch size that is a multiple of {parts} for "
+            f"{options.micro_batches} micro-batches on each of {num_replicas} "
+            f"devices. Received: --batch-size {options.batch_size}."
+        )
+
+
+def load_classifier(options):
+    """The classifier of the run, or, of a new one, that of the flags."""
+    from kinv.classifiers import loading
+
+    # A run keeps its classifier: what it was made of may be gone.
+    own = pathlib.Path(options.out) / "classifier.keras"
+    if options.resume and own.exists():
+        classifier = loading.load_classifier(own)
+    else:
+        classifier = loading.load_classifier(
+            options.classifier,
+            options.classifier_weights,
+            options.output,
+            options.classifier_size,
+            options.input_range,
+            options.log_probabilities,
+        )
+    if options.readback_weight:
+        loading.check_gradient(classifier, options.classifier)
+    return classifier
+
+
+def build_model(options, classifier):
+    """The two networks, and the model that trains them."""
+    from kinv.classifiers import features
+    from kinv.inversion import gan, networks
+
+    if options.layer:
+        classifier = features.add_features(
+            classifier, options.layer, options.layer_maps
+        )
+    sizes = {
+        "image_size": options.image_size,
+        "condition_dim": classifier.outputs[-1].shape[-1],
+        "base_channels": options.base_channels,
+        "attention": options.attention,
+        "logit_normalization": options.logit_normalization,
+    }
+    return gan.InversionGAN(
+        classifier,
+        networks.Generator(
+            **sizes,
+            noise_dim=options.noise_dim,
+            embedding_dim=options.embedding_dim,
+            embedding_layers=options.embedding_layers,
+            gain_offset=options.gain_offset,
+            norms_per_block=options.norms_per_block,
+            upsampling=options.upsampling,
+        ),
+        networks.Discriminator(**sizes),
+        discriminator_steps=options.discriminator_steps,
+        ema_decay=options.ema_decay,
+        ema_start_step=options.ema_start_step,
+        seed=options.seed,
+        adversary=options.adversary,
+        adversary_weight=options.adversary_weight,
+        score_weight=options.score_weight,
+        readback_weight=options.readback_weight,
+        pixel_weight=options.pixel_weight,
+        micro_batches=options.micro_batches,
+    )
+
+
+def adam(options, learning_rate, epochs):
+    """An optimizer as of section 7.2, whose rate decays where that is asked."""
+    import keras
+
+    if options.learning_rate_decay == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate,
+            epochs * options.steps_per_epoch,
+            presets.LAST_LEARNING_RATE,
+        )
+    optimizer = keras.optimizers.Adam(
+        learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
+    )
+    if keras.config.dtype_policy().name == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def fit_logit_statistics(options, model, source):
+    """Fits what normalises the logits, and the read-back's units."""
+    if options.logit_normalization == "none" and not options.readback_weight:
+        return
+    size = model.classifier.input_shape[1]
+    batches = source.evaluation_batches(size, 500, 10_000)
+    found = model.classifier.predict(
+        batches.map(lambda images, labels: images), verbose=0
+    )
+    model.set_logit_statistics(found[-1] if options.layer else found)
+
+
+def cache_logits(options, model, source, strategy):
+    """The data set of `--cache-logits`, and the size of its images."""
+    from kinv import devices
+    from kinv.classifiers import logit_cache
+    from kinv.inversion import callbacks
+
+    layer = options.layer and f"{options.layer}, {options.layer_maps}"
+    kept = (
+        source,
+        model.classifier,
+        layer,
+        options.image_size,
+        options.cache_logits,
+    )
+    if callbacks.is_chief(strategy):
+        logit_cache.write(*kept, verbose=options.verbose)
+    devices.wait_for_workers(strategy)
+    return logit_cache.read(*kept), options.image_size
+
+
+def writers(options, validation_batches):
+    """The callbacks that write into the run directory, in their order."""
+    import keras
+    import tensorflow as tf
+
+    from kinv.inversion import callbacks
+
+    run = pathlib.Path(options.out)
+    # As many as the batch's moments need.
+    images = next(iter(validation_batches))[0][:64]
+    noise = tf.random.stateless_normal(
+        (4, len(images), options.noise_dim), seed=[options.seed, -2]
+    )
+    return [
+        callbacks.MetricsTable(run / "metrics.csv"),
+        keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+        callbacks.ReconstructionSummary(run / "tensorboard", images, noise),
+        callbacks.BestGenerator(run),
+        callbacks.Checkpoint(run / "checkpoint.weights.h5"),
+    ]
+
+
+def name_classes(options, source, classifier):
+    """What to call the logits: as asked, as the data set does, or ImageNet."""
+    from kinv.classifiers import loading
+    from kinv.data import datasets
+
+    num_classes = classifier.output_shape[-1]
+    if num_classes != len(source.class_names):
+        raise errors.InputError(
+            f"Expected a classifier for the {len(source.class_names)} classes "
+            f"of {options.dataset}. Received: {options.classifier}, which has "
+            f"{num_classes} logits."
+        )
+    if options.class_names:
+        return loading.read_class_names(options.class_names, num_classes)
+    names = source.class_names
+    if loading.is_of_imagenet(options.classifier) and num_classes == 1000:
+        imagenet = datasets.imagenet_class_names()
+        numbered = all(name.isdecimal() for name in names)
+        if numbered or set(names) == set(imagenet):
+            if not numbered and names != imagenet:
+                print(
+                    f"{options.dataset} numbers its classes in another order "
+                    f"than {options.classifier}: accuracy, which compares "
+                    "labels and logits, will be wrong; all else will not"
+                )
+            return imagenet
+    return names
+
+
+def start_from(model, path):
+    """Gives a model's generators the weights of `generator.keras`."""
+    from kinv.inversion import export
+
+    generator, other = model.generator, export.load_generator(path)
+    for name, value in generator.get_config().items():
+        if name not in ("name", "dtype") and other.get_config()[name] != value:
+            raise errors.InputError(
+                f"Expected a generator whose {name} is {value}, as of this "
+                f"run. Received: --generator with {other.get_config()[name]}."
+            )
+    for network in (generator, model.averaged_generator):
+        network.set_weights(other.get_weights())
 
 
 def parse_arguments(argv):
@@ -99,16 +339,11 @@ def parse_arguments(argv):
         + "; ".join(
             f"{name}: "
             + ", ".join(f"{key} {value}" for key, value in preset.items())
-            for name, preset in PRESETS.items()
+            for name, preset in presets.PRESETS.items()
         ),
     )
     main = parser.add_argument_group("main")
     add = main.add_argument
-    add(
-        "--dataset",
-        required=True,
-        help="TFDS name, or a folder of images with one sub-folder per class",
-    )
     add(
         "--classifier",
         required=True,
@@ -138,17 +373,11 @@ def parse_arguments(argv):
         help="what becomes of a layer's maps: the mean of each channel, or all "
         "numbers, at most 4096 (default: pool)",
     )
-    add("--out", required=True, metavar="DIR", help="run directory to write")
     add(
         "--preset",
-        choices=PRESETS,
+        choices=presets.PRESETS,
         default="small",
         help="defaults of the flags without one of their own (default: small)",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out from its last checkpoint",
     )
 
     classifier = parser.add_argument_group("classifier")
@@ -235,7 +464,7 @@ def parse_arguments(argv):
         "--learning-rate-decay",
         choices=("none", "cosine"),
         help=f"of both rates over --steps: none as the paper, or a cosine to "
-        f"{LAST_LEARNING_RATE:.0%}".replace("%", " %%"),
+        f"{presets.LAST_LEARNING_RATE:.0%}".replace("%", " %%"),
     )
     add(
         "--adversary",
@@ -376,30 +605,14 @@ def parse_arguments(argv):
     )
 
     data = parser.add_argument_group("data")
+    cli.add_data_flags(data)
     add = data.add_argument
-    add(
-        "--train-split",
-        default="train",
-        help="split to train on (default: train)",
-    )
-    add(
-        "--validation-split",
-        default="validation",
-        help="split to measure on (default: validation)",
-    )
     add(
         "--validation-images",
         type=errors.positive_int,
         default=1000,
         metavar="IMAGES",
         help="images measured after every epoch (default: 1000)",
-    )
-    add(
-        "--crop",
-        choices=("center", "random"),
-        default="center",
-        help="random: a square of 50 to 100 %% of the area, seen alike by "
-        "classifier and target (default: center)",
     )
     add(
         "--cache-logits",
@@ -409,50 +622,11 @@ def parse_arguments(argv):
         "goes on. For --crop center. The classifier still reads "
         "reconstructions for --readback-weight, and held-out images",
     )
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="where TFDS keeps data sets (default: TFDS's own)",
-    )
-    add(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out unreadable "
-        "images of a folder, and count them, instead of stopping",
-    )
 
-    run = parser.add_argument_group("run")
-    add = run.add_argument
-    add(
-        "--steps-per-epoch",
-        type=errors.positive_int,
-        metavar="STEPS",
-        help="generator updates between checkpoints, measurements and image "
-        "summaries",
-    )
-    add(
-        "--strategy",
-        default="auto",
-        choices=("auto", "single", "mirrored", "multiworker", "tpu"),
-        help="devices to train on (default: auto, all GPUs of this host)",
-    )
-    add(
-        "--precision",
-        default="auto",
-        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
-        help="of convolutions (default: auto, mixed_bfloat16 where the device "
-        "computes in it)",
-    )
-    add(
-        "--verbose",
-        type=int,
-        choices=(0, 1, 2),
-        default=1,
-        help="0 silent, 1 progress bar, 2 a line per epoch (default: 1)",
-    )
+    cli.add_run_flags(parser.add_argument_group("run"))
 
     known = parser.parse_known_args(argv)[0]
-    parser.set_defaults(**PRESETS[known.preset])
+    parser.set_defaults(**presets.PRESETS[known.preset])
     of_classes = ("within-classes", "one-hot")
     if known.layer and parser.get_default("logit_normalization") in of_classes:
         parser.set_defaults(logit_normalization=LAYER_NORMALIZATION)
@@ -474,285 +648,6 @@ def parse_arguments(argv):
             f"{options.ema_decay}"
         )
     return options
-
-
-def main(argv=None):
-    """Trains, and leaves a run directory that `tools/export.py` reads."""
-    options = parse_arguments(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kinv import devices
-
-    # First of all: several workers cannot be set up once TensorFlow has run.
-    strategy = devices.make_strategy(options.strategy)
-    with devices.explain_lost_workers(strategy):
-        train(options, strategy)
-
-
-def train(options, strategy):
-    """Trains on the devices of a `tf.distribute` strategy."""
-    import keras
-    import tensorflow as tf
-
-    from kinv import devices, measures
-    from kinv.classifiers import features, loading, logit_cache
-    from kinv.data import datasets
-    from kinv.inversion import callbacks, export, gan, networks
-
-    chief = callbacks.is_chief(strategy)
-    run = pathlib.Path(options.out)
-    # A rate that has decayed cannot go on.
-    may_change = RESUME_MAY_CHANGE | (
-        {"steps"} if options.learning_rate_decay == "none" else set()
-    )
-    resumed = chief and files.open_run(run, vars(options), may_change)
-    checkpoint = run / "checkpoint.weights.h5"
-
-    # Data.
-    def open_split(split):
-        return datasets.open_dataset(
-            options.dataset, split, options.data_dir, options.skip_unreadable
-        )
-
-    source = open_split(options.train_split)
-    validation = open_split(options.validation_split)
-    if skipped := source.num_skipped + validation.num_skipped:
-        print(f"left out {skipped:,} unreadable images")
-    feed_size = options.batch_size * (options.discriminator_steps + 1)
-    if feed_size > source.num_examples:
-        raise errors.InputError(
-            f"Expected at least {feed_size} training images, one step's worth. "
-            f"Received: {source.num_examples}. Lower --batch-size."
-        )
-
-    # Networks, on the devices, which share a batch evenly.
-    parts = strategy.num_replicas_in_sync * options.micro_batches
-    if options.batch_size % parts:
-        raise errors.InputError(
-            f"Expected a batch size that is a multiple of {parts} for "
-            f"{options.micro_batches} micro-batches on each of "
-            f"{strategy.num_replicas_in_sync} devices. Received: --batch-size "
-            f"{options.batch_size}."
-        )
-    keras.utils.set_random_seed(options.seed)
-    # A run keeps its classifier: what it was made of may be gone.
-    own_classifier = run / "classifier.keras"
-    with strategy.scope():
-        if options.resume and own_classifier.exists():
-            classifier = loading.load_classifier(own_classifier)
-        else:
-            classifier = loading.load_classifier(
-                options.classifier,
-                options.classifier_weights,
-                options.output,
-                options.classifier_size,
-                options.input_range,
-                options.log_probabilities,
-            )
-        if options.readback_weight:
-            loading.check_gradient(classifier, options.classifier)
-        classifier_size = classifier.input_shape[1]
-        num_classes = classifier.output_shape[-1]
-        inverted = classifier
-        if options.layer:
-            inverted = features.add_features(
-                classifier, options.layer, options.layer_maps
-            )
-        if num_classes != len(source.class_names):
-            raise errors.InputError(
-                f"Expected a classifier for the {len(source.class_names)} "
-                f"classes of {options.dataset}. Received: "
-                f"{options.classifier}, which has {num_classes} logits."
-            )
-        # Those of a resumed run are in its config.json.
-        class_names = (
-            None if resumed else name_classes(options, source, num_classes)
-        )
-        # After the classifier, which computes as it always does.
-        precision = devices.set_precision(options.precision)
-        sizes = {
-            "image_size": options.image_size,
-            "condition_dim": inverted.outputs[-1].shape[-1],
-            "base_channels": options.base_channels,
-            "attention": options.attention,
-            "logit_normalization": options.logit_normalization,
-        }
-        generator = networks.Generator(
-            **sizes,
-            noise_dim=options.noise_dim,
-            embedding_dim=options.embedding_dim,
-            embedding_layers=options.embedding_layers,
-            gain_offset=options.gain_offset,
-            norms_per_block=options.norms_per_block,
-            upsampling=options.upsampling,
-        )
-        if options.generator and not checkpoint.exists():
-            start_from(generator, export.load_generator(options.generator))
-        discriminator = networks.Discriminator(**sizes)
-        model = gan.InversionGAN(
-            inverted,
-            generator,
-            discriminator,
-            discriminator_steps=options.discriminator_steps,
-            ema_decay=options.ema_decay,
-            ema_start_step=options.ema_start_step,
-            seed=options.seed,
-            adversary=options.adversary,
-            adversary_weight=options.adversary_weight,
-            score_weight=options.score_weight,
-            readback_weight=options.readback_weight,
-            pixel_weight=options.pixel_weight,
-            micro_batches=options.micro_batches,
-        )
-
-        epochs = -(-options.steps // options.steps_per_epoch)
-
-        def adam(learning_rate):
-            if options.learning_rate_decay == "cosine":
-                learning_rate = keras.optimizers.schedules.CosineDecay(
-                    learning_rate,
-                    epochs * options.steps_per_epoch,
-                    LAST_LEARNING_RATE,
-                )
-            optimizer = keras.optimizers.Adam(
-                learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
-            )
-            if precision == "mixed_float16":
-                return keras.optimizers.LossScaleOptimizer(optimizer)
-            return optimizer
-
-        model.compile(
-            adam(options.generator_learning_rate),
-            adam(options.discriminator_learning_rate),
-            # XLA is slower on CPU, and fails on several replicas.
-            jit_compile=options.strategy in ("auto", "single")
-            and len(tf.config.list_physical_devices("GPU")) == 1,
-        )
-
-    # The run directory, its options first.
-    if chief and not resumed:
-        files.write_json(
-            run / "config.json",
-            {
-                "options": vars(options),
-                "precision": precision,
-                "dataset": options.dataset,
-                "class_names": class_names,
-                "generator": generator.get_config(),
-                "discriminator": discriminator.get_config(),
-                "versions": files.versions(),
-                "git_commit": files.git_commit(),
-            },
-        )
-    if chief:
-        with files.atomic_path(own_classifier) as temporary:
-            classifier.save(temporary)
-
-    # Where a previous process stopped.
-    first_epoch = 0
-    if checkpoint.exists():
-        first_epoch = callbacks.restore(model, checkpoint)
-        print(f"continuing after step {first_epoch * options.steps_per_epoch}")
-    elif options.logit_normalization != "none" or options.readback_weight:
-        statistics = source.evaluation_batches(classifier_size, 500, 10_000)
-        found = inverted.predict(
-            statistics.map(lambda images, labels: images), verbose=0
-        )
-        model.set_logit_statistics(found[-1] if options.layer else found)
-
-    training, training_size = source, classifier_size
-    if options.cache_logits:
-        layer = options.layer and f"{options.layer}, {options.layer_maps}"
-        kept = source, inverted, layer, options.image_size, options.cache_logits
-        if chief:
-            logit_cache.write(*kept, verbose=options.verbose)
-        devices.wait_for_workers(strategy)
-        training = logit_cache.read(*kept)
-        training_size = options.image_size
-
-    validation_batches = validation.evaluation_batches(
-        classifier_size, VALIDATION_BATCH_SIZE, options.validation_images
-    )
-    # As many as the batch's moments need.
-    probe_images = next(iter(validation_batches))[0][:64]
-    probe_noise = tf.random.stateless_normal(
-        (4, len(probe_images), options.noise_dim), seed=[options.seed, -2]
-    )
-    writers = []
-    if chief:
-        writers = [
-            callbacks.MetricsTable(run / "metrics.csv"),
-            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
-            callbacks.ReconstructionSummary(
-                run / "tensorboard", probe_images, probe_noise
-            ),
-            callbacks.BestGenerator(run),
-            callbacks.Checkpoint(checkpoint),
-        ]
-    if first_epoch < epochs:
-        history = model.fit(
-            training.training_batches(
-                training_size,
-                feed_size,
-                options.seed,
-                first_epoch * feed_size * options.steps_per_epoch,
-                options.crop,
-            ),
-            validation_data=validation_batches,
-            epochs=epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=options.steps_per_epoch,
-            shuffle=False,
-            verbose=options.verbose,
-            callbacks=[
-                callbacks.TerminateOnNonFinite(),
-                callbacks.TimeRemaining(),
-                *writers,
-            ],
-        ).history
-        shown = history["val_within_class_r2"][-1]
-        if shown < measures.LOW_WITHIN_CLASS_R2:
-            print(
-                f"The pictures show {shown:.2f} of what the logits know "
-                "beyond the class (1 is all of it). "
-                f"{measures.WITHIN_CLASS_ADVICE}"
-            )
-    if chief:
-        print(callbacks.describe_best(run))
-    print(f"run directory: {run}")
-    print(f"next: tools/export.py --run {run} --out exported/{run.name}")
-
-
-def name_classes(options, source, num_classes):
-    """What to call the logits: as asked, as the data set does, or ImageNet."""
-    from kinv.classifiers import loading
-    from kinv.data import datasets
-
-    if options.class_names:
-        return loading.read_class_names(options.class_names, num_classes)
-    names = source.class_names
-    if loading.is_of_imagenet(options.classifier) and num_classes == 1000:
-        imagenet = datasets.imagenet_class_names()
-        numbered = all(name.isdecimal() for name in names)
-        if numbered or set(names) == set(imagenet):
-            if not numbered and names != imagenet:
-                print(
-                    f"{options.dataset} numbers its classes in another order "
-                    f"than {options.classifier}: accuracy, which compares "
-                    "labels and logits, will be wrong; all else will not"
-                )
-            return imagenet
-    return names
-
-
-def start_from(generator, other):
-    """Gives a generator the weights of another one of the same networks."""
-    for name, value in generator.get_config().items():
-        if name not in ("name", "dtype") and other.get_config()[name] != value:
-            raise errors.InputError(
-                f"Expected a generator whose {name} is {value}, as of this "
-                f"run. Received: --generator with {other.get_config()[name]}."
-            )
-    generator.set_weights(other.get_weights())
 
 
 if __name__ == "__main__":

@@ -10,54 +10,25 @@ import argparse
 import os
 import pathlib
 import shlex
-import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from kinv import errors
-
-# What may differ between a run and its resumption.
-RESUME_MAY_CHANGE = {"resume", "out", "strategy", "data_dir"}
+from kinv import cli, errors, runs
 
 
 def parse_arguments(argv=None):
     """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset",
-        required=True,
-        help="TFDS name, or a folder with one sub-folder of images per class",
-    )
-    data.add_argument("--train-split", default="train", help="TFDS split")
-    data.add_argument(
-        "--validation-split",
-        default="validation",
-        help="held-out split, for validation and for metrics.json",
-    )
-    data.add_argument(
-        "--data-dir", help="where TFDS keeps data sets (TFDS's own default)"
-    )
+    cli.add_data_flags(data)
     data.add_argument(
         "--image-size",
         type=errors.positive_int,
         default=32,
-        help="side of the classifier's input in pixels",
-    )
-    data.add_argument(
-        "--crop",
-        choices=("center", "random"),
-        default="center",
-        help="crop of the training images",
-    )
-    data.add_argument(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out image files that cannot be read instead of stopping",
+        help="side of the classifier's input in pixels (default: 32)",
     )
     attack = parser.add_argument_group("adversarial training")
     attack.add_argument(
@@ -65,7 +36,7 @@ def parse_arguments(argv=None):
         choices=("none", "linf", "l2"),
         default="none",
         help="norm of the attack to train against; none: standard training, "
-        "attacked in linf only to be measured",
+        "attacked in linf only to be measured (default: none)",
     )
     attack.add_argument(
         "--radius",
@@ -77,7 +48,7 @@ def parse_arguments(argv=None):
         "--attack-steps",
         type=errors.positive_int,
         default=4,
-        help="steps of the attack in training",
+        help="steps of the attack in training (default: 4)",
     )
     attack.add_argument(
         "--attack-step-size",
@@ -89,54 +60,41 @@ def parse_arguments(argv=None):
         "--evaluation-examples",
         type=errors.positive_int,
         default=1000,
-        help="held-out images that PGD-20 attacks at the end",
+        help="held-out images that PGD-20 attacks at the end (default: 1000)",
     )
     training = parser.add_argument_group("training")
-    training.add_argument("--out", required=True, help="run directory")
     training.add_argument(
-        "--resume", action="store_true", help="continue the run in --out"
-    )
-    training.add_argument(
-        "--epochs", type=errors.positive_int, default=10, help="epochs"
-    )
-    training.add_argument(
-        "--steps-per-epoch",
+        "--epochs",
         type=errors.positive_int,
-        help="batches per epoch (default: one pass over the images)",
+        default=10,
+        help="epochs (default: 10)",
     )
     training.add_argument(
         "--batch-size",
         type=errors.positive_int,
         default=128,
-        help="images per step, over all replicas",
+        help="images per step, over all replicas (default: 128)",
     )
     training.add_argument(
         "--width",
         type=errors.positive_int,
         default=32,
-        help="channels of the first residual block",
+        help="channels of the first residual block (default: 32)",
     )
     training.add_argument(
         "--learning-rate",
         type=errors.positive_float,
         default=2e-3,
-        help="initial step size of Adam, decays to 0 along a cosine",
+        help="initial step size of Adam, decays to 0 along a cosine "
+        "(default: 0.002)",
     )
     training.add_argument(
-        "--seed", type=errors.non_negative_int, default=0, help="random seed"
+        "--seed",
+        type=errors.non_negative_int,
+        default=0,
+        help="random seed (default: 0)",
     )
-    training.add_argument(
-        "--strategy",
-        choices=("auto", "single", "mirrored", "multiworker", "tpu"),
-        default="auto",
-        help="tf.distribute strategy",
-    )
-    training.add_argument(
-        "--precision",
-        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
-        default="auto",
-        help="of training; the classifier is saved in float32",
-    )
+    cli.add_run_flags(parser.add_argument_group("run"))
     return parser.parse_args(argv)
 
 
@@ -156,7 +114,7 @@ def main(argv=None):
     strategy = devices.make_strategy(options.strategy)
     chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
-    resumed = chief and files.open_run(run, vars(options), RESUME_MAY_CHANGE)
+    resumed = chief and runs.open_run(run, vars(options))
     policy = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
 
@@ -169,6 +127,8 @@ def main(argv=None):
         )
         for split in (options.train_split, options.validation_split)
     )
+    if skipped := train.num_skipped + held_out.num_skipped:
+        print(f"left out {skipped:,} unreadable images")
     check_data(options, train, held_out, strategy.num_replicas_in_sync)
     num_classes = len(train.class_names)
     steps = options.steps_per_epoch or train.num_examples // options.batch_size
@@ -176,8 +136,6 @@ def main(argv=None):
         f"{options.dataset}: {train.num_examples:,} images of {num_classes} "
         f"classes, {held_out.num_examples:,} held out"
     )
-    if skipped := train.num_skipped + held_out.num_skipped:
-        print(f"left out {skipped:,} unreadable images")
 
     with strategy.scope():
         classifier = small.build_classifier(
@@ -209,14 +167,12 @@ def main(argv=None):
 
     # The run directory, its options first.
     if chief and not resumed:
-        config = {
-            "options": vars(options),
-            "class_names": train.class_names,
-            "dataset": options.dataset,
-            "versions": files.versions(),
-            "git_commit": files.git_commit(),
-        }
-        files.write_json(run / "config.json", config)
+        runs.record(
+            run,
+            vars(options),
+            class_names=train.class_names,
+            dataset=options.dataset,
+        )
     checkpoint = run / "checkpoint.weights.h5"
     epochs_done = 0
     if options.resume and checkpoint.exists():
@@ -256,7 +212,7 @@ def main(argv=None):
                 callbacks.TimeRemaining(),
                 *writers,
             ],
-            verbose=2 if not sys.stdout.isatty() else 1,
+            verbose=options.verbose,
         )
     minutes = (time.monotonic() - start) / 60
     if not chief:

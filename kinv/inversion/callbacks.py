@@ -299,22 +299,36 @@ def describe_best(run):
     """
     rows = read_table(pathlib.Path(run) / "metrics.csv")
     best = best_epoch(rows)
-    if best is None:
-        return (
-            f"generator.keras is of the last epoch, {len(rows)}. In none was "
-            "the error ratio of the noise, .5625 where calibrated, from "
-            "{} to {}, with an agreement near the best: read the noise with "
-            "care.".format(*ERROR_RATIO_RANGE)
+    row, last = rows[(best or len(rows)) - 1], rows[-1]
+    agreement, shown, ratio, spread_skill, score = (
+        float(row[f"val_{name}"])
+        for name in (
+            "agreement",
+            "within_class_r2",
+            "error_ratio",
+            "spread_skill",
+            "energy_score",
         )
-    row, last = rows[best - 1], rows[-1]
-    text = (
-        f"generator.keras is of epoch {best} of {len(rows)}: energy score "
-        f"{float(row['val_energy_score']):.4f}, agreement "
-        f"{float(row['val_agreement']):.1%}, error ratio "
-        f"{float(row['val_error_ratio']):.3f} (.5625 is calibrated); "
-        f"{measures.calibration_verdict(float(row['val_spread_skill']))}."
     )
-    score = float(row["val_energy_score"])
+    epoch = f"the last epoch, {len(rows)}"
+    if best:
+        epoch = f"epoch {best} of {len(rows)}"
+    text = (
+        f"generator.keras is of {epoch}: energy score {score:.4f}, "
+        f"agreement {agreement:.1%}, error ratio {ratio:.3f} (.5625 is "
+        f"calibrated); {measures.calibration_verdict(spread_skill)}."
+    )
+    if best is None:
+        low, high = ERROR_RATIO_RANGE
+        text += (
+            f" No epoch had an error ratio from {low} to {high} and an "
+            "agreement near the best, so the last one is kept."
+        )
+    if shown < measures.LOW_WITHIN_CLASS_R2:
+        text += (
+            f" The pictures show {shown:.2f} of what the logits know beyond "
+            f"the class (1 is all of it). {measures.WITHIN_CLASS_ADVICE}"
+        )
     if float(last["val_energy_score"]) > score + WORSE * abs(score):
         text += (
             " The run got much worse after that, to an energy score of "

@@ -1,0 +1,84 @@
+"""Flags that several tools have."""
+
+import sys
+
+from kinv import errors
+
+
+def add_data_flags(group):
+    """Where images come from, and which of them are trained and measured on."""
+    add = group.add_argument
+    add(
+        "--dataset",
+        required=True,
+        help="TFDS name, or a folder of images with one sub-folder per class",
+    )
+    add(
+        "--train-split",
+        default="train",
+        metavar="SPLIT",
+        help="split to train on (default: train)",
+    )
+    add(
+        "--validation-split",
+        default="validation",
+        metavar="SPLIT",
+        help="held-out split to measure on (default: validation)",
+    )
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where TFDS keeps data sets (default: TFDS's own)",
+    )
+    add(
+        "--crop",
+        choices=("center", "random"),
+        default="center",
+        help="of training images; random: a square of 50 to 100 %% of the area "
+        "(default: center)",
+    )
+    add(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out unreadable images of a folder, and count them, instead "
+        "of stopping",
+    )
+
+
+def add_run_flags(group):
+    """Where a training is written, how it goes on, and what computes it."""
+    add = group.add_argument
+    add("--out", required=True, metavar="DIR", help="run directory to write")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out from its last checkpoint",
+    )
+    add(
+        "--steps-per-epoch",
+        type=errors.positive_int,
+        metavar="STEPS",
+        help="updates between checkpoints and measurements (default: the "
+        "preset's; of a classifier, one pass over the images)",
+    )
+    add(
+        "--strategy",
+        default="auto",
+        choices=("auto", "single", "mirrored", "multiworker", "tpu"),
+        help="devices to train on (default: auto, all GPUs of this host)",
+    )
+    add(
+        "--precision",
+        default="auto",
+        choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+        help="of convolutions (default: auto, mixed_bfloat16 where the device "
+        "computes in it); what is saved is float32",
+    )
+    add(
+        "--verbose",
+        type=int,
+        choices=(0, 1, 2),
+        default=1 if sys.stdout.isatty() else 2,
+        help="0 silent, 1 progress bar, 2 a line per epoch (default: 1 on a "
+        "terminal, else 2)",
+    )
