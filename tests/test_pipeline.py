@@ -55,7 +55,7 @@ def model(arithmetic):
 
 def random_inputs(batch, samples):
     random = np.random.default_rng(0)
-    images = random.uniform(0, 255, (batch, 5, 6, 3)).astype("float32")
+    images = random.uniform(0, 255, (batch, 5, 5, 3)).astype("float32")
     noise = random.standard_normal((batch, samples, NOISE_DIM), "float32")
     return images, noise
 
@@ -84,6 +84,14 @@ def test_reconstruct_scales_and_shifts(model):
     np.testing.assert_allclose(
         plain[:, :, 0, 0], means + noise[..., :1], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 8)])
+def test_the_centre_square_is_taken(model, shape):
+    images = np.zeros((2, *shape, 3), "float32")
+    top, left = ((side - 5) // 2 for side in shape)
+    images[:, top : top + 5, left : left + 5] = 200
+    np.testing.assert_allclose(model.logits(images), np.full((2, 3), 200.0))
 
 
 def test_generate_ignores_the_image(model, arithmetic):
@@ -118,7 +126,7 @@ def test_large_requests_are_split(arithmetic, monkeypatch):
     np.testing.assert_allclose(outputs[:, :, 0, 0], expected, rtol=1e-5)
     assert max(np.prod(c["noise"][:2]) for c in arithmetic.calls) <= 6
     # Large photographs.
-    model = pipeline.Pipeline(arithmetic, METADATA, image_pixels=2 * 5 * 6)
+    model = pipeline.Pipeline(arithmetic, METADATA, image_pixels=2 * 5 * 5)
     arithmetic.calls.clear()
     model.logits(images)
     model.logits(random_inputs(5, 1)[0])
@@ -257,7 +265,7 @@ def test_damaged_saved_model(exported):
 
 def test_imports_nothing_of_the_training_side():
     script = (
-        "import sys; import kinv.pipeline; "
+        "import sys; import kinv.serving.pipeline; "
         "print(*[m for m in sys.modules if m.startswith('kinv.')])"
     )
     result = subprocess.run(

@@ -169,9 +169,10 @@ def save(path, classifier, generator, metadata):
     module.weights = list(function.graph.variables)
     # For `keras.layers.TFSMLayer(path, call_endpoint="serve")`, which calls it
     # with one dict. Not a signature: there is one.
+    specs = function.structured_input_signature[0]
     module.serve = tf.function(
         lambda inputs: function(**inputs),
-        input_signature=[function.structured_input_signature[1]],
+        input_signature=[{spec.name: spec for spec in specs}],
     )
     try:
         tf.saved_model.save(module, path, signatures={SIGNATURE: function})
