@@ -114,7 +114,7 @@ def test_equals_the_networks_one_after_the_other(
         scale = inputs["logit_scale"][:, sample, None]
         expected = generator(
             {
-                "logits": scale * logits + inputs["logit_shift"][:, sample],
+                "condition": scale * logits + inputs["logit_shift"][:, sample],
                 "noise": inputs["noise"][:, sample],
             },
             training=False,
