@@ -355,7 +355,9 @@ def spread_skill(error_ratio, num_samples):
 
     `sqrt((1 - e) / (e - 1 / K))`, which is `s / sqrt(A)` of `error_ratio`.
     Below 1 the noise understates what the classifier threw away, above it
-    overstates it. A generator whose mean is wrong has that error in `A`.
+    overstates it. `A` has the errors of the generator's own mean in it: one
+    that reads little of the logits can be calibrated about what it reads, and
+    `within_class_r2` tells how much that is.
 
     Args:
         error_ratio: e, as of `error_ratio`.
