@@ -168,11 +168,16 @@ def pixel_mse(images, others):
 def ssim(images, others):
     """Structural similarity, at most 1, of images in [0, 255]; one per image.
 
+    Windows of 11 pixels, or all of a smaller image.
+
     Reference:
         Wang et al., Image quality assessment (2004), as `tf.image.ssim`.
     """
     return tf.image.ssim(
-        tf.constant(images, "float32"), tf.constant(others, "float32"), 255
+        tf.constant(images, "float32"),
+        tf.constant(others, "float32"),
+        255,
+        filter_size=min(11, *images.shape[-3:-1]),
     ).numpy()
 
 

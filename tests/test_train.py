@@ -320,7 +320,7 @@ def test_wrong_input_is_one_helpful_line(
         ["--steps=0"],
         ["--ema-decay=1"],
         ["--seed=-1"],
-        ["--learning-rate-decay=linear"],
+        ["--score-weight=-1"],
         ["--cache-logits=cache", "--crop=random"],
         ["--micro-batches=0"],
     ],
