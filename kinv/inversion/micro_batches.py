@@ -32,8 +32,10 @@ def split(batch, num_parts, results, networks):
         if index:
             for vector, start in zip(vectors, starts, strict=True):
                 vector.assign(start)
-        with tf.control_dependencies(results):
-            yield [tf.identity(tensor) for tensor in part] if index else part
+        if results:
+            with tf.control_dependencies(results):
+                part = [tf.identity(tensor) for tensor in part]
+        yield part
 
 
 def accumulate(mean_loss, values, batch, num_parts, networks, scale):
