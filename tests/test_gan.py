@@ -93,7 +93,7 @@ def weights(model):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"normalization": "within-classes", **SMALL}],
+    [{}, {"normalization": "class-centered", **SMALL}],
     ids=["paper", "small"],
 )
 def test_one_step_on_several_replicas_equals_one(options):
@@ -170,7 +170,9 @@ def test_a_decoder_learns_its_terms_without_an_adversary():
         model.generator({"condition": logits, "noise": noise}, training=True)
     )
     again = np.array(model.classifier(pictures))
-    deviations = (again - logits) @ model.class_deviation.transform.numpy()
+    deviations = (
+        again - logits
+    ) @ model.class_centered_whitening.transform.numpy()
     expected = 2 * np.log1p(deviations**2).mean() + 3 * np.mean(
         ((images - pictures) / 127.5) ** 2
     )
@@ -206,7 +208,9 @@ def test_generator_loss_is_score_read_back_and_adversary():
 
     fake, real = scores(pictures, twice), scores(images, logits)
     readings = np.array(model.classifier(pictures))
-    deviations = (readings - twice) @ model.class_deviation.transform.numpy()
+    deviations = (
+        readings - twice
+    ) @ model.class_centered_whitening.transform.numpy()
     distances = [
         np.array(losses_lib.picture_distance(difference)).mean()
         for difference in (
@@ -359,7 +363,7 @@ def test_features_take_the_place_of_the_logits():
     model.set_logit_statistics(features)
     assert model.generator.normalize_condition.mean.shape == (5,)
     np.testing.assert_allclose(
-        model.class_deviation.mean, features.mean(axis=0), rtol=1e-4
+        model.class_centered_whitening.mean, features.mean(axis=0), rtol=1e-4
     )
     noise = tf.random.stateless_normal((24, 120), seed=[1, -1])
     pictures = np.array(

@@ -241,7 +241,7 @@ def class_logits():
 
 def test_deviation_from_the_class_is_white_and_free_of_the_class():
     logits, beyond = class_logits()
-    layer = conditioning.ClassDeviation()
+    layer = conditioning.ClassCenteredWhitening()
     layer(logits)
     layer.set_statistics(logits)
     deviation = np.array(layer(logits))
@@ -255,7 +255,7 @@ def test_deviation_from_the_class_is_white_and_free_of_the_class():
 
 def test_normalisation_within_classes():
     logits, _ = class_logits()
-    layer = conditioning.LogitNormalization("within-classes")
+    layer = conditioning.LogitNormalization("class-centered")
     layer(logits)
     layer.set_statistics(logits)
     outputs = np.array(layer(logits))

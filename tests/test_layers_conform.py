@@ -7,7 +7,7 @@ import pytest
 from kinv.inversion import conditioning, layers
 
 MAPS, VECTORS, LOGITS = (8, 8, 16), (6,), (5,)
-# Of each layer: how to make it, and the shapes of its inputs without the batch.
+# How to make each layer, and the shapes of its inputs without the batch.
 LAYERS = {
     "dense": (
         lambda **kwargs: layers.SpectralDense(
@@ -52,10 +52,10 @@ LAYERS = {
         [MAPS, VECTORS],
     ),
     "attention": (layers.SelfAttention, [MAPS]),
-    "deviation": (conditioning.ClassDeviation, [LOGITS]),
+    "deviation": (conditioning.ClassCenteredWhitening, [LOGITS]),
     "normalisation": (
         lambda **kwargs: conditioning.LogitNormalization(
-            "within-classes", **kwargs
+            "class-centered", **kwargs
         ),
         [LOGITS],
     ),

@@ -178,7 +178,7 @@ def test_statistics_make_an_example_independent_of_its_batch():
             gain_offset=1.0,
             norms_per_block=3,
             attention=False,
-            logit_normalization="within-classes",
+            logit_normalization="class-centered",
             embedding_layers=1,
         ),
         lambda: networks.Discriminator(

@@ -19,7 +19,7 @@ from kinv import errors, files
 TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
 NUM_IMAGES = 10
-# Of the inversion: fewer than the preset's, over which its rates decay.
+# Updates of the inversion, fewer than the preset's; its rates decay over them.
 STEPS = 2500
 RECORD = "stages.json"
 

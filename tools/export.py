@@ -13,7 +13,7 @@ from kinv import errors, files
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
 
-# Of a run's options, those that tell about the machine, not about the model.
+# Options of a run that tell about the machine, not about the model.
 PRIVATE_OPTIONS = {"data_dir", "resume", "strategy", "verbose"}
 
 
@@ -287,7 +287,7 @@ def measure(model, batches, bar, seed):
         "images": len(same),
         **{name: float(values.mean()) for name, values in found.items()},
         "agreement_interval": measures.wilson_interval(same.sum(), len(same)),
-        # Of images of different classes nothing is known.
+        # None where no two images share a class.
         "within_class_r2": (
             measures.within_class_r2(own, other) if len(own) else None
         ),

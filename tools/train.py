@@ -14,7 +14,7 @@ from kinv.inversion import presets
 
 # Each image of a batch is reconstructed several times at once.
 VALIDATION_BATCH_SIZE = 100
-# Of features, instead of a normalisation that needs the class; learned from
+# For features, instead of a normalisation that needs the class; learned from
 # sooner than `standardize` (docs/measurements.md).
 LAYER_NORMALIZATION = "whiten"
 
@@ -595,13 +595,13 @@ def parse_arguments(argv):
             "none",
             "standardize",
             "whiten",
-            "within-classes",
+            "class-centered",
             "one-hot",
         ),
         help="fixed map of the logits before both networks: none as the paper; "
-        "standardize; whiten (principal components); within-classes, also what "
+        "standardize; whiten (principal components); class-centered, also what "
         "they are beyond their class; one-hot, the class alone (a control). "
-        "With --layer the preset's within-classes becomes whiten",
+        "With --layer the preset's class-centered becomes whiten",
     )
 
     data = parser.add_argument_group("data")
@@ -627,7 +627,7 @@ def parse_arguments(argv):
 
     known = parser.parse_known_args(argv)[0]
     parser.set_defaults(**presets.PRESETS[known.preset])
-    of_classes = ("within-classes", "one-hot")
+    of_classes = ("class-centered", "one-hot")
     if known.layer and parser.get_default("logit_normalization") in of_classes:
         parser.set_defaults(logit_normalization=LAYER_NORMALIZATION)
     options = parser.parse_args(argv)

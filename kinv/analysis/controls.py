@@ -14,7 +14,7 @@ TITLE = "Controls"
 SHOWN = 8
 IMAGES = 40
 TRAINING_IMAGES = 20_000
-# Of gradient descent on pixels.
+# Gradient descent on pixels.
 STEPS = 200
 LEARNING_RATE = 4.0
 SMOOTHNESS = 1e-3

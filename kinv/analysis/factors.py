@@ -15,10 +15,10 @@ IMAGES = 1000
 SAMPLES = 16
 # Not fewer with --quick: probes of few images know less than pictures show.
 PROBE_IMAGES = 40_000
-# Of a factor's variance, below which efficiency says nothing.
+# Share of a factor's variance below which efficiency says nothing.
 KNOWN = 0.1
 NETWORK_IMAGE_SIZE = 32
-# Of the linear probes, whose inputs have variance 1.
+# Penalty of the linear probes, whose inputs have variance 1.
 RIDGE = 1.0
 
 

@@ -14,10 +14,10 @@ from kinv import files, measures
 from kinv.analysis import grids
 
 TEMPLATE = pathlib.Path(__file__).with_name("report.html")
-# Of PNGs; and of the page, whose pixels a sharp screen divides.
+# Resolution of PNGs; and of the page, whose pixels a sharp screen divides.
 DPI = 200
 PAGE_DPI = 100
-# Of a table on the page; all are in its CSV.
+# Rows of a table on the page; its CSV has all of them.
 MOST_ROWS = 1000
 VERDICTS = ("holds", "does not hold", "undecided")
 

@@ -32,7 +32,7 @@ def run(data):
     images, labels = choose(data)
     metrics, rows, passes = {}, [], []
     hits, is_right, curves = {}, {}, {}
-    # Of the two models that stand for the paper's, not of their controls.
+    # Only the two models that stand for the paper's, not their controls.
     papers = dict(zip(data.pair or (), PAPER, strict=False))
     for name, model in data.models.items():
         logits = model.logits(images)

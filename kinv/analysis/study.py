@@ -280,7 +280,7 @@ def squared_distances(vectors, others):
         - 2 * vectors @ others.T
         + np.sum(others**2, axis=-1)
     )
-    # Of equal vectors, roundings may be left.
+    # Rounding may leave something between equal vectors.
     return np.maximum(distances, 0.0)
 
 

@@ -232,7 +232,7 @@ def application(name, weights, size=None, **options):
         size = build(weights=None).input_shape[1] or IMAGENET_SIZE
     if model.input_shape[1] not in (None, size):
         model = _resized_application(build, model, size, options)
-    # Of the families that scale their input outside the model.
+    # Families that scale their input outside the model.
     module = next(
         (
             module

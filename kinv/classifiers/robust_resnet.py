@@ -17,7 +17,7 @@ ARRAYS = {
     "moving_mean": "mean/EMA",
     "moving_variance": "variance/EMA",
 }
-# Of many wrong arrays, how many a message names.
+# How many wrong arrays a message names at most.
 LISTED = 3
 
 

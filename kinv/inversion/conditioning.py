@@ -6,7 +6,7 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="kinv")
-class ClassDeviation(keras.layers.Layer):
+class ClassCenteredWhitening(keras.layers.Layer):
     """What logits say beyond the class: their deviation from its mean.
 
     `whiten(logits - softmax(logits) class_means)`, where `whiten` rotates to
@@ -70,8 +70,8 @@ class LogitNormalization(keras.layers.Layer):
         kind: `standardize` gives each logit mean 0 and variance 1; `whiten`
             rotates to the principal components and gives each of them variance
             1, no component being enlarged beyond what brings 1e-4 of the
-            largest variance to 1; `within-classes` puts the standardised
-            logits beside the `ClassDeviation`, which is bounded to +-3;
+            largest variance to 1; `class-centered` puts the standardised
+            logits beside the `ClassCenteredWhitening`, which is bounded to +-3;
             `one-hot` leaves of the logits only the predicted class, the control
             that shows what the class alone explains.
 
@@ -87,7 +87,9 @@ class LogitNormalization(keras.layers.Layer):
     def __init__(self, kind, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.kind = kind
-        self.deviation = ClassDeviation() if kind == "within-classes" else None
+        self.deviation = (
+            ClassCenteredWhitening() if kind == "class-centered" else None
+        )
 
     def build(self, input_shape):
         num_classes = input_shape[-1]

@@ -64,7 +64,7 @@ class InversionGAN(keras.Model):
         score_weight: weight of the energy score. 0 as the paper.
         readback_weight: weight of the logits read back, their difference in
             units of what they vary within a class
-            (`conditioning.ClassDeviation`), features in those of their
+            (`conditioning.ClassCenteredWhitening`), features in those of their
             principal components. 0 as the paper. Of a classifier that sees
             more pixels than `image_size` it is their energy score, against
             what it reads from the image at that size.
@@ -149,12 +149,12 @@ class InversionGAN(keras.Model):
         self.noises = 2 if score_weight else 1
         self.micro_batches = micro_batches
         # Features do not tell the class whose mean they deviate from.
-        self.class_deviation = (
-            conditioning.ClassDeviation()
+        self.class_centered_whitening = (
+            conditioning.ClassCenteredWhitening()
             if len(classifier.outputs) == 1
             else conditioning.LogitNormalization("whiten")
         )
-        self.class_deviation.build((None, condition_dim))
+        self.class_centered_whitening.build((None, condition_dim))
         self.trackers = [
             keras.metrics.Mean(name=name)
             for name in ("discriminator_loss", "generator_loss")
@@ -192,7 +192,7 @@ class InversionGAN(keras.Model):
             logits: float array `(examples, condition_dim)` of training images:
                 what the networks are given of them.
         """
-        self.class_deviation.set_statistics(logits)
+        self.class_centered_whitening.set_statistics(logits)
         for network in (
             self.generator,
             self.discriminator,
@@ -335,7 +335,7 @@ class InversionGAN(keras.Model):
 
     def _readback_loss(self, images, reconstructions, condition):
         readings = self._condition_of(reconstructions)
-        whiten = self.class_deviation.whiten
+        whiten = self.class_centered_whitening.whiten
         if self.classifier.input_shape[1] <= self.generator.image_size:
             return losses.readback_loss(whiten(readings - condition))
         # Fewer pixels than the classifier sees: no picture has the logits.

@@ -9,8 +9,8 @@ from kinv.inversion import layers
 
 # Pixels of the smallest band that is split no further.
 SMALLEST_BAND = 4
-# Of whole pictures, beside their bands. Low frequencies, the colours of large
-# areas, have little weight in the bands and are what logits tell the most of.
+# Weight of whole pictures beside their bands. Low frequencies, the colours of
+# large areas, have little weight in the bands and are what logits tell most of.
 PICTURE_SHARE = 2.0
 # Keeps the gradient of a root finite.
 EPSILON = 1e-6

@@ -34,7 +34,7 @@ LOGIT_NORMALIZATIONS = (
     "none",
     "standardize",
     "whiten",
-    "within-classes",
+    "class-centered",
     "one-hot",
 )
 

@@ -10,7 +10,7 @@ PRESETS = {
         "upsampling": "nearest",
         "embedding_layers": 2,
         "gain_offset": 1.0,
-        "logit_normalization": "within-classes",
+        "logit_normalization": "class-centered",
         "adversary": "relativistic",
         "adversary_weight": 0.5,
         "score_weight": 20.0,

@@ -4,7 +4,7 @@ from keras import ops
 
 from kinv.inversion import losses
 
-# Of these the mean over images is taken.
+# What `measure` gives for each image.
 MEASURES = (
     "agreement",
     "logit_cosine",

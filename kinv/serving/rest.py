@@ -30,7 +30,7 @@ HTTP_STATUS = {
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
 }
-# Of nested lists, as of NumPy's arrays; the deepest input has 4.
+# Depth of nested lists, as NumPy's arrays have it; the deepest input has 4.
 MOST_AXES = 64
 # The page loads nothing, and sends nothing, but pictures and calls.
 PAGE_POLICY = (
