@@ -72,6 +72,8 @@ RESULTS = {
             "agreement": 0.625,
             "agreement_interval": [0.5946, 0.6545],
             "images": 1000,
+            "error_ratio": 0.57,
+            "spread_skill": 0.98,
         }
     },
 }
@@ -148,6 +150,7 @@ def test_ends_with_figures_and_paths(tmp_path, capsys, run_demo):
     assert "classifier accuracy     99.2%  of 4,000 held-out" in output
     assert "62.5%  of 1,000" in output
     assert "59.5% to 65.5%" in output
+    assert "0.570  the noise says 0.98 of" in output
     for name in NAMES:
         assert f"\n{name:<20}" in output
     out = tmp_path / "demo"

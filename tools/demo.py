@@ -213,6 +213,8 @@ def summary(out, seconds):
         out: directory of the demo.
         seconds: dict, duration of each stage.
     """
+    from kinv import measures
+
     classifier = files.read_json(out / "classifier" / "metrics.json")
     metadata = out / "exported" / "1" / "assets.extra" / "kinv.json"
     metrics = files.read_json(metadata)["metrics"]
@@ -228,6 +230,11 @@ def summary(out, seconds):
             f"{metrics['agreement']:.1%}",
             f"of {metrics['images']:,} reconstructions get their image's class "
             f"(95 % interval {low:.1%} to {high:.1%})",
+        ),
+        (
+            "error ratio",
+            f"{metrics['error_ratio']:.3f}",
+            measures.calibration_verdict(metrics["spread_skill"]),
         ),
     ]
     rows += [(name, f"{taken:.0f} s", "") for name, taken in seconds.items()]
