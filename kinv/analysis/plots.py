@@ -173,7 +173,15 @@ def intervals(names, series, y_label, line, band, right_label, right_ticks):
         axes = figure.subplots()
         axes.axhspan(*band, color="#e8efe4", zorder=0)
         axes.axhline(line, color="#777777", linestyle=":", linewidth=1)
-        axes.text(-0.46, band[0] + 0.01, "calibrated", color="#4d6b3c")
+        # Between the first two names, where no mark is, below the band.
+        axes.text(
+            0.5,
+            band[0] - 0.01,
+            "calibrated",
+            color="#4d6b3c",
+            ha="center",
+            va="top",
+        )
         places = np.arange(len(names))
         shifts = np.linspace(-0.15, 0.15, len(series) + 2)[1:-1]
         for shift, color, marker, (label, values) in zip(
