@@ -268,6 +268,9 @@ def test_a_run_outlives_its_saved_model(image_folder, tmp_path):
         "--verbose=0",
         "--classifier-size=16",
         f"--class-names={tmp_path / 'names.txt'}",
+        # A rate that decays would bind the number of steps.
+        "--learning-rate-decay=none",
+        "--image-size=8",
     ]
     with pytest.raises(errors.InputError, match="with --log-probabilities"):
         train.main([*command, "--steps=1"])
