@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -312,3 +314,36 @@ def test_a_format_that_tensorflow_does_not_read_is_named_or_skipped(folder):
         datasets.open_dataset(folder, "train[:100%]")
     source = datasets.open_dataset(folder, "train[:100%]", skip_unreadable=True)
     assert source.num_examples == 29 and source.num_skipped == 1
+
+
+def test_a_copy_is_the_same_data_set_and_changed_data_are_not(folder, tmp_path):
+    def describe(path):
+        return datasets.open_dataset(path, "train[:100%]").describe()
+
+    described = describe(folder)
+    assert described["class_names"] == ["even", "odd"]
+    assert described["num_examples"] == 30
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    os.utime(copy / "odd" / "01.png", (0, 0))
+    assert describe(copy) == described
+    (copy / "odd" / "01.png").rename(copy / "odd" / "31.png")
+    assert describe(copy)["digest"] != described["digest"]
+    (copy / "odd" / "31.png").rename(copy / "odd" / "01.png")
+    assert describe(copy) == described
+    Image.new("RGB", (40, 40)).save(copy / "odd" / "01.png")
+    assert describe(copy)["digest"] != described["digest"]
+    # A class of another name, each file of the same name and size.
+    (copy / "even").rename(copy / "z")
+    assert describe(copy)["class_names"] == ["odd", "z"]
+
+
+def test_a_prepared_split_describes_itself():
+    with mocked_data():
+        splits = ("train", "train[:50%]", "test")
+        described = [
+            datasets.open_dataset("cifar10", split).describe()
+            for split in splits
+        ]
+    assert len({d["digest"] for d in described}) == 3
+    assert described[0]["class_names"][0] == "airplane"

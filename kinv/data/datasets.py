@@ -1,6 +1,7 @@
 """Image data sets: from TensorFlow Datasets by name, or a folder of images."""
 
 import functools
+import hashlib
 import inspect
 import pathlib
 
@@ -116,7 +117,9 @@ def _open_tfds(name, split, data_dir):
         names,
         num_examples,
         factors,
-        identity=lambda: f"{builder.info.full_name} {split}",
+        identity=lambda: hashlib.sha256(
+            f"{builder.info.full_name} {split} {num_examples}".encode()
+        ).hexdigest(),
     )
 
 

@@ -123,11 +123,8 @@ def _sub_folders(directory):
 def _digest(root, paths):
     digest = hashlib.sha256()
     for path in paths:
-        status = path.stat()
-        place = path.relative_to(root)
-        digest.update(
-            f"{place} {status.st_size} {status.st_mtime_ns}\n".encode()
-        )
+        digest.update(os.fsencode(path.relative_to(root)))
+        digest.update(b" %d\n" % path.stat().st_size)
     return digest.hexdigest()
 
 

@@ -18,8 +18,9 @@ class Source:
         num_examples: number of examples.
         factor_names: names of the scalars that are known of each image.
         num_skipped: number of unreadable files that were left out.
-        identity: function without arguments to a str that changes when the
-            examples do.
+        identity: function without arguments to the digest of what the examples
+            are: of files their names below the data set and their sizes, not
+            their times, so that a copy is the same data set.
     """
 
     def __init__(
@@ -39,6 +40,19 @@ class Source:
         self.factor_names = list(factor_names)
         self.num_skipped = num_skipped
         self.identity = identity
+
+    def describe(self):
+        """What tells this split from others, as a dict that JSON can express.
+
+        Returns:
+            `class_names` (list of str), `num_examples` and `digest`, a str that
+            is the same for a copy of the data set.
+        """
+        return {
+            "class_names": self.class_names,
+            "num_examples": self.num_examples,
+            "digest": self.identity(),
+        }
 
     def training_batches(
         self, image_size, batch_size, seed, start=0, crop="center"
