@@ -346,4 +346,4 @@ def test_a_prepared_split_describes_itself():
             for split in splits
         ]
     assert len({d["digest"] for d in described}) == 3
-    assert described[0]["class_names"][0] == "airplane"
+    assert len(described[0]["class_names"]) == 10
