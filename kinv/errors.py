@@ -3,8 +3,11 @@
 import argparse
 import errno
 import os
+import re
 import shlex
+import signal
 import sys
+import threading
 
 
 class InputError(ValueError):
@@ -23,8 +26,14 @@ class LostWorkerError(RuntimeError):
     """Another worker of a run on several hosts stopped."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The signal SIGTERM, which ends a tool as Ctrl-C does."""
+
+
 def run(main, resumable=False):
     """Runs a tool's `main`; bad input ends in one line and exit status 2.
+
+    Ctrl-C and SIGTERM end it in a line, too, with status 130 and 143.
 
     Args:
         main: function without arguments. `InputError`, `NonFiniteError`,
@@ -36,29 +45,51 @@ def run(main, resumable=False):
             after Ctrl-C then offers.
     """
     tool = os.path.basename(sys.argv[0])
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
-    except (InputError, NonFiniteError, LostWorkerError, OSError) as error:
-        message = " ".join(str(error).split())
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            again = " with --resume" if resumable else ""
-            message += f". Free some, then repeat the command{again}."
-        print(f"{tool}: error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        message = _undecoded(error)
-        if message is None:
-            raise
-        print(f"{tool}: error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        message = "stopped by the user"
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        message = f"stopped by {'SIGTERM' if terminated else 'the user'}"
         if resumable:
             words = [word for word in sys.argv if word != "--resume"]
             message += "; finished epochs are kept, go on with:\n  "
             message += shlex.join([*words, "--resume"])
         print(f"\n{tool}: {message}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if terminated else 130)
+    except Exception as error:
+        message = _explain(error, resumable)
+        if message is None:
+            raise
+        print(f"{tool}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _terminate(number, frame):
+    raise Terminated
+
+
+def _explain(error, resumable):
+    """A line about what the user can mend; None of a defect."""
+    message = " ".join(str(error).split())
+    if isinstance(error, InputError | NonFiniteError | LostWorkerError):
+        return message
+    full = os.strerror(errno.ENOSPC)
+    if getattr(error, "errno", None) == errno.ENOSPC or full in message:
+        # HDF5 and TensorFlow say so at length, and not as an `OSError`.
+        if not isinstance(error, OSError) or error.errno is None:
+            message = full
+        again = " with --resume" if resumable else ""
+        return f"{message}. Free some, then repeat the command{again}."
+    if type(error).__name__ == "DataLossError":
+        found = re.search(r"\w+ record at \d+", message)
+        return (
+            "Expected the records of the data set, or of the logit cache, as "
+            f"they were written. Received: {found[0] if found else 'others'}. "
+            "Remove the damaged one; the command makes it anew."
+        )
+    return message if isinstance(error, OSError) else _undecoded(error)
 
 
 def _undecoded(error):

@@ -1,22 +1,38 @@
-"""Files and directories that are either complete or absent."""
+"""Files that are complete or absent, with digests; directories of one owner."""
 
 import contextlib
+import datetime
 import errno
+import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
 import re
+import secrets
 import shutil
+import socket
 import subprocess  # noqa: S404 (only ever runs git)
 
 import kinv
 from kinv import errors
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+LOGGER = logging.getLogger("kinv")
+DIGESTS = "digests.json"
+LOCK = ".lock"
+# What the names of temporary files and directories begin with.
+WRITING = ".writing-"
+
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path, digest=False):
     """Yields a temporary path that becomes `path` when the block succeeds.
 
     The temporary name keeps the suffixes of `path`, since writers choose
@@ -26,17 +42,197 @@ def atomic_path(path):
     Args:
         path: path of the file or directory to write. Its parent exists. An
             existing file is replaced, an existing directory is not.
+        digest: whether the digest of the file, which `verify` compares, is
+            kept in `digests.json` beside it.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
+        if digest:
+            new = [sha256(temporary)]
+            # Until the file is there, that of the old one holds as well.
+            old = _read_digests(path.parent).get(path.name, [])
+            _write_digests(path.parent, {path.name: new + old})
         os.replace(temporary, path)
+        if digest:
+            _write_digests(path.parent, {path.name: new})
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path):
+    """Removes a file, or a directory with what it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def rename(path, new_path):
+    """Renames a file, and its digest, in its directory."""
+    directory = path.parent
+    digests = _read_digests(directory)
+    if path.name in digests:
+        new = digests[path.name]
+        old = digests.get(new_path.name, [])
+        _write_digests(directory, {new_path.name: new + old})
+    os.replace(path, new_path)
+
+
+def sha256(path):
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(directory):
+    """Keeps the digests of all files below a directory in `digests.json`."""
+    directory = pathlib.Path(directory)
+    write_json(
+        directory / DIGESTS,
+        {
+            path.relative_to(directory).as_posix(): [sha256(path)]
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and path != directory / DIGESTS
+        },
+    )
+
+
+def verify(path):
+    """Compares a file, or those of a directory, with the digests kept of them.
+
+    Args:
+        path: of a file with `digests.json` beside it, or of a directory with
+            `digests.json` in it.
+
+    Returns:
+        Whether there are digests; of what has none nothing is known.
+
+    Raises:
+        errors.InputError: if a file is missing or other than it was written.
+    """
+    path = pathlib.Path(path)
+    directory = path if path.is_dir() else path.parent
+    digests = _read_digests(directory)
+    names = digests if path.is_dir() else {path.name} & set(digests)
+    for name in names:
+        file = directory / name
+        if not file.is_file():
+            raise errors.InputError(
+                f"Expected a file {file}, which {directory / DIGESTS} lists. "
+                "Received: none. Put it back from a copy."
+            )
+        if sha256(file) not in digests[name]:
+            raise errors.InputError(
+                f"Expected {file} as kinv wrote it, with the digest of "
+                f"{directory / DIGESTS}. Received: another, so one of the two "
+                "is damaged, or was edited. Put it back from a copy; to trust "
+                "it as it is, remove its line there."
+            )
+    return bool(names)
+
+
+def _read_digests(directory):
+    path = directory / DIGESTS
+    if not path.exists():
+        return {}
+    digests = _parse_json(path)
+    if not all(isinstance(value, list) for value in digests.values()):
+        raise errors.InputError(
+            f"Expected lists of digests in {path}. Received: something else. "
+            "Put it back from a copy, or remove it."
+        )
+    return digests
+
+
+def _write_digests(directory, new):
+    write_json(directory / DIGESTS, {**_read_digests(directory), **new})
+
+
+@contextlib.contextmanager
+def lock(directory, wait=False):
+    """Keeps other processes out of a directory, which is made if need be.
+
+    The system itself ends the lock with the process. What killed processes
+    left half-written is removed first.
+
+    Args:
+        directory: path of the directory.
+        wait: whether to wait for another process that has it.
+
+    Yields:
+        The path, a `pathlib.Path`.
+
+    Raises:
+        errors.InputError: if another process has it, naming it, or if the
+            directory cannot be had or written to.
+    """
+    is_new = not os.path.exists(directory)
+    directory = make_directory(directory)
+    file = _lock_file(directory / LOCK, wait)
+    if file is None:
+        LOGGER.warning(
+            "%s: this file system has no locks; see that no other process "
+            "writes there",
+            directory,
+        )
+        yield directory
+        return
+    with file:
+        try:
+            for path in directory.glob(f"{WRITING}*"):
+                remove(path)
+            yield directory
+        finally:
+            (directory / LOCK).unlink(missing_ok=True)
+            if is_new:
+                # Unless something was written to it.
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+
+
+def _lock_file(path, wait):
+    """Opens and locks a file that tells who holds it; None without locks."""
+    if fcntl is None:
+        return None
+    mode = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        file = open(path, "a+")
+        try:
+            fcntl.flock(file, mode)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            raise errors.InputError(
+                f"Expected a directory that no other process writes to. "
+                f"Received: {path.parent}, which {holder} holds. Wait for its "
+                "end, or choose another directory."
+            ) from None
+        except OSError:
+            file.close()
+            path.unlink(missing_ok=True)
+            return None
+        # Whoever held it before may have removed it meanwhile.
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    try:
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
+        )
+        file.flush()
+    except OSError:
+        path.unlink(missing_ok=True)
+        file.close()
+        raise
+    return file
 
 
 def require_space(directory, num_bytes):
@@ -59,49 +255,57 @@ def require_space(directory, num_bytes):
         )
 
 
-def write_json(path, value):
-    """Writes `value` as indented JSON, atomically."""
-    with atomic_path(path) as temporary:
+def write_json(path, value, digest=False):
+    """Writes `value` as indented JSON; `atomic_path`, with its digest."""
+    with atomic_path(path, digest) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path):
-    """Reads a JSON file.
+    """Reads a JSON file that holds one object, and verifies it.
 
     Raises:
-        errors.InputError: if the file is missing or is not JSON.
+        errors.InputError: if the file is missing, damaged or holds something
+            else.
     """
-    try:
-        return json.loads(pathlib.Path(path).read_text())
-    except FileNotFoundError:
+    path = pathlib.Path(path)
+    if not path.is_file():
         raise errors.InputError(
             f"Expected a file {path}, which does not exist. Check the path."
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        )
+    verify(path)
+    return _parse_json(path)
+
+
+def _parse_json(path):
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise errors.InputError(
-            f"Expected JSON in {path}. Received: {error}."
+            f"Expected JSON in {path}. Received: {error}. Put it back from a "
+            "copy, or remove it."
         ) from None
+    if not isinstance(value, dict):
+        raise errors.InputError(
+            f"Expected a JSON object in {path}. Received: a "
+            f"{type(value).__name__}."
+        )
+    return value
 
 
-def new_directory(path):
-    """Creates a directory for results, or accepts an empty one.
+def make_directory(path):
+    """Makes a directory to write to, if it is not there yet.
 
     Returns:
         The path, a `pathlib.Path`.
 
     Raises:
-        errors.InputError: if it holds files already, is a file, or cannot be
-            written to.
+        errors.InputError: if it is a file, or cannot be written to.
     """
     path = pathlib.Path(path)
     if path.exists() and not path.is_dir():
         raise errors.InputError(
             f"Expected a directory to write to. Received: {path}, a file."
-        )
-    if path.is_dir() and any(path.iterdir()):
-        raise errors.InputError(
-            f"Expected a new or empty directory. Received: {path}, which holds "
-            "files. Choose another one or remove it."
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -114,6 +318,25 @@ def new_directory(path):
         raise errors.InputError(
             f"Expected a directory that can be written. Received: {path}, "
             "which is read-only."
+        )
+    return path
+
+
+def new_directory(path):
+    """Makes a directory for results, or accepts an empty one.
+
+    Returns:
+        The path, a `pathlib.Path`.
+
+    Raises:
+        errors.InputError: if it holds files already, or `make_directory`
+            refuses it.
+    """
+    path = make_directory(path)
+    if any(entry.name != LOCK for entry in path.iterdir()):
+        raise errors.InputError(
+            f"Expected a new or empty directory. Received: {path}, which holds "
+            "files. Choose another one or remove it."
         )
     return path
 

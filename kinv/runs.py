@@ -1,11 +1,28 @@
 """The directory of a training run: whose it is, and what it was made with."""
 
+import contextlib
 import pathlib
 
 from kinv import errors, files
 
 # Options that may differ between any run and its resumption.
 MAY_CHANGE = {"resume", "out", "strategy", "data_dir", "verbose"}
+# How many changes of a data set a message names.
+MOST_CHANGES = 5
+
+
+def lock(path, chief):
+    """Context that keeps other trainings out of a run directory.
+
+    Args:
+        path: the directory, made if need be.
+        chief: whether this process is the one worker that writes there; others
+            need no lock.
+
+    Raises:
+        errors.InputError: as `files.lock`.
+    """
+    return files.lock(path) if chief else contextlib.nullcontext()
 
 
 def open_run(path, options, may_change=()):
@@ -19,7 +36,8 @@ def open_run(path, options, may_change=()):
             `MAY_CHANGE`.
 
     Returns:
-        Whether the run had begun; if not, the directory is new or empty.
+        dict of its `config.json` if the run had begun; otherwise {}, and the
+        directory is new or empty.
 
     Raises:
         errors.InputError: naming the first option that differs, or because a
@@ -28,8 +46,14 @@ def open_run(path, options, may_change=()):
     config = pathlib.Path(path) / "config.json"
     if not (options["resume"] and config.exists()):
         files.new_directory(path)
-        return False
-    recorded = files.read_json(config)["options"]
+        return {}
+    found = files.read_json(config)
+    recorded = found.get("options")
+    if not isinstance(recorded, dict):
+        raise errors.InputError(
+            f"Expected the options of a run in {config}. Received: none. Start "
+            "a new run in another directory."
+        )
     free = MAY_CHANGE.union(may_change)
     for name, value in options.items():
         if name not in free and recorded.get(name) != value:
@@ -39,11 +63,11 @@ def open_run(path, options, may_change=()):
                 f"run: {flag} {recorded.get(name)}. Received: {flag} {value}. "
                 "Repeat the option, or start a new run in another directory."
             )
-    return True
+    return found
 
 
 def record(path, options, **facts):
-    """Writes `config.json`, the first file of a run.
+    """Writes `config.json`, the first file of a run, with its digest.
 
     Args:
         path: directory of the run.
@@ -58,4 +82,49 @@ def record(path, options, **facts):
             "versions": files.versions(),
             "git_commit": files.git_commit(),
         },
+        digest=True,
     )
+
+
+def describe_data(train, validation):
+    """What is recorded of a run's images, for `check_data`.
+
+    Args:
+        train: `data.source.Source` of the split that was trained on.
+        validation: that of the split that was measured on.
+    """
+    return {"train": train.describe(), "validation": validation.describe()}
+
+
+def check_data(recorded, found, name):
+    """Raises `InputError` that says what changed, unless data are as recorded.
+
+    Args:
+        recorded: dict of a `config.json` or `kinv.json`, with what
+            `describe_data` gave as `data`. Of older ones nothing is known.
+        found: what `describe_data` gives now, or a part of it.
+        name: of the data set, for the message.
+    """
+    for kind, now in found.items():
+        before = (recorded.get("data") or {}).get(kind)
+        if before in (None, now):
+            continue
+        old, new = before["class_names"], now["class_names"]
+        changes = [f"class {x!r} is gone" for x in old if x not in set(new)]
+        changes += [f"class {x!r} is new" for x in new if x not in set(old)]
+        if not changes and old != new:
+            changes.append("the classes are in another order")
+        if before["num_examples"] != now["num_examples"]:
+            changes.append(
+                f"{now['num_examples']:,} images instead of "
+                f"{before['num_examples']:,}"
+            )
+        rest = len(changes) - MOST_CHANGES
+        if rest > 0:
+            changes[MOST_CHANGES:] = [f"{rest:,} more changes"]
+        raise errors.InputError(
+            f"Expected the {kind} images of {name} as they were in training. "
+            "Received others: "
+            + ("; ".join(changes) or "other names or sizes of files")
+            + ". Put them back as they were, or train a new run on them."
+        )

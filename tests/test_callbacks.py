@@ -1,4 +1,5 @@
 import csv
+import os
 import pathlib
 import shutil
 import types
@@ -10,8 +11,10 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 
-from kinv import devices, errors
-from kinv.inversion import callbacks
+from kinv import devices, errors, files
+from kinv.inversion import callbacks, checkpoints
+
+TABLE = "metrics.csv"
 
 
 def compiled_model(units=1):
@@ -42,23 +45,27 @@ def fit(model, epochs, callback_list, target=1.0, initial_epoch=0):
 def test_restored_run_ends_where_the_uninterrupted_one_does(tmp_path):
     whole = compiled_model()
     fit(whole, 4, [])
-    path = tmp_path / "checkpoint.weights.h5"
-    fit(compiled_model(), 2, [callbacks.Checkpoint(path)])
+    fit(compiled_model(), 2, [checkpoints.Checkpoint(tmp_path)])
     resumed = compiled_model()
-    epochs_done = callbacks.restore(resumed, path)
+    epochs_done = checkpoints.restore(resumed, tmp_path)
     assert epochs_done == 2
-    fit(resumed, 4, [callbacks.Checkpoint(path)], initial_epoch=epochs_done)
+    fit(
+        resumed,
+        4,
+        [checkpoints.Checkpoint(tmp_path)],
+        initial_epoch=epochs_done,
+    )
     for old, new in zip(
         whole.get_weights(), resumed.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(old, new)
-    assert callbacks.restore(compiled_model(), path) == 4
+    assert checkpoints.restore(compiled_model(), tmp_path) == 4
 
 
 def test_failed_write_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.weights.h5"
     model = compiled_model()
-    fit(model, 1, [callbacks.Checkpoint(path)])
+    fit(model, 1, [checkpoints.Checkpoint(tmp_path)])
     before = path.read_bytes()
 
     def disk_full(temporary):
@@ -67,42 +74,130 @@ def test_failed_write_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(model, "save_weights", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        fit(model, 2, [callbacks.Checkpoint(path)], initial_epoch=1)
+        fit(model, 2, [checkpoints.Checkpoint(tmp_path)], initial_epoch=1)
     assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "digests.json"]
 
 
 def test_full_disk_is_found_before_hdf5_finds_it(tmp_path, monkeypatch):
     # A dense layer of 2 weights and 1 bias, and two moments of each.
-    usage = types.SimpleNamespace(free=3 * 3 * 4 - 1)
+    usage = types.SimpleNamespace(free=2**24 + 3 * 3 * 4 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    path = tmp_path / "checkpoint.weights.h5"
-    with pytest.raises(OSError, match="0.0 MB needed"):
-        fit(compiled_model(), 1, [callbacks.Checkpoint(path)])
+    with pytest.raises(OSError, match="16.8 MB needed"):
+        fit(compiled_model(), 1, [checkpoints.Checkpoint(tmp_path)])
     usage.free += 1
-    fit(compiled_model(), 1, [callbacks.Checkpoint(path)])
-    assert path.exists()
+    fit(compiled_model(), 1, [checkpoints.Checkpoint(tmp_path)])
+    assert (tmp_path / "checkpoint.weights.h5").exists()
 
 
-def test_restore_names_a_missing_checkpoint(tmp_path):
-    with pytest.raises(errors.InputError, match="absent.weights.h5"):
-        callbacks.restore(compiled_model(), tmp_path / "absent.weights.h5")
+def test_a_model_is_not_saved_on_a_full_disk(tmp_path, monkeypatch):
+    usage = types.SimpleNamespace(free=2**24 + 2 * 3 * 4 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    model, path = compiled_model(), tmp_path / "model.keras"
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save_model(model, path)
+    assert not path.exists()
+    usage.free += 1
+    checkpoints.save_model(model, path)
+    assert files.verify(path)
+
+
+def test_nothing_is_restored_of_a_run_that_has_finished_no_epoch(
+    tmp_path, caplog
+):
+    assert checkpoints.restore(compiled_model(), tmp_path) == 0
+    assert not caplog.messages
+    # Killed between the row of the first epoch and its checkpoint.
+    fit(compiled_model(), 1, [checkpoints.MetricsTable(tmp_path / TABLE)])
+    assert checkpoints.restore(compiled_model(), tmp_path) == 0
+    assert "epoch 1 begins again" in caplog.text
+
+
+def test_a_missing_checkpoint_of_finished_epochs_is_an_error(tmp_path):
+    fit(compiled_model(), 2, [checkpoints.MetricsTable(tmp_path / TABLE)])
+    with pytest.raises(errors.InputError, match="checkpoint.weights.h5, since"):
+        checkpoints.restore(compiled_model(), tmp_path)
+
+
+def checkpointed(run, epochs):
+    """Trains for some epochs; the weights after each."""
+    weights = []
+    keep = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: weights.append(model.get_weights())
+    )
+    model = compiled_model()
+    fit(model, epochs, [checkpoints.Checkpoint(run), keep])
+    return weights
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
+    weights = checkpointed(tmp_path, 3)
+    path = tmp_path / "checkpoint.weights.h5"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    model = compiled_model()
+    assert checkpoints.restore(model, tmp_path) == 2
+    (message,) = caplog.messages
+    assert "Going on from" in message and "checkpoint-before" in message
+    for old, new in zip(weights[1], model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    # The damaged one does not become the one before.
+    fit(model, 3, [checkpoints.Checkpoint(tmp_path)], initial_epoch=2)
+    path.unlink()
+    assert checkpoints.restore(compiled_model(), tmp_path) == 2
+    for old, new in zip(weights[2], model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("replaced", range(1, 6))
+def test_killed_at_any_rename_leaves_a_checkpoint(
+    tmp_path, monkeypatch, replaced
+):
+    """Of an epoch's renames: digests before and after, both checkpoints."""
+    weights = checkpointed(tmp_path, 2)
+    calls = []
+    replace = os.replace
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == replaced:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    model = compiled_model()
+    assert checkpoints.restore(model, tmp_path) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        try:
+            fit(model, 3, [checkpoints.Checkpoint(tmp_path)], initial_epoch=2)
+        except KeyboardInterrupt:
+            pass
+    found = compiled_model()
+    epoch = checkpoints.restore(found, tmp_path)
+    assert epoch in (2, 3)
+    expected = weights[1] if epoch == 2 else model.get_weights()
+    for old, new in zip(expected, found.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_restore_rejects_damage_and_other_networks(tmp_path):
     path = tmp_path / "checkpoint.weights.h5"
-    fit(compiled_model(), 1, [callbacks.Checkpoint(path)])
+    fit(compiled_model(), 1, [checkpoints.Checkpoint(tmp_path)])
     with pytest.raises(errors.InputError, match="of this network"):
-        callbacks.restore(compiled_model(units=3), path)
+        checkpoints.restore(compiled_model(units=3), tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(errors.InputError, match="digests.json"):
+        checkpoints.restore(compiled_model(), tmp_path)
+    (tmp_path / "digests.json").unlink()
     with pytest.raises(errors.InputError, match="of this network"):
-        callbacks.restore(compiled_model(), path)
+        checkpoints.restore(compiled_model(), tmp_path)
     path.unlink()
     compiled_model().save_weights(path)
     with h5py.File(path) as checkpoint:
         assert "epoch" not in checkpoint.attrs
     with pytest.raises(errors.InputError, match="epoch"):
-        callbacks.restore(compiled_model(), path)
+        checkpoints.restore(compiled_model(), tmp_path)
 
 
 @pytest.mark.parametrize("target", [np.nan, np.inf])
@@ -112,7 +207,7 @@ def test_non_finite_loss_names_the_step_and_keeps_the_checkpoint(
     path = tmp_path / "checkpoint.weights.h5"
     callback_list = [
         callbacks.TerminateOnNonFinite(),
-        callbacks.Checkpoint(path),
+        checkpoints.Checkpoint(tmp_path),
     ]
     model = compiled_model()
     fit(model, 1, callback_list)
@@ -204,28 +299,27 @@ def test_reconstruction_summary_shows_originals_over_reconstructions(tmp_path):
 
 def test_table_of_a_resumed_run_has_one_row_per_epoch(tmp_path):
     path = tmp_path / "metrics.csv"
-    fit(compiled_model(), 3, [callbacks.MetricsTable(path)])
+    fit(compiled_model(), 3, [checkpoints.MetricsTable(path)])
     # Killed after the row of epoch 3 was written and before its checkpoint.
-    fit(compiled_model(), 4, [callbacks.MetricsTable(path)], initial_epoch=2)
+    fit(compiled_model(), 4, [checkpoints.MetricsTable(path)], initial_epoch=2)
     with open(path, newline="") as table:
         rows = list(csv.DictReader(table))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     # The second model was new in its third epoch.
     assert float(rows[2]["loss"]) == pytest.approx(float(rows[0]["loss"]))
     # A new run begins a new table.
-    fit(compiled_model(), 1, [callbacks.MetricsTable(path)])
+    fit(compiled_model(), 1, [checkpoints.MetricsTable(path)])
     assert len(path.read_text().splitlines()) == 2
 
 
 def row(agreement, error_ratio, energy_score):
-    values = {
+    return {
         "val_agreement": agreement,
         "val_error_ratio": error_ratio,
         "val_energy_score": energy_score,
         "val_spread_skill": 0.98,
         "val_within_class_r2": 0.8,
     }
-    return {name: str(value) for name, value in values.items()}
 
 
 @pytest.mark.parametrize(
@@ -243,6 +337,7 @@ def row(agreement, error_ratio, energy_score):
     ],
 )
 def test_best_epoch(rows, best):
+    rows = [{"epoch": number, **row} for number, row in enumerate(rows, 1)]
     assert callbacks.best_epoch(rows) == best
 
 
@@ -251,14 +346,16 @@ class AveragedModel(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.averaged_generator = types.SimpleNamespace(save=self.write)
+        self.averaged_generator = types.SimpleNamespace(
+            save=self.write, variables=[]
+        )
 
     def write(self, path):
         pathlib.Path(path).write_text(str(self.epoch))
 
 
 def train_epochs(run, rows, first=0):
-    table = callbacks.MetricsTable(run / "metrics.csv")
+    table = checkpoints.MetricsTable(run / "metrics.csv")
     best = callbacks.BestGenerator(run)
     model = AveragedModel()
     best.set_model(model)
@@ -288,6 +385,41 @@ def test_the_last_generator_is_kept_where_none_is_in_order(tmp_path):
     assert "of the last epoch, 2" in callbacks.describe_best(tmp_path)
     rows += [row(0.9, 0.6, 0.5), row(0.9, 0.9, 0.2)]
     assert train_epochs(tmp_path, rows, first=2) == ["3", "4"]
+
+
+def test_a_run_without_its_table_goes_on(tmp_path):
+    rows = [row(0.9, 0.57, 0.4), row(0.9, 0.57, 0.3), row(0.9, 0.57, 0.35)]
+    assert train_epochs(tmp_path, rows[:2]) == ["2", "2"]
+    (tmp_path / "metrics.csv").unlink()
+    assert "not known without" in callbacks.describe_best(tmp_path)
+    # Of the epochs that are on record the third is the best.
+    assert train_epochs(tmp_path, rows, first=2) == ["3", "3"]
+    assert "of epoch 3 of 3" in callbacks.describe_best(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a,b\n1,2\n", b"epoch\nmany\n", b"epoch\n1,2\n", b"\xff\xfe"],
+)
+def test_a_foreign_table_is_one_line(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    if not content:
+        assert checkpoints.read_table(path) == []
+        return
+    with pytest.raises(errors.InputError, match="metrics.csv") as raised:
+        callbacks.describe_best(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_flipped_bit_in_the_table_is_found(tmp_path):
+    train_epochs(tmp_path, [row(0.9, 0.57, 0.4)])
+    path = tmp_path / "metrics.csv"
+    content = path.read_bytes()
+    assert b"0.57" in content
+    path.write_bytes(content.replace(b"0.57", b"0.56"))
+    with pytest.raises(errors.InputError, match="digests.json"):
+        checkpoints.read_table(path)
 
 
 class FakeResolver:

@@ -1,6 +1,7 @@
 import importlib
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -52,16 +53,20 @@ class FakeTools:
         stage = stages[
             ["train_classifier", "train", "export", "invert"].index(tool)
         ]
-        run = stage.result.parent
-        run.mkdir(parents=True, exist_ok=True)
-        if stage.resumable:
-            (run / "config.json").write_text("{}")
+        stage.result.parent.mkdir(parents=True, exist_ok=True)
         if tool == "train":
             # As after every epoch, whether or not the run is over.
             stage.result.write_text("weights")
         if stage.name == self.fails:
             return subprocess.CompletedProcess(command, self.status)
-        stage.result.write_text(json.dumps(RESULTS.get(tool, {})))
+        result = {
+            "train_classifier": stage.result.with_name("metrics.json"),
+            "export": stage.result / "1" / "assets.extra" / "kinv.json",
+        }.get(tool, stage.result)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.write_text(json.dumps(RESULTS.get(tool, {})))
+        if tool == "train_classifier":
+            stage.result.write_text("weights")
         return subprocess.CompletedProcess(command, 0)
 
 
@@ -132,16 +137,8 @@ def test_the_tools_take_the_commands(number):
     module = importlib.import_module(f"tools.{pathlib.Path(tool).stem}")
     options = module.parse_arguments(flags)
     assert getattr(options, "data_dir", "/data") == "/data"
-    assert not getattr(options, "resume", False)
-
-
-@pytest.mark.parametrize("name", ["classifier", "inversion"])
-def test_a_run_that_was_started_is_resumed(tmp_path, name):
-    out = f"--out={tmp_path}"
-    (tmp_path / name).mkdir()
-    assert "--resume" not in stages(out)[name].command
-    (tmp_path / name / "config.json").write_text("{}")
-    assert "--resume" in stages(out)[name].command
+    # Trainings go on where they were stopped, or begin.
+    assert getattr(options, "resume", True)
 
 
 def test_ends_with_figures_and_paths(tmp_path, capsys, run_demo):
@@ -175,6 +172,17 @@ def test_what_is_done_is_skipped(capsys, run_demo):
     run_demo()
     assert run_demo() == []
     assert capsys.readouterr().out.count("done before") == len(NAMES)
+
+
+def test_an_export_stopped_at_its_end_is_followed_by_another(
+    tmp_path, capsys, run_demo
+):
+    run_demo()
+    exported = tmp_path / "demo" / "exported"
+    (exported / "10").mkdir()
+    shutil.copytree(exported / "1", exported / "10", dirs_exist_ok=True)
+    run_demo()
+    assert f"exported    {exported / '10'}\n" in capsys.readouterr().out
 
 
 def test_goes_on_where_it_failed(capsys, run_demo):

@@ -1,4 +1,5 @@
 import argparse
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,10 @@ from kinv import errors
 @pytest.fixture(autouse=True)
 def command_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tools/train.py", "--out", "a b"])
+
+
+class DataLossError(Exception):
+    """Called as TensorFlow's."""
 
 
 def raises(error):
@@ -26,6 +31,13 @@ def raises(error):
         (FileNotFoundError(2, "No such file", "x.png"), "'x.png'"),
         (PermissionError(13, "Permission denied", "/x"), "'/x'"),
         (OSError(28, "No space left on device"), "Free some, then repeat"),
+        # As HDF5 and TensorFlow tell of it.
+        (
+            OSError("Unable to flush (errno = 28, 'No space left on device')"),
+            "error: No space left on device. Free some",
+        ),
+        (RuntimeError("x; No space left on device"), "Free some, then repeat"),
+        (DataLossError("corrupted record at 7"), "corrupted record at 7"),
     ],
 )
 def test_what_the_user_can_mend_ends_in_one_line(error, message, capsys):
@@ -69,6 +81,23 @@ def test_after_ctrl_c(monkeypatch, capsys, more, resumable, expected):
         errors.run(raises(KeyboardInterrupt), resumable)
     assert exit_info.value.code == 130
     assert capsys.readouterr().err.rstrip().endswith(expected)
+
+
+def test_sigterm_is_as_ctrl_c(capsys):
+    def main():
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as exit_info:
+            errors.run(main, resumable=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exit_info.value.code == 143
+    printed = capsys.readouterr().err
+    assert "stopped by SIGTERM; finished epochs are kept" in printed
+    assert printed.rstrip().endswith("tools/train.py --out 'a b' --resume")
 
 
 @pytest.mark.parametrize(

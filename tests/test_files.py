@@ -1,7 +1,12 @@
+import errno
+import hashlib
 import json
 import os
 import pathlib
+import socket
 import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -58,7 +63,13 @@ def test_json_round_trip(tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [(None, "does not exist"), (b"{", "Received: Expecting"), (b"\xff", "utf")],
+    [
+        (None, "does not exist"),
+        (b"{", "Received: Expecting"),
+        (b"\xff", "utf"),
+        (b"[1]", "Received: a list"),
+        (b"[" * 10**5, "recursion"),
+    ],
 )
 def test_unreadable_json_names_the_file(tmp_path, content, message):
     path = tmp_path / "a.json"
@@ -67,6 +78,176 @@ def test_unreadable_json_names_the_file(tmp_path, content, message):
     with pytest.raises(errors.InputError, match=message) as error:
         files.read_json(path)
     assert str(path) in str(error.value)
+
+
+def flip(path, position=0):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_digest_is_kept_of_what_is_written(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    assert not files.verify(path)
+    for value in (1, 2):
+        files.write_json(path, {"a": value}, digest=True)
+        assert files.verify(path) and files.verify(tmp_path)
+        recorded = json.loads((tmp_path / "digests.json").read_text())
+        expected = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert recorded == {"a.json": [expected]}
+    (tmp_path / "b.json").write_text("{}")
+    assert not files.verify(tmp_path / "b.json")
+    flip(path, 3)
+    for read in (files.verify, files.read_json):
+        with pytest.raises(errors.InputError, match="a.json as kinv wrote it"):
+            read(path)
+    path.unlink()
+    with pytest.raises(errors.InputError, match="Received: none"):
+        files.verify(tmp_path)
+
+
+# Before a file is written: its digest; then it; then the digest alone.
+@pytest.mark.parametrize("killed_at, value", [(1, 1), (2, 1), (3, 2)])
+def test_a_kill_between_file_and_digest_loses_nothing(
+    tmp_path, monkeypatch, killed_at, value
+):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1}, digest=True)
+    replace = os.replace
+    # The same twice, as of a run that is killed again.
+    for _ in range(2):
+        calls = []
+
+        def killed(*arguments, calls=calls):
+            calls.append(arguments)
+            if len(calls) == killed_at:
+                raise KeyboardInterrupt
+            replace(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                files.write_json(path, {"a": 2}, digest=True)
+        assert files.read_json(path) == {"a": value}
+    files.write_json(path, {"a": 3}, digest=True)
+    assert len(json.loads((tmp_path / "digests.json").read_text())) == 1
+    assert files.read_json(path) == {"a": 3}
+
+
+def test_a_renamed_file_takes_its_digest_along(tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    files.write_json(one, {"a": 1}, digest=True)
+    files.write_json(two, {"a": 2}, digest=True)
+    files.rename(one, two)
+    assert files.read_json(two) == {"a": 1}
+    flip(two, 3)
+    with pytest.raises(errors.InputError, match="two.json"):
+        files.verify(two)
+
+
+def test_a_manifest_covers_every_file_below(tmp_path):
+    (tmp_path / "inner").mkdir()
+    for name in ("a.bin", "inner/b.bin"):
+        (tmp_path / name).write_bytes(b"content of " + name.encode())
+    assert not files.verify(tmp_path)
+    files.write_manifest(tmp_path)
+    assert files.verify(tmp_path)
+    for name in ("a.bin", "inner/b.bin"):
+        flip(tmp_path / name)
+        with pytest.raises(errors.InputError, match=name):
+            files.verify(tmp_path)
+        flip(tmp_path / name)
+    files.verify(tmp_path)
+    flip(tmp_path / "digests.json", 20)
+    with pytest.raises(errors.InputError):
+        files.verify(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": "b"}'])
+def test_digests_of_something_else_are_one_line(tmp_path, text):
+    (tmp_path / "a").write_text("")
+    (tmp_path / "digests.json").write_text(text)
+    with pytest.raises(errors.InputError, match="digests.json") as raised:
+        files.verify(tmp_path / "a")
+    assert "\n" not in str(raised.value)
+
+
+HOLD = """
+import sys, time
+from kinv import files
+with files.lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds `tmp_path / "run"`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        cwd=pathlib.Path(__file__).parent.parent,
+    )
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_directory_has_one_owner_until_it_is_killed(tmp_path, holder):
+    run = tmp_path / "run"
+    with pytest.raises(errors.InputError) as raised:
+        with files.lock(run):
+            pass
+    message = str(raised.value)
+    assert f"process {holder.pid} on {socket.gethostname()} since" in message
+    assert "\n" not in message
+    (run / ".writing-00-x.json").write_text("half")
+    (run / ".writing-01-x").mkdir()
+    (run / "kept.json").write_text("{}")
+    holder.kill()
+    holder.wait()
+    assert (run / ".lock").exists()
+    with files.lock(run) as path:
+        assert path == run
+        # What the other process had begun to write is gone.
+        assert names(run) == [".lock", "kept.json"]
+        (run / "kept.json").unlink()
+        # The lock does not count.
+        files.new_directory(run)
+    assert names(run) == []
+
+
+def test_who_waits_gets_the_directory_in_the_end(tmp_path, holder):
+    run = tmp_path / "run"
+    threading.Timer(0.5, holder.kill).start()
+    with files.lock(run, wait=True):
+        assert holder.wait() == -9
+
+
+@pytest.mark.parametrize("missing", ["module", "file system"])
+def test_without_locks_a_line_says_so(tmp_path, monkeypatch, caplog, missing):
+    def flock(file, mode):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if missing == "module":
+        monkeypatch.setattr(files, "fcntl", None)
+    else:
+        monkeypatch.setattr(files.fcntl, "flock", flock)
+    (tmp_path / ".writing-00-of-another").write_text("")
+    with files.lock(tmp_path):
+        assert names(tmp_path) == [".writing-00-of-another"]
+    (message,) = caplog.messages
+    assert "has no locks" in message
+
+
+def test_a_lock_needs_a_directory(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(errors.InputError, match="a file"):
+        with files.lock(tmp_path / "file"):
+            pass
 
 
 def test_new_directory_is_made_with_its_parents(tmp_path):

@@ -67,10 +67,10 @@ def test_a_pass_goes_on_where_it_was_killed(
     logit_cache.write(
         source, classifier, None, SIZE, tmp_path / "a", verbose=False
     )
-    (whole,) = (tmp_path / "a").glob("*.logits")
+    (whole,) = (tmp_path / "a").glob("*/*.tfrecord")
     content = whole.read_bytes()
-    (tmp_path / "b").mkdir()
-    partial = tmp_path / "b" / whole.with_suffix(".partial").name
+    partial = tmp_path / "b" / whole.parent.name / "logits.partial"
+    partial.parent.mkdir(parents=True)
     # In the middle of the 41st record.
     record = len(content) // source.num_examples
     partial.write_bytes(content[: 40 * record + 17])
@@ -89,7 +89,7 @@ def test_a_pass_goes_on_where_it_was_killed(
     )
     # The first records are compared, then it goes on.
     assert asked == [0, 40] and not partial.exists()
-    assert (tmp_path / "b" / whole.name).read_bytes() == content
+    assert partial.with_name(whole.name).read_bytes() == content
     # Complete: nothing to do.
     logit_cache.write(
         source, classifier, None, SIZE, tmp_path / "b", verbose=False
@@ -156,7 +156,7 @@ def test_a_cache_of_another_computation_is_refused(source, tmp_path):
         logit_cache.read(source, other, None, SIZE, tmp_path)
     assert "\n" not in str(raised.value)
     # Nor is what a killed pass left gone on with.
-    (path,) = tmp_path.glob("*.logits")
+    (path,) = tmp_path.glob("*/*.tfrecord")
     path.rename(path.with_suffix(".partial"))
     with pytest.raises(errors.InputError, match="of this classifier"):
         logit_cache.write(source, other, None, SIZE, tmp_path, verbose=False)
@@ -166,7 +166,7 @@ def test_two_runs_at_once_make_one_cache(source, classifier, tmp_path):
     logit_cache.write(
         source, classifier, None, SIZE, tmp_path / "a", verbose=False
     )
-    (whole,) = (tmp_path / "a").glob("*.logits")
+    (whole,) = (tmp_path / "a").glob("*/*.tfrecord")
     barrier = threading.Barrier(2)
 
     def write():
@@ -178,9 +178,10 @@ def test_two_runs_at_once_make_one_cache(source, classifier, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(write) for _ in range(2)]:
             future.result()
-    names = sorted(path.name for path in (tmp_path / "b").iterdir())
-    assert names == [whole.with_suffix(".json").name, whole.name]
-    assert (tmp_path / "b" / whole.name).read_bytes() == whole.read_bytes()
+    directory = tmp_path / "b" / whole.parent.name
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == ["description.json", whole.name]
+    assert (directory / whole.name).read_bytes() == whole.read_bytes()
 
 
 def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
@@ -196,11 +197,40 @@ def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
 
 def test_a_damaged_cache_is_one_clear_line(source, classifier, tmp_path):
     logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
-    (path,) = tmp_path.glob("*.logits")
+    (path,) = tmp_path.glob("*/*.tfrecord")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(errors.InputError, match="Remove it") as raised:
         logit_cache.read(source, classifier, None, SIZE, tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_flipped_bits_are_found(source, classifier, tmp_path):
+    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    (path,) = tmp_path.glob("*/*.tfrecord")
+    content = path.read_bytes()
+    cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
+    assert len(list(cached.examples)) == source.num_examples
+    random = np.random.default_rng(0)
+    # A length, both checksums, and ten bits wherever they are.
+    positions = [0, 9, len(content) - 1]
+    positions += [*random.integers(0, len(content), 10)]
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(tf.errors.DataLossError, match="corrupted record"):
+            list(cached.examples)
+
+
+def test_zeroed_records_are_found(source, classifier, tmp_path):
+    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    (path,) = tmp_path.glob("*/*.tfrecord")
+    content = bytearray(path.read_bytes())
+    content[-1000:] = bytes(1000)
+    path.write_bytes(content)
+    cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
+    with pytest.raises(tf.errors.DataLossError, match="corrupted record"):
+        list(cached.examples)
 
 
 def test_logits_beyond_float16_are_refused(source, tmp_path):

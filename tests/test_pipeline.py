@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -246,19 +245,37 @@ def test_saved_models_that_are_not_pipelines(tmp_path):
     save_arithmetic(other, outputs=("logits", "images"))
     with pytest.raises(errors.InputError, match="to images, logits. Export"):
         pipeline.Pipeline.load(other)
-    (other / "assets.extra/kinv.json").write_text(json.dumps({"a": 1}))
-    with pytest.raises(errors.InputError, match="class_names"):
+    for metadata in (
+        {"a": 1},
+        {**METADATA, "noise_dim": "many"},
+        {**METADATA, "class_names": None},
+        {**METADATA, "class_names": ["too", "few"]},
+    ):
+        export.write_metadata(other, metadata)
+        with pytest.raises(errors.InputError, match="class_names"):
+            pipeline.Pipeline.load(other)
+    (other / "digests.json").unlink()
+    (other / "assets.extra/kinv.json").write_text("[]")
+    with pytest.raises(errors.InputError, match="JSON object"):
         pipeline.Pipeline.load(other)
     (other / "assets.extra/kinv.json").unlink()
     with pytest.raises(errors.InputError, match="kinv.json"):
         pipeline.Pipeline.load(other)
 
 
-def test_damaged_saved_model(exported):
+@pytest.mark.parametrize("verified", [True, False])
+def test_damaged_saved_model(exported, caplog, verified):
+    version, message = exported / "10", "as kinv wrote it"
+    if not verified:
+        # As older versions of kinv left it.
+        (version / "digests.json").unlink()
+        pipeline.Pipeline.load(exported)
+        (line,) = caplog.messages
+        assert "not verified" in line
+        message = "Export it again"
     for name in ("variables/variables.index", "saved_model.pb"):
-        path = exported / "10" / name
-        path.write_bytes(b"no")
-        with pytest.raises(errors.InputError, match="Export it again") as error:
+        (version / name).write_bytes(b"no")
+        with pytest.raises(errors.InputError, match=message) as error:
             pipeline.Pipeline.load(exported)
         assert "\n" not in str(error.value)
 

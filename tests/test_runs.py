@@ -14,10 +14,60 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path):
     files.write_json(run / "config.json", {"options": recorded})
 
     more = {"resume": True, "batch_size": 64, "steps": 200}
-    assert runs.open_run(run, more, {"resume", "steps"})
+    found = runs.open_run(run, more, {"resume", "steps"})
+    assert found == {"options": recorded}
     with pytest.raises(errors.InputError) as error:
         runs.open_run(run, {**more, "batch_size": 32}, {"resume", "steps"})
     assert "--batch-size 64" in str(error.value)
     assert "Received: --batch-size 32" in str(error.value)
     with pytest.raises(errors.InputError, match="holds files"):
         runs.open_run(run, recorded, {"resume"})
+
+
+@pytest.mark.parametrize("config", [{}, {"options": [1]}, {"options": None}])
+def test_a_foreign_config_is_refused(tmp_path, config):
+    files.write_json(tmp_path / "config.json", config)
+    with pytest.raises(errors.InputError, match="config.json"):
+        runs.open_run(tmp_path, {"resume": True, "steps": 100})
+
+
+def test_killed_before_the_options_were_written(tmp_path):
+    (tmp_path / ".writing-00-config.json").write_text("{")
+    with runs.lock(tmp_path, chief=True):
+        assert not runs.open_run(tmp_path, {"resume": True})
+
+
+def test_only_the_chief_locks(tmp_path):
+    with runs.lock(tmp_path, chief=True), runs.lock(tmp_path, chief=False):
+        with pytest.raises(errors.InputError, match="no other process"):
+            with runs.lock(tmp_path, chief=True):
+                pass
+
+
+def split(class_names=("cat", "dog"), num_examples=10, digest="a"):
+    return {
+        "class_names": list(class_names),
+        "num_examples": num_examples,
+        "digest": digest,
+    }
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (split(("cat", "eel")), "class 'dog' is gone; class 'eel' is new."),
+        (split(("dog", "cat")), "in another order"),
+        (split(num_examples=2000), "2,000 images instead of 10."),
+        (split(digest="b"), "other names or sizes"),
+        (split(map(str, range(9))), "class '2' is new; 6 more changes"),
+    ],
+)
+def test_what_changed_of_the_data_is_said(changed, message):
+    recorded = {"data": {"train": split(), "validation": split()}}
+    runs.check_data(recorded, recorded["data"], "pets")
+    found = {"train": split(), "validation": changed}
+    with pytest.raises(errors.InputError, match="validation images") as raised:
+        runs.check_data(recorded, found, "pets")
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    # Nothing is known of an older run.
+    runs.check_data({}, found, "pets")

@@ -1,6 +1,11 @@
 """The renderer against geometry, and its determinism."""
 
 import io
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -133,3 +138,36 @@ def test_encoded_images_are_the_rendered_ones():
 def test_unknown_split():
     with pytest.raises(errors.InputError, match="Received: 'dev'"):
         scenes.scene_factors("dev", [0])
+
+
+WORK = """
+import concurrent.futures, multiprocessing, os, time
+from kinv.data import rendering
+
+pool = concurrent.futures.ProcessPoolExecutor(
+    1,
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=rendering.end_with_parent,
+)
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_ends_with_a_killed_parent():
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WORK],
+        stdout=subprocess.PIPE,
+        cwd=pathlib.Path(__file__).parent.parent,
+    )
+    worker = int(parent.stdout.readline())
+    os.kill(worker, 0)
+    parent.kill()
+    parent.communicate()
+    for _ in range(100):
+        # A dead one is a zombie until whoever adopted it looks.
+        status = pathlib.Path(f"/proc/{worker}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker outlived its parent")

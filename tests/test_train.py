@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from kinv import errors
 from kinv.classifiers import loading
-from kinv.inversion import callbacks
+from kinv.inversion import checkpoints
 from kinv.serving import pipeline
 from tools import analyze, export, train
 
@@ -118,6 +119,28 @@ def test_run_directory_and_resumption(
         train.main([*command, "--resume", "--seed=9"])
     with pytest.raises(errors.InputError, match="holds files"):
         train.main(command)
+    # Another class, in the same folder.
+    changed = tmp_path / "changed"
+    shutil.copytree(image_folder, changed)
+    data = f"--dataset={changed}"
+    config = out / "config.json"
+    text = config.read_text().replace(str(image_folder), str(changed))
+    config.write_text(text)
+    (out / "digests.json").unlink()
+    (changed / "green").rename(changed / "zgreen")
+    for run in (
+        lambda: train.main([*command, data, "--resume", "--steps=2"]),
+        lambda: export.main([f"--run={out}", f"--out={tmp_path / 'exported'}"]),
+    ):
+        with pytest.raises(errors.InputError) as raised:
+            run()
+        message = str(raised.value)
+        assert "class 'green' is gone; class 'zgreen' is new" in message
+    # A finished run without its table and checkpoints.
+    (changed / "zgreen").rename(changed / "green")
+    (out / "metrics.csv").unlink()
+    train.main([*command, data, "--resume", "--steps=2"])
+    assert "not known without" in capsys.readouterr().out
 
 
 def test_a_rate_that_decays_and_a_stop(
@@ -131,7 +154,7 @@ def test_a_rate_that_decays_and_a_stop(
             *("--learning-rate-decay=cosine", "--score-weight=1", *more),
         )
 
-    save = callbacks.Checkpoint.on_epoch_end
+    save = checkpoints.Checkpoint.on_epoch_end
     rates = []
 
     def keep_rate(self, epoch, logs=None):
@@ -139,7 +162,7 @@ def test_a_rate_that_decays_and_a_stop(
         rates.append(float(self.model.generator_optimizer.learning_rate))
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Checkpoint, "on_epoch_end", keep_rate)
+        patch.setattr(checkpoints.Checkpoint, "on_epoch_end", keep_rate)
         train.main(command("run"))
     # Half a cosine from 4e-4 to 8e-6, at a third, two thirds and the end.
     assert rates == pytest.approx([3.02e-4, 1.06e-4, 8e-6])
@@ -151,7 +174,7 @@ def test_a_rate_that_decays_and_a_stop(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Checkpoint, "on_epoch_end", stop)
+        patch.setattr(checkpoints.Checkpoint, "on_epoch_end", stop)
         with pytest.raises(KeyboardInterrupt):
             train.main(command("stopped"))
     with pytest.raises(errors.InputError, match="--steps 3. Received"):
@@ -466,7 +489,7 @@ def test_a_run_with_a_logit_cache(image_folder, classifier_file, tmp_path):
         losses.append([float(row["discriminator_loss"]) for row in rows])
     # The same images in the same order; logits rounded to float16.
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-    assert len(list((tmp_path / "cache").glob("*.logits"))) == 1
+    assert len(list((tmp_path / "cache").glob("*/*.tfrecord"))) == 1
 
 
 @pytest.mark.slow

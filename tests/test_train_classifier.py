@@ -12,7 +12,7 @@ import tensorflow as tf
 import kinv.data
 from kinv import errors
 from kinv.classifiers import loading
-from kinv.inversion import callbacks
+from kinv.inversion import callbacks, checkpoints
 from tools import train_classifier
 
 
@@ -37,6 +37,9 @@ class FakeSource:
 
     def evaluation_batches(self, image_size, batch_size, limit=None):
         return self._examples().take(limit or 32).batch(batch_size)
+
+    def describe(self):
+        return {"class_names": self.class_names, "num_examples": 32}
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +91,8 @@ def test_writes_the_whole_run_directory(tmp_path, capsys, more):
         "metrics.json",
         "metrics.csv",
         "checkpoint.weights.h5",
+        "checkpoint-before.weights.h5",
+        "digests.json",
         "tensorboard",
     }
     config = json.loads((run / "config.json").read_text())
@@ -159,7 +164,10 @@ def test_resume_works_before_the_first_checkpoint(tmp_path):
     run = tmp_path / "run"
     more = ["--evaluation-examples=8"]
     train_classifier.main(command(run, *more))
-    for name in ("checkpoint.weights.h5", "classifier.keras", "metrics.csv"):
+    for name in (
+        *checkpoints.CHECKPOINTS,
+        *("classifier.keras", "metrics.csv"),
+    ):
         (run / name).unlink()
     train_classifier.main(command(run, *more, "--resume"))
     assert (run / "classifier.keras").exists()
@@ -222,6 +230,7 @@ def test_non_finite_loss_keeps_the_checkpoint(tmp_path, monkeypatch):
     (run / "config.json").write_text(
         (run / "config.json").read_text().replace('"epochs": 3', '"epochs": 4')
     )
+    (run / "digests.json").unlink()
     examples = FakeSource()._examples()
     monkeypatch.setattr(
         FakeSource,

@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 
-from kinv import errors, files
+from kinv import errors, files, runs
 
 # In the order of the report. One more experiment: a module in kinv/analysis
 # with a TITLE and `run(data)`, and its name here.
@@ -145,6 +145,12 @@ def main(argv=None):
     """Runs the experiments that are missing, and writes the report."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with files.lock(options.out):
+        analyze(options, argv or sys.argv[1:])
+
+
+def analyze(options, words):
+    """As `main`; `words` are those of the command."""
     from kinv.analysis import report, study
     from kinv.classifiers import features as features_lib
     from kinv.data import datasets
@@ -190,6 +196,8 @@ def main(argv=None):
                 f"{dataset}. Received: {label}, which has {model.num_classes} "
                 "logits. Name the data set it was trained on with --dataset."
             )
+    for label, model in models.items():
+        check_data(model.metadata, source, dataset, split)
     settings = {
         "models": {
             label: {"path": path, "digest": digest(models[label].metadata)}
@@ -261,9 +269,7 @@ def main(argv=None):
             }
             for label, path in paths.items()
         },
-        "command": shlex.join(
-            [pathlib.Path(sys.argv[0]).name, *(argv or sys.argv[1:])]
-        ),
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *words]),
         "versions": files.versions(),
         "git_commit": files.git_commit(),
         "seconds": {name: seconds[name] for name in done if name in seconds},
@@ -271,6 +277,29 @@ def main(argv=None):
     }
     report.write_report(out, done, about)
     print(f"written: {out / 'report.html'}")
+
+
+def check_data(metadata, source, dataset, split):
+    """Raises `InputError` where images are others than a model was made of.
+
+    Args:
+        metadata: the model's `kinv.json`.
+        source: `data.source.Source` to analyse.
+        dataset: its name. Of the data set that the model was trained on the
+            same split has the same images; others need the same classes.
+        split: its split.
+    """
+    trained = metadata.get("data") or {}
+    if not trained:
+        return
+    found = source.describe()
+    same = pathlib.PurePath(dataset).name == metadata.get("dataset")
+    of_validation = metadata.get("training", {}).get("validation_split")
+    if not (same and split == of_validation):
+        # Of images that the model has not seen only the classes count.
+        names = trained["validation"]["class_names"]
+        trained = {"validation": {**found, "class_names": names}}
+    runs.check_data({"data": trained}, {"validation": found}, dataset)
 
 
 def labelled(arguments):

@@ -25,20 +25,17 @@ RECORD = "stages.json"
 
 
 class Stage(NamedTuple):
-    """One command, and the file that it leaves last.
+    """One command, which goes on where it was stopped when it is repeated.
 
     Attributes:
         name: of the stage.
         command: list of words.
-        result: path of the file.
-        resumable: whether the command can be stopped with `result` there and
-            work left, so that only its exit status tells that it is done.
+        result: path of the file or directory that it leaves.
     """
 
     name: str
     command: list
     result: pathlib.Path
-    resumable: bool
 
 
 def parse_arguments(argv):
@@ -69,48 +66,36 @@ def stages(options):
         options: of `parse_arguments`.
 
     Returns:
-        List of `Stage`. A training command whose run has been started
-        already carries --resume.
+        List of `Stage`.
     """
     out = pathlib.Path(options.out)
     data = ["--data-dir", options.data_dir] if options.data_dir else []
+    training = ["--dataset", DATASET, *data, "--resume"]
     classifier, inversion = out / "classifier", out / "inversion"
     exported, grid = out / "exported", out / "grid.png"
-
-    def training(tool, run, *flags):
-        # config.json is the first file that a run receives.
-        resume = ["--resume"] if (run / "config.json").exists() else []
-        dataset = ["--dataset", DATASET, *data]
-        return _command(tool, *dataset, "--out", run, *flags, *resume)
-
     return [
         Stage(
             "classifier",
-            training(
-                "train_classifier",
-                classifier,
+            _command(
+                *("train_classifier", *training, "--out", classifier),
                 *("--width", 16, "--epochs", 3),
                 *("--evaluation-examples", 200),
             ),
-            classifier / "metrics.json",
-            resumable=True,
+            classifier / "classifier.keras",
         ),
         Stage(
             "inversion",
-            training(
-                "train",
-                inversion,
+            _command(
+                *("train", *training, "--out", inversion),
                 *("--classifier", classifier / "classifier.keras"),
                 *("--preset", "small", "--steps", STEPS),
             ),
             inversion / "generator.keras",
-            resumable=True,
         ),
         Stage(
             "export",
             _command("export", "--run", inversion, "--out", exported, *data),
-            exported / "1" / "assets.extra" / "kinv.json",
-            resumable=False,
+            exported,
         ),
         Stage(
             "invert",
@@ -118,7 +103,6 @@ def stages(options):
                 "invert", "--model", exported, out / "images", "--out", grid
             ),
             grid,
-            resumable=False,
         ),
     ]
 
@@ -132,29 +116,28 @@ def main(argv=None):
     """Runs the stages that are not done yet, then shows what they gave."""
     options = parse_arguments(argv)
     out = pathlib.Path(options.out)
-    prepare(out)
-    record = files.read_json(out / RECORD)
-    names = [stage.name for stage in stages(options)]
-    for number, name in enumerate(names):
-        # Made anew: whether to resume depends on the files there are now.
-        stage = stages(options)[number]
-        title = f"[{number + 1}/{len(names)}] {name}"
-        done = name in record["done"] or not stage.resumable
-        if done and stage.result.exists():
-            print(f"{title}: done before, {stage.result}")
-            continue
-        if name == "invert":
-            write_images(out / "images", options.data_dir)
-        print(f"{title}\n$ {shlex.join(stage.command[1:])}", flush=True)
-        start = time.monotonic()
-        try:
-            run_stage(stage)
-            record["done"].append(name)
-        finally:
-            taken = time.monotonic() - start
-            record["seconds"][name] = record["seconds"].get(name, 0) + taken
-            files.write_json(out / RECORD, record)
-    print(summary(out, record["seconds"]))
+    with files.lock(out):
+        prepare(out)
+        record = {"done": [], "seconds": {}, **files.read_json(out / RECORD)}
+        all_stages = stages(options)
+        for number, stage in enumerate(all_stages, 1):
+            title = f"[{number}/{len(all_stages)}] {stage.name}"
+            if stage.name in record["done"] and stage.result.exists():
+                print(f"{title}: done before, {stage.result}")
+                continue
+            if stage.name == "invert":
+                write_images(out / "images", options.data_dir)
+            print(f"{title}\n$ {shlex.join(stage.command[1:])}", flush=True)
+            start = time.monotonic()
+            try:
+                run_stage(stage)
+                record["done"].append(stage.name)
+            finally:
+                taken = time.monotonic() - start
+                taken += record["seconds"].get(stage.name, 0)
+                record["seconds"][stage.name] = taken
+                files.write_json(out / RECORD, record)
+        print(summary(out, record["seconds"]))
 
 
 def prepare(out):
@@ -165,7 +148,7 @@ def prepare(out):
     """
     if not (out / RECORD).exists():
         files.new_directory(out)
-        files.write_json(out / RECORD, {"done": [], "seconds": {}})
+        files.write_json(out / RECORD, {})
 
 
 def run_stage(stage):
@@ -216,7 +199,11 @@ def summary(out, seconds):
     from kinv import measures
 
     classifier = files.read_json(out / "classifier" / "metrics.json")
-    metadata = out / "exported" / "1" / "assets.extra" / "kinv.json"
+    # An export that was stopped at its very end is followed by another.
+    exported = max(
+        (out / "exported").glob("[0-9]*"), key=lambda path: int(path.name)
+    )
+    metadata = exported / "assets.extra" / "kinv.json"
     metrics = files.read_json(metadata)["metrics"]
     low, high = metrics["agreement_interval"]
     rows = [
@@ -249,7 +236,7 @@ def summary(out, seconds):
             "",
             f"classifier  {out / 'classifier' / 'classifier.keras'}",
             f"training    {out / 'inversion'}",
-            f"exported    {out / 'exported' / '1'}",
+            f"exported    {exported}",
             f"images      {out / 'images'}",
             f"grid        {out / 'grid.png'}",
         ]

@@ -8,7 +8,7 @@ import argparse
 import os
 import pathlib
 
-from kinv import errors, files
+from kinv import errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
@@ -60,45 +60,39 @@ def main(argv=None):
     """Exports the run and prints the figures and the path."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # The place first: what cannot be written should not be computed.
+    with files.lock(options.out):
+        metadata, path = write_version(options)
+    print_figures(metadata)
+    print(f"exported: {path} ({size(path) / 1e6:.1f} MB)")
+    print(
+        f"next: tools/invert.py --model {options.out} IMAGE... --out grid.png"
+    )
+
+
+def write_version(options):
+    """Exports the run as the next version; returns its metadata and path."""
     import keras
 
-    from kinv import measures
-    from kinv.classifiers import features, loading
     from kinv.data import datasets
     from kinv.inversion import export
     from kinv.serving import pipeline
 
-    # The run.
-    run = pathlib.Path(options.run)
-    config = read_config(run)
+    config = read_config(pathlib.Path(options.run))
     trained = config["options"]
-    classifier = loading.load_classifier(run / "classifier.keras")
+    classifier, generator = load_networks(options.run, trained)
     classifier_size = classifier.input_shape[1]
-    num_classes = classifier.output_shape[-1]
-    layer = trained.get("layer")
-    if layer:
-        classifier = features.add_features(
-            classifier, layer, trained["layer_maps"]
-        )
-    generator = export.load_generator(run / "generator.keras")
-    width = classifier.outputs[-1].shape[-1]
-    if width != generator.condition_dim:
-        kind = "features" if layer else "logits"
-        raise errors.InputError(
-            f"Expected a classifier of {generator.condition_dim} {kind} in "
-            f"{run}, as its generator takes. Received: one of {width}."
-        )
-
-    def open_split(split):
-        return datasets.open_dataset(
+    source, validation = (
+        datasets.open_dataset(
             trained["dataset"],
-            split,
+            trained[split],
             options.data_dir or trained.get("data_dir"),
             trained.get("skip_unreadable", False),
         )
-
-    source = open_split(trained["train_split"])
-    validation = open_split(trained["validation_split"])
+        for split in ("train_split", "validation_split")
+    )
+    data = runs.describe_data(source, validation)
+    runs.check_data(config, data, trained["dataset"])
 
     # The generator, from training to inference.
     batch_size = min(
@@ -114,38 +108,12 @@ def main(argv=None):
     inputs = export.generator_inputs(
         classifier, image_batches, generator.noise_dim, options.seed
     )
-    metadata = {
-        "class_names": config["class_names"],
-        "num_classes": num_classes,
-        "noise_dim": generator.noise_dim,
-        "image_size": generator.image_size,
-        "classifier_size": classifier_size,
-        "dataset": portable(trained["dataset"]),
-        "training": {
-            name: portable(value)
-            for name, value in trained.items()
-            if name not in PRIVATE_OPTIONS
-        },
-        "export": {
-            "statistics_examples": num_batches * batch_size,
-            "seed": options.seed,
-        },
-        "metrics": {},
-        "versions": {
-            "training": config.get("versions"),
-            "export": files.versions(),
-        },
-        "git_commit": {
-            "training": config.get("git_commit"),
-            "export": files.git_commit(),
-        },
+    metadata = describe(config, classifier, generator)
+    metadata["data"] = data
+    metadata["export"] = {
+        "statistics_examples": num_batches * batch_size,
+        "seed": options.seed,
     }
-    if layer:
-        # What the outputs `features` are, and scale and shift act on.
-        metadata["layer"] = layer
-        metadata["layer_maps"] = trained["layer_maps"]
-        metadata["condition_dim"] = width
-    # The place first: what cannot be written should not be computed.
     with export.new_version(options.out) as (temporary, final):
         print(f"filling statistics with {num_batches * batch_size} images")
         generator.fold_spectral_norms(iterations=20)
@@ -165,6 +133,83 @@ def main(argv=None):
             options.seed,
         )
         export.write_metadata(temporary, metadata)
+    return metadata, final[0]
+
+
+def load_networks(run, trained):
+    """Classifier, with the features that are inverted, and generator of a run.
+
+    Args:
+        run: directory of the run.
+        trained: dict of the options it was trained with.
+    """
+    from kinv.classifiers import features, loading
+    from kinv.inversion import export
+
+    run = pathlib.Path(run)
+    classifier = loading.load_classifier(run / "classifier.keras")
+    layer = trained.get("layer")
+    if layer:
+        classifier = features.add_features(
+            classifier, layer, trained["layer_maps"]
+        )
+    generator = export.load_generator(run / "generator.keras")
+    width = classifier.outputs[-1].shape[-1]
+    if width != generator.condition_dim:
+        kind = "features" if layer else "logits"
+        raise errors.InputError(
+            f"Expected a classifier of {generator.condition_dim} {kind} in "
+            f"{run}, as its generator takes. Received: one of {width}."
+        )
+    return classifier, generator
+
+
+def describe(config, classifier, generator):
+    """What `kinv.json` says of the networks and how they came about.
+
+    Args:
+        config: dict, `config.json` of the run.
+        classifier: keras model.
+        generator: `networks.Generator`.
+    """
+    trained = config["options"]
+    metadata = {
+        "class_names": config["class_names"],
+        "num_classes": classifier.outputs[0].shape[-1],
+        "noise_dim": generator.noise_dim,
+        "image_size": generator.image_size,
+        "classifier_size": classifier.input_shape[1],
+        "dataset": portable(trained["dataset"]),
+        "training": {
+            name: portable(value)
+            for name, value in trained.items()
+            if name not in PRIVATE_OPTIONS
+        },
+        "metrics": {},
+        "versions": {
+            "training": config.get("versions"),
+            "export": files.versions(),
+        },
+        "git_commit": {
+            "training": config.get("git_commit"),
+            "export": files.git_commit(),
+        },
+    }
+    if layer := trained.get("layer"):
+        # What the outputs `features` are, and scale and shift act on.
+        metadata["layer"] = layer
+        metadata["layer_maps"] = trained["layer_maps"]
+        metadata["condition_dim"] = generator.condition_dim
+    return metadata
+
+
+def print_figures(metadata):
+    """Prints what was measured of an export.
+
+    Args:
+        metadata: dict of its `kinv.json`.
+    """
+    from kinv import measures
 
     metrics = metadata["metrics"]
     low, high = metrics["agreement_interval"]
@@ -184,26 +229,23 @@ def main(argv=None):
         low, high = metrics["error_ratio_interval"]
         spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
         verdict = measures.calibration_verdict(
-            spread_skill, "features" if layer else "logits"
+            spread_skill, "features" if "layer" in metadata else "logits"
         )
         print(f"error ratio   {ratio:.3f} ({low:.3f} to {high:.3f}): {verdict}")
     print(
         f"pixel MSE     {metrics['pixel_mse']:.0f} against "
         f"{metrics['shuffled_pixel_mse']:.0f} shuffled (values in [0, 255])"
     )
-    megabytes = size(final[0]) / 1e6
-    print(f"exported: {final[0]} ({megabytes:.1f} MB)")
-    print(
-        f"next: tools/invert.py --model {options.out} IMAGE... --out grid.png"
-    )
 
 
 def read_config(run):
     """Reads a run's config.json; InputError unless it is of tools/train.py."""
     config = files.read_json(run / "config.json")
-    options = config.get("options", {})
+    options = config.get("options") or {}
     needed = {"dataset", "train_split", "validation_split"}
-    if "generator" not in config or not needed <= set(options):
+    if not {"generator", "class_names"} <= set(config) or not needed <= set(
+        options
+    ):
         raise errors.InputError(
             f"Expected a run of tools/train.py. Received: {run}, whose "
             "config.json is of something else."

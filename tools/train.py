@@ -9,7 +9,7 @@ import argparse
 import os
 import pathlib
 
-from kinv import cli, errors, files, runs
+from kinv import cli, errors, runs
 from kinv.inversion import presets
 
 # Each image of a batch is reconstructed several times at once.
@@ -24,10 +24,12 @@ def main(argv=None):
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kinv import devices
+    from kinv.inversion import callbacks
 
     # First of all: several workers cannot be set up once TensorFlow has run.
     strategy = devices.make_strategy(options.strategy)
-    with devices.explain_lost_workers(strategy):
+    chief = callbacks.is_chief(strategy)
+    with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
         train(options, strategy)
 
 
@@ -38,7 +40,7 @@ def train(options, strategy):
 
     from kinv import devices
     from kinv.data import datasets
-    from kinv.inversion import callbacks
+    from kinv.inversion import callbacks, checkpoints
 
     chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
@@ -46,7 +48,6 @@ def train(options, strategy):
     constant = options.learning_rate_decay == "none"
     may_change = {"steps"} if constant else ()
     resumed = chief and runs.open_run(run, vars(options), may_change)
-    checkpoint = run / "checkpoint.weights.h5"
 
     source, validation = (
         datasets.open_dataset(
@@ -57,6 +58,8 @@ def train(options, strategy):
     if skipped := source.num_skipped + validation.num_skipped:
         print(f"left out {skipped:,} unreadable images")
     check_batches(options, source, strategy.num_replicas_in_sync)
+    data = runs.describe_data(source, validation)
+    runs.check_data(resumed or {}, data, options.dataset)
     epochs = -(-options.steps // options.steps_per_epoch)
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
@@ -68,7 +71,7 @@ def train(options, strategy):
         # After the classifier, which computes as it always does.
         precision = devices.set_precision(options.precision)
         model = build_model(options, classifier)
-        if options.generator and not checkpoint.exists():
+        if options.generator and not checkpoints.existing(run):
             start_from(model, options.generator)
         model.compile(
             adam(options, options.generator_learning_rate, epochs),
@@ -85,18 +88,17 @@ def train(options, strategy):
             vars(options),
             precision=precision,
             dataset=options.dataset,
+            data=data,
             class_names=class_names,
             generator=model.generator.get_config(),
             discriminator=model.discriminator.get_config(),
         )
     if chief:
-        with files.atomic_path(run / "classifier.keras") as temporary:
-            classifier.save(temporary)
+        checkpoints.save_model(classifier, run / "classifier.keras")
 
     # Where a previous process stopped.
-    first_epoch = 0
-    if checkpoint.exists():
-        first_epoch = callbacks.restore(model, checkpoint)
+    first_epoch = checkpoints.restore(model, run)
+    if first_epoch:
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
     else:
         fit_logit_statistics(options, model, source)
@@ -270,7 +272,7 @@ def writers(options, validation_batches):
     import keras
     import tensorflow as tf
 
-    from kinv.inversion import callbacks
+    from kinv.inversion import callbacks, checkpoints
 
     run = pathlib.Path(options.out)
     # As many as the batch's moments need.
@@ -279,11 +281,11 @@ def writers(options, validation_batches):
         (4, len(images), options.noise_dim), seed=[options.seed, -2]
     )
     return [
-        callbacks.MetricsTable(run / "metrics.csv"),
+        checkpoints.MetricsTable(run / "metrics.csv"),
         keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
         callbacks.ReconstructionSummary(run / "tensorboard", images, noise),
         callbacks.BestGenerator(run),
-        callbacks.Checkpoint(run / "checkpoint.weights.h5"),
+        checkpoints.Checkpoint(run),
     ]
 
 

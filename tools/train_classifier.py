@@ -102,23 +102,30 @@ def main(argv=None):
     """Trains, measures and saves a classifier."""
     options = parse_arguments(argv)
     # After the command line is known to be right: TensorFlow takes seconds.
-    import keras
-    import tensorflow as tf
-
-    from kinv import devices, files
-    from kinv.classifiers import attacks, small
-    from kinv.data import datasets
+    from kinv import devices
     from kinv.inversion import callbacks
 
     # First of all: several workers cannot be set up once TensorFlow has run.
     strategy = devices.make_strategy(options.strategy)
     chief = callbacks.is_chief(strategy)
+    with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
+        train(options, strategy, chief)
+
+
+def train(options, strategy, chief):
+    """Trains on the devices of a `tf.distribute` strategy, then measures."""
+    import keras
+
+    from kinv import devices
+    from kinv.data import datasets
+    from kinv.inversion import callbacks, checkpoints
+
     run = pathlib.Path(options.out)
     resumed = chief and runs.open_run(run, vars(options))
     policy = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
 
-    train, held_out = (
+    source, held_out = (
         datasets.open_dataset(
             options.dataset,
             split,
@@ -127,56 +134,32 @@ def main(argv=None):
         )
         for split in (options.train_split, options.validation_split)
     )
-    if skipped := train.num_skipped + held_out.num_skipped:
+    if skipped := source.num_skipped + held_out.num_skipped:
         print(f"left out {skipped:,} unreadable images")
-    check_data(options, train, held_out, strategy.num_replicas_in_sync)
-    num_classes = len(train.class_names)
-    steps = options.steps_per_epoch or train.num_examples // options.batch_size
+    check_splits(options, source, held_out, strategy.num_replicas_in_sync)
+    data = runs.describe_data(source, held_out)
+    runs.check_data(resumed or {}, data, options.dataset)
+    num_classes = len(source.class_names)
+    steps = options.steps_per_epoch or source.num_examples // options.batch_size
     print(
-        f"{options.dataset}: {train.num_examples:,} images of {num_classes} "
+        f"{options.dataset}: {source.num_examples:,} images of {num_classes} "
         f"classes, {held_out.num_examples:,} held out"
     )
 
     with strategy.scope():
-        classifier = small.build_classifier(
-            options.image_size, num_classes, options.width
-        )
-        schedule = keras.optimizers.schedules.CosineDecay(
-            options.learning_rate, options.epochs * steps
-        )
-        optimizer = keras.optimizers.Adam(schedule)
-        # XLA is slower on CPU and does not span several devices.
-        one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
-        if options.adversarial == "none":
-            model = classifier
-            model.compile(
-                optimizer,
-                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
-                jit_compile=one_gpu,
-            )
-            model.optimizer.build(model.trainable_variables)
-        else:
-            attack = make_attack(
-                options, options.attack_steps, options.attack_step_size
-            )
-            model = attacks.AdversarialTraining(
-                classifier, attack, options.seed
-            )
-            model.compile(optimizer, jit_compile=one_gpu)
+        classifier, model = build_model(options, num_classes, steps)
 
     # The run directory, its options first.
     if chief and not resumed:
         runs.record(
             run,
             vars(options),
-            class_names=train.class_names,
+            class_names=source.class_names,
             dataset=options.dataset,
+            data=data,
         )
-    checkpoint = run / "checkpoint.weights.h5"
-    epochs_done = 0
-    if options.resume and checkpoint.exists():
-        epochs_done = callbacks.restore(model, checkpoint)
+    epochs_done = checkpoints.restore(model, run)
+    if epochs_done:
         print(f"resumed after epoch {epochs_done}")
     print(
         f"classifier: {classifier.count_params():,} parameters, {policy}, "
@@ -186,52 +169,107 @@ def main(argv=None):
     writers = []
     if chief:
         writers = [
-            callbacks.MetricsTable(run / "metrics.csv"),
+            checkpoints.MetricsTable(run / "metrics.csv"),
             keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
-            callbacks.Checkpoint(checkpoint),
+            checkpoints.Checkpoint(run),
         ]
     start = time.monotonic()
-    with devices.explain_lost_workers(strategy):
-        model.fit(
-            train.training_batches(
-                options.image_size,
-                options.batch_size,
-                options.seed,
-                start=epochs_done * steps * options.batch_size,
-                crop=options.crop,
-            ),
-            epochs=options.epochs,
-            initial_epoch=epochs_done,
-            steps_per_epoch=steps,
-            validation_data=held_out.evaluation_batches(
-                options.image_size, options.batch_size, limit=2000
-            ),
-            shuffle=False,
-            callbacks=[
-                callbacks.TerminateOnNonFinite(),
-                callbacks.TimeRemaining(),
-                *writers,
-            ],
-            verbose=options.verbose,
-        )
+    model.fit(
+        source.training_batches(
+            options.image_size,
+            options.batch_size,
+            options.seed,
+            start=epochs_done * steps * options.batch_size,
+            crop=options.crop,
+        ),
+        epochs=options.epochs,
+        initial_epoch=epochs_done,
+        steps_per_epoch=steps,
+        validation_data=held_out.evaluation_batches(
+            options.image_size, options.batch_size, limit=2000
+        ),
+        shuffle=False,
+        callbacks=[
+            callbacks.TerminateOnNonFinite(),
+            callbacks.TimeRemaining(),
+            *writers,
+        ],
+        verbose=options.verbose,
+    )
     minutes = (time.monotonic() - start) / 60
-    if not chief:
-        return
+    if chief:
+        save(options, classifier, source, held_out, minutes)
 
-    # Built anew in float32, so that the saved classifier gives the same
-    # logits on every machine.
-    keras.mixed_precision.set_dtype_policy("float32")
-    weights = classifier.get_weights()
+
+def build_model(options, num_classes, steps):
+    """The classifier, and the compiled model that trains it.
+
+    Args:
+        options: of `parse_arguments`.
+        num_classes: number of classes.
+        steps: number of steps per epoch.
+    """
+    import keras
+    import tensorflow as tf
+
+    from kinv.classifiers import attacks, small
+
     classifier = small.build_classifier(
         options.image_size, num_classes, options.width
     )
+    schedule = keras.optimizers.schedules.CosineDecay(
+        options.learning_rate, options.epochs * steps
+    )
+    optimizer = keras.optimizers.Adam(schedule)
+    # XLA is slower on CPU and does not span several devices.
+    one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
+    if options.adversarial != "none":
+        attack = make_attack(
+            options, options.attack_steps, options.attack_step_size
+        )
+        model = attacks.AdversarialTraining(classifier, attack, options.seed)
+        model.compile(optimizer, jit_compile=one_gpu)
+        return classifier, model
+    classifier.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=one_gpu,
+    )
+    optimizer.build(classifier.trainable_variables)
+    return classifier, classifier
+
+
+def save(options, classifier, source, held_out, minutes):
+    """Saves a trained classifier in float32, and what is measured of it.
+
+    Built anew, so that it gives the same logits on every machine.
+
+    Args:
+        options: of `parse_arguments`.
+        classifier: the trained one.
+        source: `data.source.Source` that it was trained on.
+        held_out: the same to measure it on.
+        minutes: how long training took.
+    """
+    import keras
+
+    from kinv import files
+    from kinv.classifiers import small
+    from kinv.inversion import checkpoints
+
+    run = pathlib.Path(options.out)
+    keras.mixed_precision.set_dtype_policy("float32")
+    weights = classifier.get_weights()
+    classifier = small.build_classifier(
+        options.image_size, len(source.class_names), options.width
+    )
     classifier.set_weights(weights)
     metrics = measure(options, classifier, held_out)
-    metrics["class_names"] = train.class_names
+    metrics["class_names"] = source.class_names
     metrics["dataset"] = options.dataset
     metrics["training_minutes_of_last_session"] = minutes
-    with files.atomic_path(run / "classifier.keras") as temporary:
-        classifier.save(temporary)
+    checkpoints.save_model(classifier, run / "classifier.keras")
     files.write_json(run / "metrics.json", metrics)
     print(f"wrote {run / 'classifier.keras'} and {run / 'metrics.json'}")
     print(
@@ -241,7 +279,7 @@ def main(argv=None):
     )
 
 
-def check_data(options, train, held_out, num_replicas):
+def check_splits(options, train, held_out, num_replicas):
     """Raises `InputError` unless the two splits and the batch size fit."""
     if train.class_names != held_out.class_names:
         raise errors.InputError(

@@ -9,7 +9,6 @@ Example:
 
 import argparse
 import os
-import pathlib
 
 from kinv import errors, files
 
@@ -57,32 +56,21 @@ def main(argv=None):
     """Trains, and leaves `factors.keras` and its figures."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with files.lock(options.out):
+        train(options, files.new_directory(options.out))
+
+
+def train(options, out):
+    """Trains, measures on the test split and writes to the directory `out`."""
     import keras
-    import numpy as np
 
     from kinv import devices
     from kinv.analysis import factors
     from kinv.classifiers import small
-    from kinv.data import datasets
+    from kinv.inversion import checkpoints
 
     size = factors.NETWORK_IMAGE_SIZE
-    out = files.new_directory(pathlib.Path(options.out))
-
-    def open_split(split):
-        return datasets.open_dataset(
-            f"kinv_scenes/{size}", split, options.data_dir
-        )
-
-    def read_all(split):
-        rows = [
-            (np.uint8(images), factors.encode(values))
-            for images, _, values in open_split(split)
-            .evaluation_batches(size, 1000, with_factors=True)
-            .as_numpy_iterator()
-        ]
-        return [np.concatenate(column) for column in zip(*rows, strict=True)]
-
-    images, targets = read_all("train")
+    images, targets = read_all("train", options.data_dir)
     keras.utils.set_random_seed(options.seed)
     devices.set_precision("auto")
     network = small.build_classifier(size, targets.shape[-1], options.width)
@@ -98,25 +86,41 @@ def main(argv=None):
         targets,
         BATCH_SIZE,
         options.epochs,
-        validation_data=read_all("validation"),
+        validation_data=read_all("validation", options.data_dir),
     )
     # Read in float32, on every machine alike.
     devices.set_precision("float32")
     weights = network.get_weights()
     network = small.build_classifier(size, targets.shape[-1], options.width)
     network.set_weights(weights)
-    images, targets = read_all("test")
+    images, targets = read_all("test", options.data_dir)
     readings = network.predict(images, verbose=0)
     r_squared = {
         name: float(factors.r_squared(targets[:, part], readings[:, part]))
         for name, part in factors.PARTS.items()
     }
-    with files.atomic_path(out / "factors.keras") as temporary:
-        network.save(temporary)
+    checkpoints.save_model(network, out / "factors.keras")
     files.write_json(out / "metrics.json", r_squared)
     for name, value in r_squared.items():
         print(f"{name:12} R2 {value:.3f} on {len(images)} test images")
     print(f"written: {out / 'factors.keras'}")
+
+
+def read_all(split, data_dir):
+    """Images, uint8, and encoded factors of a whole split."""
+    import numpy as np
+
+    from kinv.analysis import factors
+    from kinv.data import datasets
+
+    size = factors.NETWORK_IMAGE_SIZE
+    source = datasets.open_dataset(f"kinv_scenes/{size}", split, data_dir)
+    batches = source.evaluation_batches(size, 1000, with_factors=True)
+    rows = [
+        (np.uint8(images), factors.encode(values))
+        for images, _, values in batches.as_numpy_iterator()
+    ]
+    return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
 if __name__ == "__main__":

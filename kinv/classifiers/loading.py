@@ -68,6 +68,7 @@ def load_classifier(
             a softmax that cannot be taken off.
     """
     path = pathlib.Path(name)
+    files.verify(path)
     if input_range and is_of_imagenet(name):
         raise errors.InputError(
             "Expected --input-range for a classifier without preprocessing. "

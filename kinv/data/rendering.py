@@ -6,6 +6,9 @@ size 1. Worker processes import this without TensorFlow.
 """
 
 import functools
+import multiprocessing
+import os
+import threading
 
 import numpy as np
 
@@ -41,6 +44,19 @@ _HIT = 2e-3
 _MARCH_STEPS = 40
 _SHADOW_STEPS = 24
 _PENUMBRA = 14.0  # sharpness of the shadow's edge
+
+
+def end_with_parent():
+    """Has this process end when the one that started it does, even killed.
+
+    A pool's workers wait for work from a pipe that they hold open themselves.
+    """
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _unit(vector):

@@ -17,7 +17,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from kinv import errors
-from kinv.data.rendering import OBJECT_HUES, SHAPES, render
+from kinv.data.rendering import (
+    OBJECT_HUES,
+    SHAPES,
+    end_with_parent,
+    render,
+)
 
 CLASS_NAMES = tuple(f"{hue} {shape}" for shape in SHAPES for hue in OBJECT_HUES)
 SPLITS = {"train": 40_000, "validation": 4_000, "test": 4_000}
@@ -180,6 +185,7 @@ def _render_in_parallel(split, count, image_size):
     pool = concurrent.futures.ProcessPoolExecutor(
         len(os.sched_getaffinity(0)),
         mp_context=multiprocessing.get_context("spawn"),
+        initializer=end_with_parent,
     )
     with pool:
         work = functools.partial(render_encoded, split, image_size=image_size)

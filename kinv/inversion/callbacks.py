@@ -1,93 +1,36 @@
-"""Callbacks for runs that can be watched, stopped and resumed.
+"""Callbacks for runs that can be watched, and the choice of the best epoch.
 
-Their order in `fit`: `TerminateOnNonFinite` first, so that no checkpoint is
-written after a bad step, `TimeRemaining` before the logs are written,
-`BestGenerator` after `MetricsTable`, and `Checkpoint` last, so that an epoch
-counts as done when all of it is on disk.
+Their order in `fit`, with those of `checkpoints`: `TerminateOnNonFinite` first,
+so that no checkpoint is written after a bad step, `TimeRemaining` before the
+logs are written, `BestGenerator` after `MetricsTable`, and `Checkpoint` last,
+so that an epoch counts as done when all of it is on disk.
 Of several workers only the chief (`is_chief`) has those that write.
 """
 
-import csv
 import math
 import pathlib
 import time
 
-import h5py
 import keras
 import tensorflow as tf
 
-from kinv import errors, files, measures
+from kinv import errors, measures
+from kinv.inversion import checkpoints
 
 # What `best_epoch` allows: so much less than the best agreement, and this range
 # of the squared error of the mean of 8 reconstructions over that of one.
 AGREEMENT_MARGIN = 0.02
 ERROR_RATIO_RANGE = (0.5, 0.65)
+# Held-out figures by which the best epoch is chosen and described.
+FIGURES = (
+    "val_agreement",
+    "val_within_class_r2",
+    "val_error_ratio",
+    "val_spread_skill",
+    "val_energy_score",
+)
 # By what share the last energy score may exceed the best without a warning.
 WORSE = 0.2
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Saves weights and optimizer state after every epoch, atomically.
-
-    A process that is killed at any moment leaves the last complete checkpoint.
-
-    Args:
-        path: file to write, its name ending in `.weights.h5`.
-    """
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = pathlib.Path(path)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes the checkpoint."""
-        # Weights, and at most two moments of each. HDF5 ends the process when
-        # it finds the disk full, so that is found out before.
-        files.require_space(
-            self.path.parent,
-            3 * sum(_num_bytes(v) for v in self.model.variables),
-        )
-        with files.atomic_path(self.path) as temporary:
-            self.model.save_weights(temporary)
-            with h5py.File(temporary, "r+") as checkpoint:
-                checkpoint.attrs["epoch"] = epoch + 1
-
-
-def _num_bytes(variable):
-    return math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
-
-
-def restore(model, path):
-    """Loads what `Checkpoint` wrote into a compiled model.
-
-    Args:
-        model: built `keras.Model` whose optimizers are built too.
-        path: the file.
-
-    Returns:
-        Number of epochs done.
-
-    Raises:
-        errors.InputError: if the file is missing, damaged, or of another
-            network.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise errors.InputError(
-            f"Expected a checkpoint {path}, which does not exist. Start the "
-            "run again without --resume."
-        )
-    try:
-        with h5py.File(path, "r") as checkpoint:
-            epochs_done = int(checkpoint.attrs["epoch"])
-        model.load_weights(path)
-    except (KeyError, OSError, ValueError) as error:
-        reason = errors.reason(error)
-        raise errors.InputError(
-            f"Expected {path} to be a checkpoint of this network. Received: "
-            f"{reason}. Start a new run in another directory."
-        ) from error
-    return epochs_done
 
 
 class TerminateOnNonFinite(keras.callbacks.Callback):
@@ -202,40 +145,6 @@ class ReconstructionSummary(keras.callbacks.Callback):
             self._writer = None
 
 
-class MetricsTable(keras.callbacks.Callback):
-    """Keeps a CSV file with one row per epoch, counted from 1.
-
-    The file is written anew and whole after every epoch, so that a run killed
-    between the row of an epoch and its checkpoint has that row once.
-
-    Args:
-        path: of the file.
-    """
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = pathlib.Path(path)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Writes the table."""
-        rows = read_table(self.path)[:epoch] if epoch else []
-        rows.append({"epoch": epoch + 1, **logs})
-        with files.atomic_path(self.path) as temporary:
-            with open(temporary, "w", newline="") as table:
-                columns = dict.fromkeys(key for row in rows for key in row)
-                writer = csv.DictWriter(table, columns)
-                writer.writeheader()
-                writer.writerows(rows)
-
-
-def read_table(path):
-    """Rows that `MetricsTable` wrote, dicts of strings; [] without a file."""
-    if not pathlib.Path(path).is_file():
-        return []
-    with open(path, newline="") as table:
-        return list(csv.DictReader(table))
-
-
 class BestGenerator(keras.callbacks.Callback):
     """Saves the averaged generator after every epoch, and keeps the best.
 
@@ -255,12 +164,15 @@ class BestGenerator(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Saves the generator, once or twice."""
         names = ["generator-last.keras"]
-        best = best_epoch(read_table(self.run / "metrics.csv"))
+        best = best_epoch(
+            checkpoints.read_table(self.run / "metrics.csv", FIGURES)
+        )
         if best in (None, epoch + 1):
             names.append("generator.keras")
         for name in names:
-            with files.atomic_path(self.run / name) as temporary:
-                self.model.averaged_generator.save(temporary)
+            checkpoints.save_model(
+                self.model.averaged_generator, self.run / name
+            )
 
 
 def best_epoch(rows):
@@ -271,23 +183,22 @@ def best_epoch(rows):
     (`ERROR_RATIO_RANGE`).
 
     Args:
-        rows: of `read_table`.
+        rows: of `checkpoints.read_table`.
 
     Returns:
         Its number, counted from 1, or None where none is in order.
     """
     best, best_score, best_agreement = None, math.inf, 0.0
     low, high = ERROR_RATIO_RANGE
-    for number, row in enumerate(rows, 1):
-        agreement = float(row["val_agreement"])
+    for row in rows:
+        agreement = row["val_agreement"]
         best_agreement = max(best_agreement, agreement)
         in_order = (
             agreement >= best_agreement - AGREEMENT_MARGIN
-            and low <= float(row["val_error_ratio"]) <= high
+            and low <= row["val_error_ratio"] <= high
         )
-        score = float(row["val_energy_score"])
-        if in_order and score < best_score:
-            best, best_score = number, score
+        if in_order and row["val_energy_score"] < best_score:
+            best, best_score = row["epoch"], row["val_energy_score"]
     return best
 
 
@@ -297,26 +208,21 @@ def describe_best(run):
     Args:
         run: directory of a run of `tools/train.py`.
     """
-    rows = read_table(pathlib.Path(run) / "metrics.csv")
-    best = best_epoch(rows)
-    row, last = rows[(best or len(rows)) - 1], rows[-1]
-    agreement, shown, ratio, spread_skill, score = (
-        float(row[f"val_{name}"])
-        for name in (
-            "agreement",
-            "within_class_r2",
-            "error_ratio",
-            "spread_skill",
-            "energy_score",
-        )
-    )
-    epoch = f"the last epoch, {len(rows)}"
+    path = pathlib.Path(run) / "metrics.csv"
+    rows = checkpoints.read_table(path, FIGURES)
+    if not rows:
+        return f"Which epoch generator.keras is of is not known without {path}."
+    best, last = best_epoch(rows), rows[-1]
+    row = next((row for row in rows if row["epoch"] == best), last)
+    score = row["val_energy_score"]
+    epoch = f"the last epoch, {last['epoch']}"
     if best:
-        epoch = f"epoch {best} of {len(rows)}"
+        epoch = f"epoch {best} of {last['epoch']}"
+    verdict = measures.calibration_verdict(row["val_spread_skill"])
     text = (
         f"generator.keras is of {epoch}: energy score {score:.4f}, "
-        f"agreement {agreement:.1%}, error ratio {ratio:.3f} (.5625 is "
-        f"calibrated); {measures.calibration_verdict(spread_skill)}."
+        f"agreement {row['val_agreement']:.1%}, error ratio "
+        f"{row['val_error_ratio']:.3f} (.5625 is calibrated); {verdict}."
     )
     if best is None:
         low, high = ERROR_RATIO_RANGE
@@ -324,15 +230,15 @@ def describe_best(run):
             f" No epoch had an error ratio from {low} to {high} and an "
             "agreement near the best, so the last one is kept."
         )
-    if shown < measures.LOW_WITHIN_CLASS_R2:
+    if (shown := row["val_within_class_r2"]) < measures.LOW_WITHIN_CLASS_R2:
         text += (
             f" The pictures show {shown:.2f} of what the logits know beyond "
             f"the class (1 is all of it). {measures.WITHIN_CLASS_ADVICE}"
         )
-    if float(last["val_energy_score"]) > score + WORSE * abs(score):
+    if last["val_energy_score"] > score + WORSE * abs(score):
         text += (
             " The run got much worse after that, to an energy score of "
-            f"{float(last['val_energy_score']):.4f}. Try a lower learning rate."
+            f"{last['val_energy_score']:.4f}. Try a lower learning rate."
         )
     return text
 

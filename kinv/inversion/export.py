@@ -42,6 +42,7 @@ def load_generator(path):
             f"Expected a trained generator. Received: {path}, which does not "
             "exist. Name a run of tools/train.py that has finished an epoch."
         )
+    files.verify(path)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
@@ -192,8 +193,9 @@ def save(path, classifier, generator, metadata):
 
 
 def write_metadata(path, metadata):
-    """Writes `assets.extra/kinv.json` of the SavedModel at `path`."""
+    """Writes `kinv.json` of the SavedModel at `path`, and all digests."""
     files.write_json(pathlib.Path(path) / "assets.extra/kinv.json", metadata)
+    files.write_manifest(path)
 
 
 def signature(classifier, generator):

@@ -1,5 +1,6 @@
 """Pipeline: an exported inversion model, as three functions of arrays."""
 
+import logging
 import math
 import pathlib
 
@@ -15,6 +16,7 @@ from kinv.serving.signature import (
     SIGNATURE,
 )
 
+LOGGER = logging.getLogger("kinv.serving")
 # Bounds of one call, so that memory does not grow with the batch: reconstructed
 # pixels (256 images of 32 pixels) and pixels of images.
 RECONSTRUCTED_PIXELS = 256 * 32 * 32
@@ -98,16 +100,19 @@ class Pipeline:
                 "Expected a model written by tools/export.py. Received: "
                 f"{path}, a SavedModel without assets.extra/kinv.json."
             )
-        metadata = files.read_json(metadata_path)
-        missing = METADATA - set(metadata)
-        if missing:
-            raise errors.InputError(
-                f"Expected {', '.join(sorted(missing))} in {metadata_path}. "
-                "Received: a file without. Export it again."
+        if not files.verify(path):
+            LOGGER.warning(
+                "%s: without digests, so not verified; export it again to have "
+                "them",
+                path,
             )
+        metadata = files.read_json(metadata_path)
+        _check_metadata(metadata, metadata_path)
         try:
             model = tf.saved_model.load(path)
-        except (OSError, ValueError, tf.errors.OpError) as error:
+        # TensorFlow lets through whatever a damaged file makes its parsers
+        # raise.
+        except Exception as error:
             raise errors.InputError(
                 f"Expected a complete SavedModel in {path}. Received: "
                 f"{errors.reason(error)}. Export it again."
@@ -275,6 +280,21 @@ def versions(directory):
         for path in pathlib.Path(directory).iterdir()
         if path.name.isdecimal() and (path / "saved_model.pb").is_file()
     )
+
+
+def _check_metadata(metadata, path):
+    sizes = {name: metadata.get(name) for name in METADATA}
+    names = sizes.pop("class_names")
+    if (
+        not all(type(size) is int and size > 0 for size in sizes.values())
+        or not isinstance(names, list)
+        or len(names) != sizes["num_classes"]
+    ):
+        raise errors.InputError(
+            f"Expected {', '.join(sorted(METADATA))} in {path}, as "
+            "tools/export.py writes them. Received: a file without. Export it "
+            "again."
+        )
 
 
 def _check_signature(function, path, has_features):

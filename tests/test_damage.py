@@ -1,0 +1,97 @@
+"""Kills and flipped bits: what kinv leaves on disk, and reads back."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kinv import errors, files
+from kinv.classifiers import loading
+from kinv.inversion import callbacks, checkpoints
+from kinv.inversion import export as export_lib
+from kinv.serving import pipeline
+from tools import export, train
+
+EXPORTED = pathlib.Path(__file__).parent.parent / "exported/scenes32-standard/1"
+FLIPS = 10
+
+
+@pytest.mark.slow
+def test_killed_tools_end_as_undisturbed_ones():
+    """A short version of `tests/kills.py`."""
+    script = pathlib.Path(__file__).with_name("kills.py")
+    result = subprocess.run(
+        [sys.executable, script, "--kills", "6"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def check_flips(path, read):
+    """Flips single bits of a file, each of which reading must find."""
+    content = path.read_bytes()
+    random = np.random.default_rng(0)
+    for position in random.integers(0, len(content), FLIPS):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        with pytest.raises(errors.InputError) as raised:
+            read()
+        assert "\n" not in str(raised.value)
+    path.write_bytes(content)
+
+
+def test_flipped_bits_of_an_export_are_found(tmp_path):
+    version = tmp_path / "1"
+    shutil.copytree(EXPORTED, version)
+    assert (version / files.DIGESTS).exists()
+    found = [path for path in version.rglob("*") if path.is_file()]
+    assert len(found) == 7
+    for path in found:
+        if path.name != files.DIGESTS:
+            check_flips(path, lambda: pipeline.Pipeline.load(version))
+    # A digest that is damaged itself is not passed over.
+    path = version / files.DIGESTS
+    text = path.read_text()
+    for digit in ("0", "9", "a"):
+        path.write_text(text.replace(digit, "f", 1))
+        with pytest.raises(errors.InputError, match="digests.json"):
+            pipeline.Pipeline.load(version)
+
+
+def test_flipped_bits_of_a_run_are_found(
+    image_folder, classifier_file, tmp_path
+):
+    run = tmp_path / "run"
+    train.main(
+        [
+            *(f"--dataset={image_folder}", f"--classifier={classifier_file}"),
+            *(f"--out={run}", "--preset=paper-small", "--image-size=8"),
+            *("--base-channels=4", "--no-attention", "--batch-size=8"),
+            *("--discriminator-steps=0", "--pixel-weight=1", "--steps=2"),
+            *("--steps-per-epoch=1", "--validation-images=10", "--verbose=0"),
+            "--precision=float32",
+        ]
+    )
+    readers = {
+        "config.json": lambda: export.read_config(run),
+        "metrics.csv": lambda: callbacks.describe_best(run),
+        "classifier.keras": lambda: loading.load_classifier(
+            run / "classifier.keras"
+        ),
+        **{
+            name: lambda name=name: export_lib.load_generator(run / name)
+            for name in ("generator.keras", "generator-last.keras")
+        },
+        **{
+            name: lambda name=name: files.verify(run / name)
+            for name in checkpoints.CHECKPOINTS
+        },
+    }
+    listed = files.read_json(run / files.DIGESTS)
+    assert set(readers) == set(listed)
+    for name, read in readers.items():
+        read()
+        check_flips(run / name, read)
