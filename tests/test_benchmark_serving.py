@@ -1,7 +1,11 @@
 """The benchmark of the server runs; its speed is not tested."""
 
+import contextlib
+import itertools
 import json
 import pathlib
+import threading
+import time
 
 import pytest
 
@@ -16,6 +20,44 @@ def test_what_cannot_be_served_is_one_line():
     model = f"{ROOT}/exported/scenes32-robust/1"
     with pytest.raises(errors.InputError, match="ended with status 2"):
         benchmark_serving.main([f"--model={model}"])
+
+
+def test_a_call_that_fails_ends_it_all():
+    class Gone(OSError):
+        pass
+
+    calls = itertools.count()
+
+    @contextlib.contextmanager
+    def make_caller():
+        def call():
+            if next(calls) > 20:
+                raise Gone
+
+        yield call
+
+    start = time.monotonic()
+    with pytest.raises(Gone):
+        benchmark_serving.call_for(60, make_caller, clients=4)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_is_one_line(monkeypatch):
+    start_server = benchmark_serving.start_server
+    started = []
+
+    def start(*arguments):
+        server, addresses = start_server(*arguments)
+        started.append(server)
+        threading.Timer(3, server.kill).start()
+        return server, addresses
+
+    monkeypatch.setattr(benchmark_serving, "start_server", start)
+    model = f"{ROOT}/exported/scenes32-robust"
+    with pytest.raises(errors.InputError, match="answers every call"):
+        benchmark_serving.main([f"--model={model}", "--seconds=300"])
+    assert started[0].poll() is not None
 
 
 def test_measures_a_server(tmp_path, capsys):

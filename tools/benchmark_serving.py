@@ -18,9 +18,13 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 from kinv import errors, files
+
+# After which a call has failed.
+CALL_SECONDS = 60
 
 
 def parse_arguments(argv):
@@ -69,6 +73,7 @@ def main(argv=None):
 
 def measure(options):
     """Measures a server under load; prints and returns the figures."""
+    import grpc
     import numpy as np
     import psutil
     import tensorflow as tf
@@ -92,40 +97,78 @@ def measure(options):
         request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
     body = json.dumps({"inputs": {k: v.tolist() for k, v in inputs.items()}})
 
-    rows = []
     server, addresses = start_server("--model", f"model={options.model}")
-    with server:
+    makers = {
+        "gRPC": lambda: grpc_caller(addresses["grpc"], request),
+        "REST": lambda: rest_caller(addresses["http"], body),
+    }
+    try:
         memory = psutil.Process(server.pid).memory_info
-        makers = {
-            "gRPC": lambda: grpc_caller(addresses["grpc"], request),
-            "REST": lambda: rest_caller(addresses["http"], body),
-        }
-        for protocol, make_caller in makers.items():
-            # Not counted: what is only done once.
-            call_for(2.0, make_caller, options.clients)
-            before = memory().rss
-            times = {1: [], options.clients: []}
-            for clients, share in ((1, 0.5), (options.clients, 1), (1, 0.5)):
-                times[clients] += call_for(
-                    share * options.seconds, make_caller, clients
-                )
-            for clients, seconds in times.items():
-                rows.append(
-                    {
-                        "protocol": protocol,
-                        "clients": clients,
-                        "calls": len(seconds),
-                        "calls_per_second": len(seconds) / options.seconds,
-                        "median_ms": 1e3 * statistics.median(seconds),
-                        "percentile_99_ms": 1e3
-                        * float(np.percentile(seconds, 99)),
-                        "ratio": len(seconds) / len(times[1]),
-                        "memory_growth_mb": (memory().rss - before) / 1e6,
-                    }
-                )
+        rows = [
+            row
+            for protocol, make_caller in makers.items()
+            for row in measure_protocol(protocol, make_caller, memory, options)
+        ]
         resident = memory().rss / 1e6
-        server.terminate()
+    except (
+        grpc.RpcError,
+        http.client.HTTPException,
+        psutil.Error,
+        OSError,
+        RuntimeError,
+    ) as error:
+        raise errors.InputError(
+            "Expected a server that answers every call. Received: "
+            f"{type(error).__name__}: {errors.reason(error)}."
+        ) from error
+    finally:
+        # Otherwise it would go on, and whoever waits for it, too.
+        server.kill()
         server.communicate()
+    print_table(rows)
+    print(f"memory of the server: {resident:.0f} MB; no call failed")
+    return rows
+
+
+def measure_protocol(protocol, make_caller, memory, options):
+    """One client and many in turn.
+
+    Args:
+        protocol: its name.
+        make_caller: as of `call_for`.
+        memory: function that gives the memory of the server.
+        options: the flags.
+
+    Returns:
+        list of dicts, one of one client, one of many.
+    """
+    import numpy as np
+
+    # Not counted: what is only done once.
+    call_for(2.0, make_caller, options.clients)
+    before = memory().rss
+    times = {1: [], options.clients: []}
+    for clients, share in ((1, 0.5), (options.clients, 1), (1, 0.5)):
+        times[clients] += call_for(
+            share * options.seconds, make_caller, clients
+        )
+    return [
+        {
+            "protocol": protocol,
+            "clients": clients,
+            "calls": len(seconds),
+            "calls_per_second": len(seconds) / options.seconds,
+            "median_ms": 1e3 * statistics.median(seconds),
+            "percentile_99_ms": 1e3 * float(np.percentile(seconds, 99)),
+            "ratio": len(seconds) / len(times[1]),
+            "memory_growth_mb": (memory().rss - before) / 1e6,
+        }
+        for clients, seconds in times.items()
+    ]
+
+
+def print_table(rows):
+    """Prints the figures, a line each."""
     print("protocol  clients  calls/s  median ms  99 % ms  ratio  growth MB")
     for row in rows:
         print(
@@ -134,8 +177,6 @@ def measure(options):
             f"{row['percentile_99_ms']:>7.1f}  {row['ratio']:>5.2f}  "
             f"{row['memory_growth_mb']:>9.1f}"
         )
-    print(f"memory of the server: {resident:.0f} MB; no call failed")
-    return rows
 
 
 def start_server(*arguments, **options):
@@ -178,16 +219,19 @@ def grpc_caller(address, request):
     import grpc
     from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-    options = [("grpc.use_local_subchannel_pool", 1)]
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+    ]
     with grpc.insecure_channel(address, options=options) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        yield lambda: stub.Predict(request, timeout=60)
+        yield lambda: stub.Predict(request, timeout=CALL_SECONDS)
 
 
 @contextlib.contextmanager
 def rest_caller(address, body):
     """The same by REST."""
-    connection = http.client.HTTPConnection(address, timeout=60)
+    connection = http.client.HTTPConnection(address, timeout=CALL_SECONDS)
 
     def call():
         connection.request("POST", "/v1/models/model:predict", body)
@@ -207,13 +251,20 @@ def call_for(seconds, make_caller, clients):
         list of the seconds that each call took.
     """
     end = time.perf_counter() + seconds
+    failed = threading.Event()
 
     def calls():
         times = []
-        with make_caller() as call:
-            while (start := time.perf_counter()) < end:
-                call()
-                times.append(time.perf_counter() - start)
+        try:
+            with make_caller() as call:
+                while (start := time.perf_counter()) < end:
+                    if failed.is_set():
+                        break
+                    call()
+                    times.append(time.perf_counter() - start)
+        except BaseException:
+            failed.set()
+            raise
         return times
 
     with concurrent.futures.ThreadPoolExecutor(clients) as executor:
