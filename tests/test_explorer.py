@@ -1,12 +1,15 @@
 """The explorer page in a real browser: Chromium, without a window."""
 
 import base64
+import http.server
 import io
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 from playwright import sync_api
 
@@ -221,6 +224,59 @@ def test_keyboard_alone(served, page):
     assert "scale=0.95" in page.url
 
 
+def test_back_undoes_a_choice(served, page):
+    open_page(page, served.rest)
+    before = pixels(page)
+    do(page, page.locator("#examples button").nth(2).click)
+    do(page, lambda: slide(page, "scale", 0.5))
+    # As a slider that is drawn: many values, one choice.
+    do(page, lambda: slide(page, "scale", 0.25))
+    do(page, page.go_back)
+    assert page.locator("#scale").input_value() == "1"
+    assert page.locator("#examples [aria-pressed=true]").count() == 1
+    assert "image=2" in page.url
+    do(page, page.go_back)
+    np.testing.assert_allclose(pixels(page), before, atol=1)
+    do(page, page.go_forward)
+    assert "image=2" in page.url
+
+
+def test_examples_have_different_names(served, page):
+    open_page(page, served.rest)
+    names = page.locator("#examples button").evaluate_all(
+        "all => all.map(button => button.getAttribute('aria-label'))"
+    )
+    assert len(names) == len(set(names)) == 8
+
+
+def test_a_phone_shows_a_reconstruction_and_takes_a_thumb(served, browser):
+    phone = browser.new_page(
+        viewport={"width": 390, "height": 664}, has_touch=True
+    )
+    open_page(phone, served.rest)
+    first = phone.locator(".pictures canvas").first.bounding_box()
+    assert first["y"] + first["height"] < 664
+    zone = phone.locator(".file").bounding_box()
+    assert zone["y"] + zone["height"] < 664
+    border = phone.locator(".file").evaluate(
+        "zone => getComputedStyle(zone).borderStyle"
+    )
+    assert border == "dashed"
+    for details in phone.locator("summary").all():
+        details.click()
+    targets = phone.locator(
+        "button:visible, select:visible, summary, input[type=range], .file, "
+        ".views label"
+    )
+    small = []
+    for target in targets.all():
+        box = target.bounding_box()
+        if min(box["width"], box["height"]) < 44:
+            small.append((target.inner_text(), box))
+    assert targets.count() > 20 and not small
+    phone.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_sticks_out_on_a_phone(served, browser, scheme):
     phone = browser.new_page(
@@ -292,3 +348,55 @@ def test_an_address_that_means_nothing_shows_the_first_view(served, page):
     )
     assert page.locator("#scale").input_value() == "1"
     assert page.locator(".pictures canvas").count() == 9
+
+
+class WithoutPreflight(http.server.BaseHTTPRequestHandler):
+    """Stands for TensorFlow Serving: it answers no `OPTIONS`."""
+
+    def answer(self):
+        length = int(self.headers.get("Content-Length", 0))
+        address = self.server.behind + self.path
+        answer = requests.request(
+            self.command, address, data=self.rfile.read(length), timeout=60
+        )
+        self.reply(answer.status_code, answer.content)
+
+    def do_OPTIONS(self):  # noqa: N802 (the base class's name)
+        self.server.preflights += 1
+        self.reply(400, b'{"error": "Malformed request: OPTIONS"}')
+
+    do_GET = do_POST = answer  # noqa: N815
+
+    def reply(self, status, content):
+        self.send_response(status)
+        if self.server.allows:
+            self.send_header("Access-Control-Allow-Origin", "*")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("allows", [True, False])
+def test_the_page_as_a_file_asks_without_a_preflight(
+    served, page, tmp_path, allows
+):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), WithoutPreflight)
+    server.behind, server.allows, server.preflights = served.rest, allows, 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    path = tmp_path / "explorer.html"
+    serve.main(["--model", "exported/scenes32-robust", "--page", str(path)])
+    address = f"http://127.0.0.1:{server.server_port}"
+    page.goto(f"file://{path}?server={address}")
+    if allows:
+        answered(page)
+        assert page.locator(".pictures canvas").count() == 9
+    else:
+        message = page.locator("#message")
+        for option in ("--rest_api_enable_cors_support=true", "--allow-origin"):
+            sync_api.expect(message).to_contain_text(option, timeout=SECONDS)
+    server.shutdown()
+    server.server_close()
+    assert server.preflights == 0
