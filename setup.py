@@ -53,6 +53,8 @@ setup(
         "uvicorn>=0.35,<1",  # the server of these
         "orjson>=3.11,<4",  # JSON of the REST protocol
         "grpcio>=1.70,<2",  # the gRPC protocol
+        "grpcio-health-checking>=1.70,<2",  # its health protocol
+        "prometheus-client>=0.22,<1",  # the server's counts and latencies
         "requests>=2.32,<3",  # calls of REST servers
         "psutil>=7,<8",  # the memory of a measured server
     ],

@@ -132,6 +132,22 @@ def test_large_requests_are_split(arithmetic, monkeypatch):
     assert max(c["images"][0] for c in arithmetic.calls) == 2
 
 
+def test_noise_is_drawn_of_a_seed(model):
+    images, _ = random_inputs(3, 1)
+    found = model.reconstruct(images, samples=2, seed=7)
+    noise = np.random.default_rng(7).standard_normal((3, 2, 2), "float32")
+    np.testing.assert_array_equal(found, model.reconstruct(images, noise))
+    assert model.reconstruct(images, seed=7).shape[:2] == (3, 1)
+
+
+def test_noise_or_a_seed_but_not_both(model):
+    images, noise = random_inputs(3, 1)
+    with pytest.raises(errors.InputError, match="Received: neither"):
+        model.reconstruct(images)
+    with pytest.raises(errors.InputError, match="Received: both"):
+        model.reconstruct(images, noise, seed=0)
+
+
 def test_empty_batch(model):
     images, noise = random_inputs(0, 2)
     assert model.logits(images).shape == (0, NUM_CLASSES)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import grpc
 import hypothesis
@@ -25,19 +26,26 @@ import pytest
 import requests
 import tensorflow as tf
 from google.protobuf import text_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import strategies
+from prometheus_client import parser as prometheus_parser
+from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
+    model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 from tensorflow_serving.config import model_server_config_pb2
 
 from kinv import errors
-from kinv.serving import client, grpc_service, pipeline
+from kinv.serving import client, grpc_service, limits, pipeline, web
 from kinv.serving import rest as rest_lib
 from kinv.serving import server as server_lib
 from kinv.serving.signature import INPUTS
@@ -55,7 +63,7 @@ def local():
 
 @pytest.fixture(scope="module")
 def version():
-    return server_lib.Version.load(ROOT / "exported" / NAME, 1)
+    return server_lib.Version.load(ROOT / "exported" / NAME / "1")
 
 
 def make_inputs(batch=1, samples=1, size=32, seed=0):
@@ -178,6 +186,12 @@ def test_what_such_a_server_tells_changes_with_the_version(version):
         ("{rest}/elsewhere", "Expected grpc://HOST:PORT/NAME or"),
         ("grpc://{grpc}", "Expected grpc://HOST:PORT/NAME or"),
         ("ftp://host:1/name", "Expected grpc://HOST:PORT/NAME or"),
+        ("grpc://127.0.0.1:70000/name", "PORT from 1 to 65535"),
+        ("grpc://127.0.0.1:0/name", "PORT from 1 to 65535"),
+        ("http://127.0.0.1:x/v1/models/name", "PORT from 1 to 65535"),
+        ("grpc://::1:8500/name", "IPv6 HOST in brackets"),
+        ("http://::1:8501/v1/models/name", "IPv6 HOST in brackets"),
+        ("grpc://[::1:8500/name", "IPv6 HOST in brackets"),
         ("grpc://127.0.0.1:1/name", "UNAVAILABLE"),
         ("http://127.0.0.1:1/v1/models/name", "refused"),
     ],
@@ -189,6 +203,39 @@ def test_what_is_not_there_is_one_clear_line(
     target = target.format(grpc=served.grpc, rest=served.rest)
     with pytest.raises(errors.InputError, match=reason):
         pipeline.Pipeline.load(target)
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """The environment names a proxy, which is not there."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "target", ["{rest}/v1/models/" + NAME, "grpc://{grpc}/" + NAME]
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_proxy_is_asked_for_the_way_to_this_machine(
+    served, proxy, target, host
+):
+    target = target.format(grpc=served.grpc, rest=served.rest)
+    model = pipeline.Pipeline.load(target.replace("127.0.0.1", host))
+    assert model.logits(make_inputs()["images"]).shape == (1, 80)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://192.0.2.1:8501/v1/models/name", "grpc://192.0.2.1:8500/name"],
+)
+def test_a_proxy_that_fails_is_named(proxy, target, monkeypatch):
+    monkeypatch.setattr(client, "WAIT_SECONDS", 0.01)
+    # An address for documentation, RFC 5737: nothing is there.
+    with pytest.raises(errors.InputError, match="NO_PROXY=192.0.2.1") as caught:
+        pipeline.Pipeline.load(target)
+    assert "Start one" not in str(caught.value)
 
 
 # TensorFlow Serving's REST protocol, by its documentation.
@@ -362,9 +409,9 @@ def test_a_body_that_is_too_large_is_refused(served, header, parts):
 
 
 def test_a_decompression_bomb_is_refused(served):
-    bomb = gzip.compress(b" " * 2**26)
+    bomb = gzip.compress(b" " * (2**26 + 1))
     answer = post(served, bomb, headers={"Content-Encoding": "gzip"})
-    assert answer.status_code == 415
+    assert answer.status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -373,8 +420,8 @@ def test_a_decompression_bomb_is_refused(served):
 )
 def test_pixels_and_samples_are_limited(version, size, samples, message):
     inputs = make_inputs(samples=samples, size=size)
-    with pytest.raises(server_lib.ServingError, match=message) as caught:
-        server_lib.check_inputs(inputs, version.model, server_lib.Limits())
+    with pytest.raises(limits.ServingError, match=message) as caught:
+        limits.check_inputs(inputs, version.model, limits.Limits())
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -467,8 +514,166 @@ def test_grpc_rejects_unknown_outputs_and_methods(stub):
     request.output_filter.append("nothing")
     with pytest.raises(grpc.RpcError, match="alias not found"):
         stub.Predict(request)
-    with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
-        stub.Classify(classification_pb2.ClassificationRequest())
+
+
+def inference_request(*methods):
+    request = inference_pb2.MultiInferenceRequest()
+    for method in methods:
+        task = request.tasks.add(method_name=method)
+        task.model_spec.name = NAME
+    return request
+
+
+@pytest.mark.parametrize(
+    "method, request_, reason",
+    [
+        (
+            "Classify",
+            classification_pb2.ClassificationRequest(
+                model_spec=model_pb2.ModelSpec(name=NAME)
+            ),
+            "Expected classification signature",
+        ),
+        (
+            "Regress",
+            regression_pb2.RegressionRequest(
+                model_spec=model_pb2.ModelSpec(name=NAME)
+            ),
+            "Expected regression signature",
+        ),
+        (
+            "MultiInference",
+            inference_request("tensorflow/serving/regress"),
+            "Expected regression signature",
+        ),
+        (
+            "MultiInference",
+            inference_request("tensorflow/serving/predict"),
+            "Unsupported signature method_name",
+        ),
+        ("MultiInference", inference_request(), "Unsupported signature"),
+    ],
+)
+def test_grpc_methods_that_the_signature_does_not_have(
+    stub, method, request_, reason
+):
+    with pytest.raises(grpc.RpcError) as caught:
+        getattr(stub, method)(request_)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert reason in caught.value.details()
+
+
+def test_grpc_reload_says_what_is_so(served):
+    with grpc.insecure_channel(served.grpc) as channel:
+        service = model_service_pb2_grpc.ModelServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="started with") as caught:
+            service.HandleReloadConfigRequest(
+                model_management_pb2.ReloadConfigRequest()
+            )
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("tensor_content", [False, True])
+def test_grpc_answers_fill_the_field_that_is_asked_for(local, tensor_content):
+    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+    running, port = grpc_service.start(server, "127.0.0.1:0", tensor_content)
+    inputs = make_inputs(batch=2, samples=3)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        outputs = (
+            prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            .Predict(predict_request(inputs))
+            .outputs
+        )
+    running.stop(None).wait()
+    server.close()
+    found = outputs["reconstructions"]
+    assert found.dtype == types_pb2.DT_FLOAT
+    shape = [dimension.size for dimension in found.tensor_shape.dim]
+    assert shape == [2, 3, 32, 32, 3]
+    # As clients that know no TensorFlow read it.
+    if tensor_content:
+        assert not found.float_val
+        values = np.frombuffer(found.tensor_content, "<f4")
+    else:
+        assert not found.tensor_content
+        values = np.array(found.float_val, "f4")
+    np.testing.assert_allclose(
+        values.reshape(shape),
+        local.reconstruct(inputs["images"], inputs["noise"]),
+        atol=2e-3,
+    )
+
+
+def test_health(served):
+    with grpc.insecure_channel(served.grpc) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest()
+        )
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert requests.get(f"{served.rest}/healthz").json() == {
+        "status": "SERVING"
+    }
+    assert requests.head(f"{served.rest}/healthz").status_code == 200
+
+
+def test_metrics_have_the_names_of_tensorflow_serving(served):
+    def count(status, name=NAME):
+        page = requests.get(f"{served.rest}/monitoring/prometheus/metrics").text
+        values = {}
+        for family in prometheus_parser.text_string_to_metric_families(page):
+            for sample in family.samples:
+                if sample.name == ":tensorflow:serving:request_count":
+                    assert set(sample.labels) == {"model_name", "status"}
+                    key = sample.labels["model_name"], sample.labels["status"]
+                    values[key] = sample.value
+        latencies = re.findall(
+            ":tensorflow:serving:request_latency_count{(.+)} ", page
+        )
+        return values.get((name, status), 0), latencies
+
+    before = {status: count(status)[0] for status in ("OK", "INVALID_ARGUMENT")}
+    nameless = count("NOT_FOUND", "")[0]
+    assert post(served, columns()).status_code == 200
+    assert post(served, columns(noise=[])).status_code == 400
+    assert post(served, {}, "/v1/models/nothing:predict").status_code == 404
+    for status, value in before.items():
+        assert count(status)[0] == value + 1
+    # Names that clients invent take no memory.
+    assert count("NOT_FOUND", "nothing")[0] == 0
+    assert count("NOT_FOUND", "")[0] == nameless + 1
+    labels = f'API="Predict",entrypoint="REST",model_name="{NAME}"'
+    assert labels in count("OK")[1]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_bodies_may_be_compressed(served, encoding):
+    inputs = {key: x.tolist() for key, x in make_inputs().items()}
+    body = json.dumps({"inputs": inputs}).encode()
+    if encoding == "gzip":
+        body = gzip.compress(body)
+    answer = post(
+        served,
+        body,
+        headers={"Content-Encoding": encoding, "Accept-Encoding": encoding},
+        stream=True,
+    )
+    assert answer.status_code == 200
+    assert answer.headers.get("content-encoding", "identity") == encoding
+    content = answer.raw.read(decode_content=False)
+    if encoding == "gzip":
+        content = gzip.decompress(content)
+    assert np.shape(orjson.loads(content)["outputs"]["logits"]) == (1, 80)
+
+
+@pytest.mark.parametrize(
+    "body, encoding, status",
+    [(b"no", "gzip", 400), (gzip.compress(b"{}")[:-9], "gzip", 400)]
+    + [(b"{}", "br", 415)],
+)
+def test_what_cannot_be_decompressed_is_refused(served, body, encoding, status):
+    answer = post(served, body, headers={"Content-Encoding": encoding})
+    assert answer.status_code == status
+    assert "Content-Encoding" in answer.json()["error"]
 
 
 def test_grpc_metadata_and_status(served, stub):
@@ -549,7 +754,7 @@ def test_one_call_that_overflows_does_not_fail_its_neighbours():
     bad = {**make_inputs(), "logit_shift": np.full((1, 1, 1), 3e38, "f4")}
     futures = [server.submit(NAME, x) for x in (make_inputs(), bad)]
     assert futures[0].result()["logits"].shape == (1, 80)
-    with pytest.raises(server_lib.ServingError, match="not finite"):
+    with pytest.raises(limits.ServingError, match="not finite"):
         futures[1].result()
     server.close()
 
@@ -597,9 +802,164 @@ def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
             task.result()
     assert answered and set(answered) == {(1, 80)}
     assert server.states("model") == [(3, "AVAILABLE"), (1, "END")]
-    with pytest.raises(server_lib.ServingError, match="Servable not found"):
+    with pytest.raises(limits.ServingError, match="Servable not found"):
         server.submit("model", make_inputs(), 1)
     server.close()
+
+
+def make_version(directory, name, intact=True):
+    """What `fake_load` takes for a version."""
+    (directory / name).mkdir(parents=True)
+    (directory / name / "saved_model.pb").touch()
+    if not intact:
+        (directory / name / "damaged").touch()
+
+
+@pytest.fixture
+def fake_load(monkeypatch):
+    """Loads versions without TensorFlow; a damaged one fails."""
+
+    def load(path):
+        if (path / "damaged").exists():
+            raise ValueError("damaged\nin detail")
+        return server_lib.Version(int(path.name), None, {})
+
+    monkeypatch.setattr(server_lib.Version, "load", load)
+
+
+def wait_for_version(server, number):
+    """Waits until it is the one that serves; None is none."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            found = server.version("model").number
+        except limits.ServingError as error:
+            assert error.code == grpc.StatusCode.NOT_FOUND
+            assert error.message == (
+                "Servable not found for request: Latest(model)"
+            )
+            found = None
+        if found == number:
+            return
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+
+
+def test_a_damaged_version_is_skipped_until_it_is_mended(
+    tmp_path, fake_load, caplog
+):
+    make_version(tmp_path, "1")
+    make_version(tmp_path, "0007")
+    make_version(tmp_path, "8", intact=False)
+    server = server_lib.Server({"model": tmp_path}, poll_seconds=0.02)
+    assert server.version("model").number == 7
+    time.sleep(0.2)
+    # Once, not at every look.
+    assert caplog.text.count("skipped") == 1
+    assert f"complete SavedModel in {tmp_path}/8. Received: damaged." in (
+        caplog.text
+    )
+    (tmp_path / "8" / "damaged").unlink()
+    wait_for_version(server, 8)
+    assert server.states("model") == [(8, "AVAILABLE"), (7, "END")]
+    server.close()
+
+
+def test_without_an_intact_version_there_is_no_server(tmp_path, fake_load):
+    make_version(tmp_path, "1", intact=False)
+    make_version(tmp_path, "2", intact=False)
+    with pytest.raises(errors.InputError, match="2. Received: damaged. Export"):
+        server_lib.Server({"model": tmp_path})
+
+
+def test_versions_that_are_deleted_end(tmp_path, fake_load):
+    directory = tmp_path / "model"
+    for name in ("1", "2"):
+        make_version(directory, name)
+    server = server_lib.Server({"model": directory}, poll_seconds=0.02)
+    shutil.rmtree(directory / "2")
+    wait_for_version(server, 1)
+    shutil.rmtree(directory / "1")
+    wait_for_version(server, None)
+    with pytest.raises(limits.ServingError, match="not found"):
+        server.submit("model", {})
+    assert server.states("model") == [(2, "END"), (1, "END")]
+    make_version(directory, "3")
+    wait_for_version(server, 3)
+    # A directory that cannot be reached for a while ends nothing.
+    directory.rename(tmp_path / "elsewhere")
+    time.sleep(0.2)
+    assert server.version("model").number == 3
+    server.close()
+
+
+# Clients that send nothing, or half of it.
+
+
+@pytest.fixture
+def start_web():
+    """Starts the HTTP server alone, in this process."""
+    stops = []
+
+    def start():
+        nothing = types.SimpleNamespace(names=[], limits=limits.Limits())
+        opened = serve.bind("127.0.0.1", 0)
+        stop = web.start(nothing, "page", opened)
+        stops.append(stop)
+        return opened.getsockname(), stop
+
+    yield start
+    for stop in stops:
+        stop(0)
+
+
+HALF_A_BODY = (
+    f"POST /v1/models/{NAME}:predict HTTP/1.1\r\n"
+    "Host: x\r\nContent-Length: 100\r\n\r\n{"
+).encode()
+
+
+def received(connection):
+    """All that comes until the server closes."""
+    parts = []
+    while part := connection.recv(4096):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "sent, answer",
+    [
+        (b"", b""),
+        (b"GET / HTTP/1.1\r\nHost", b""),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET", b"HTTP/1.1 200"),
+        (HALF_A_BODY, b"HTTP/1.1 408"),
+    ],
+    ids=["nothing", "half a header", "one and a half", "half a body"],
+)
+def test_a_client_that_sends_no_more_is_sent_away(
+    start_web, monkeypatch, sent, answer
+):
+    monkeypatch.setattr(web, "READ_SECONDS", 0.3)
+    address, _ = start_web()
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(sent)
+        assert received(connection)[:12] == answer
+
+
+def test_a_client_that_sends_no_more_does_not_outlive_the_grace(start_web):
+    address, stop = start_web()
+    with (
+        socket.create_connection(address, timeout=30) as idle,
+        socket.create_connection(address, timeout=30) as half,
+    ):
+        half.sendall(HALF_A_BODY)
+        time.sleep(0.3)
+        start = time.monotonic()
+        stop(1)
+        assert time.monotonic() - start < 10
+        assert received(idle) == b""
+        assert received(half).startswith(b"HTTP/1.1 503")
 
 
 # Whatever is sent.
@@ -644,8 +1004,8 @@ REQUESTS = strategies.fixed_dictionaries(
 def test_whatever_json_says_is_read_or_refused(version, value):
     try:
         inputs, _ = rest_lib.parse_request(json.dumps(value).encode(), version)
-        server_lib.check_inputs(inputs, version.model, server_lib.Limits())
-    except server_lib.ServingError as error:
+        limits.check_inputs(inputs, version.model, limits.Limits())
+    except limits.ServingError as error:
         assert error.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -710,16 +1070,6 @@ def test_the_server_lives_after_all_that_and_does_not_grow(served):
 # The tool.
 
 
-def run_serve(*arguments):
-    return subprocess.run(
-        [sys.executable, "tools/serve.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -738,17 +1088,27 @@ def run_serve(*arguments):
             ],
             "Expected a free port",
         ),
-        (["--model", "x", "--rest-port", "70000"], "a port from 0 to 65535"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(served, arguments, message):
+def test_bad_input_is_one_line(served, arguments, message):
     ports = {
         "rest": served.rest.rpartition(":")[2],
         "grpc": served.grpc.rpartition(":")[2],
     }
-    result = run_serve(*(word.format(**ports) for word in arguments))
+    with pytest.raises(errors.InputError) as caught:
+        serve.main([word.format(**ports) for word in arguments])
+    assert message in str(caught.value)
+
+
+def test_bad_input_ends_with_status_2():
+    result = subprocess.run(
+        [sys.executable, "tools/serve.py", "--model=x", "--rest-port=70000"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 2
-    assert message in result.stderr
+    assert "a port from 0 to 65535" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -782,14 +1142,32 @@ def test_an_ipv6_host_stands_in_brackets():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(start_server, number):
     server = start_server()
-    # A call that is under way is answered.
-    with concurrent.futures.ThreadPoolExecutor() as executor:
-        body = {"inputs": {k: v.tolist() for k, v in make_inputs(64).items()}}
-        call = executor.submit(post, server, orjson.dumps(body))
-        time.sleep(0.3)
+    host, port = server.rest.removeprefix("http://").split(":")
+    many = make_inputs(64, samples=8)
+    body = {"inputs": {k: v.tolist() for k, v in make_inputs(64).items()}}
+    channel = grpc.insecure_channel(
+        server.grpc, options=[("grpc.max_receive_message_length", -1)]
+    )
+    with (
+        # They do not hold it up, beyond the grace period.
+        socket.create_connection((host, int(port))) as idle,
+        socket.create_connection((host, int(port))) as half,
+        channel,
+        concurrent.futures.ThreadPoolExecutor() as executor,
+    ):
+        half.sendall(HALF_A_BODY)
+        # Calls that are under way are answered.
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        rest_call = executor.submit(post, server, orjson.dumps(body))
+        grpc_call = executor.submit(stub.Predict, predict_request(many))
+        time.sleep(0.5)
+        start = time.monotonic()
         server.process.send_signal(number)
-        assert call.result().status_code == 200
-    out, _ = server.process.communicate(timeout=60)
+        assert rest_call.result().status_code == 200
+        assert "logits" in grpc_call.result().outputs
+        out, _ = server.process.communicate(timeout=60)
+        assert time.monotonic() - start < serve.GRACE_SECONDS + 10
+        assert idle.recv(1) == b""
     assert server.process.returncode == 0
     assert out.endswith("stopped\n")
 

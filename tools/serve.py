@@ -11,15 +11,22 @@ import os
 import pathlib
 import signal
 import socket
+import threading
 
 from kinv import errors, files
 
 LOOPBACK = "127.0.0.1"
 # What only this machine can reach.
 OWN_HOSTS = (LOOPBACK, "::1", "localhost")
+# Connections that may wait to be accepted.
+BACKLOG = 2048
+# Of calls that are under way when the server is told to stop; KServe and
+# Kubernetes wait for 30 seconds.
+GRACE_SECONDS = 20
 
-# Held-out scenes that the explorer offers, by index, and their pixels.
-EXAMPLES = (0, 1, 2, 3, 4, 5, 6, 8)
+# Held-out scenes that the explorer offers, by index, and their pixels: each of
+# another class, the first one large and plain.
+EXAMPLES = (14, 28, 23, 34, 8, 36, 19, 37)
 EXAMPLE_SIZE = 64
 
 
@@ -43,6 +50,7 @@ def parse_arguments(argv):
     )
     add(
         "--host",
+        type=lambda text: text.strip("[]"),
         default=LOOPBACK,
         help="address to listen on; 0.0.0.0 for every machine that can reach "
         "this one",
@@ -57,6 +65,32 @@ def parse_arguments(argv):
         help="web origin whose pages may call the server, such as "
         "https://example.org, or *; may be repeated",
     )
+    add_limits(parser)
+    add(
+        "--tensor-content",
+        action="store_true",
+        help="answer gRPC calls in the field tensor_content instead of "
+        "float_val, which TensorFlow Serving fills",
+    )
+    add(
+        "--poll-seconds",
+        type=errors.positive_float,
+        default=1.0,
+        metavar="SECONDS",
+        help="between looks for new versions",
+    )
+    add(
+        "--page",
+        metavar="FILE",
+        help="instead of serving, write the explorer page to a file, for use "
+        "with a TensorFlow Serving: open it with ?server=http://HOST:8501",
+    )
+    return parser.parse_args(argv)
+
+
+def add_limits(parser):
+    """Adds the flags of what one request may ask for."""
+    add = parser.add_argument
     add(
         "--max-body",
         type=errors.positive_int,
@@ -79,20 +113,6 @@ def parse_arguments(argv):
         help="reconstructions of a request at most, of 32 x 32 pixels; fewer "
         "of larger ones",
     )
-    add(
-        "--poll-seconds",
-        type=errors.positive_float,
-        default=1.0,
-        metavar="SECONDS",
-        help="between looks for new versions",
-    )
-    add(
-        "--page",
-        metavar="FILE",
-        help="instead of serving, write the explorer page to a file, for use "
-        "with a TensorFlow Serving: open it with ?server=http://HOST:8501",
-    )
-    return parser.parse_args(argv)
 
 
 def port(text):
@@ -120,72 +140,97 @@ def main(argv=None):
     """Serves until it is told to stop."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import uvicorn
-
-    from kinv.serving import explorer, grpc_service, pipeline, rest
-    from kinv.serving import server as server_lib
-
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kinv").setLevel(logging.INFO)
     directories = named(options.model)
     if options.page:
-        models = {
-            name: pipeline.Pipeline.load(directory)
-            for name, directory in directories.items()
-        }
-        for name, model in models.items():
-            # What a server does not hand out.
-            if "classifier_size" not in model.metadata:
-                raise errors.InputError(
-                    "Expected the directory of an export for --page, which "
-                    "tells the page of its classes. Received: "
-                    f"{directories[name]}."
-                )
-        with files.atomic_path(options.page) as temporary:
-            page = explorer.page(models, example_images())
-            temporary.write_text(page, encoding="utf-8")
-        print(f"written: {options.page}")
-        return
+        write_page(options.page, directories)
+    else:
+        serve(options, directories)
 
-    limits = server_lib.Limits(
-        options.max_body * 2**20, options.max_pixels, options.max_samples
+
+def write_page(path, directories):
+    """Writes the explorer page of models to a file."""
+    from kinv.serving import explorer, pipeline
+
+    models = {
+        name: pipeline.Pipeline.load(directory)
+        for name, directory in directories.items()
+    }
+    for name, model in models.items():
+        # What a server does not hand out.
+        if "classifier_size" not in model.metadata:
+            raise errors.InputError(
+                "Expected the directory of an export for --page, which "
+                "tells the page of its classes. Received: "
+                f"{directories[name]}."
+            )
+    with files.atomic_path(path) as temporary:
+        page = explorer.page(models, example_images())
+        temporary.write_text(page, encoding="utf-8")
+    print(f"written: {path}")
+
+
+def serve(options, directories):
+    """Answers calls of models until a signal comes."""
+    from kinv.serving import explorer, grpc_service, limits, web
+    from kinv.serving import server as server_lib
+
+    server = server_lib.Server(
+        directories,
+        options.poll_seconds,
+        limits.Limits(
+            options.max_body * 2**20, options.max_pixels, options.max_samples
+        ),
     )
-    server = server_lib.Server(directories, options.poll_seconds, limits)
     models = {name: server.version(name).model for name in server.names}
     page = explorer.page(models, example_images())
-    app = rest.make_app(server, page, options.allow_origin)
-    config = uvicorn.Config(
-        app, options.host, options.rest_port, log_level="warning"
-    )
-    opened = bind(config)
+    opened = bind(options.host, options.rest_port)
     # In an address, the colons of IPv6 stand in brackets.
     host = f"[{options.host}]" if ":" in options.host else options.host
     grpc_server, grpc_port = grpc_service.start(
-        server, f"{host}:{options.grpc_port}"
+        server, f"{host}:{options.grpc_port}", options.tensor_content
     )
     if not grpc_port:
+        opened.close()
         raise errors.InputError(
             f"Expected a free port. Received: --grpc-port {options.grpc_port}, "
             f"which cannot be opened on {options.host}. Choose another, or 0."
         )
-    rest_port = opened.getsockname()[1]
+    stop_rest = web.start(server, page, opened, options.allow_origin)
+    asked_to_stop = stop_on_signals()
+    rest_address = f"http://{host}:{opened.getsockname()[1]}"
     for name in server.names:
         print(f"{name}: version {server.version(name).number}")
-        print(f"  http://{host}:{rest_port}/v1/models/{name}")
+        print(f"  {rest_address}/v1/models/{name}")
         print(f"  grpc://{host}:{grpc_port}/{name}")
-    print(f"explorer: http://{host}:{rest_port}/", flush=True)
+    print(f"explorer: {rest_address}/", flush=True)
     if options.host not in OWN_HOSTS:
         print("other machines can call: there is no password", flush=True)
-    # uvicorn answers open requests, then passes the signal on to this.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        uvicorn.Server(config).run(sockets=[opened])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        grpc_server.stop(grace=5).wait()
-        server.close()
-    print("stopped")
+
+    asked_to_stop.wait()
+    stopped = grpc_server.stop(GRACE_SECONDS)
+    stop_rest(GRACE_SECONDS)
+    stopped.wait(GRACE_SECONDS)
+    # Whoever has asked for what still runs has been sent away.
+    server.close(timeout=1)
+    print("stopped", flush=True)
+    # At once: to free the models one by one takes another ten seconds, and
+    # what still runs would not end before its last batch.
+    os._exit(0)
+
+
+def stop_on_signals():
+    """Gives an event that SIGTERM or SIGINT sets; a second signal kills."""
+    asked_to_stop = threading.Event()
+
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        asked_to_stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return asked_to_stop
 
 
 def named(arguments):
@@ -206,22 +251,23 @@ def named(arguments):
     return directories
 
 
-def bind(config):
+def bind(host, port):
     """Opens the REST port; uvicorn alone would exit with its own message."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Only of a socket that says TCP does asyncio turn off Nagle's algorithm,
     # which would hold back the second part of an answer for 40 ms.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     # At once after a previous server, whose connections linger.
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        opened.bind((config.host, config.port))
+        opened.bind((host, port))
         # So that whoever reads the address can connect at once.
-        opened.listen(config.backlog)
+        opened.listen(BACKLOG)
     except OSError as error:
+        opened.close()
         raise errors.InputError(
-            f"Expected a free port. Received: --host {config.host} --rest-port "
-            f"{config.port}: {error.strerror}. Choose another, or 0."
+            f"Expected a free port. Received: --host {host} --rest-port "
+            f"{port}: {error.strerror}. Choose another, or 0."
         ) from None
     return opened
 

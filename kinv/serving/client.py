@@ -1,8 +1,10 @@
 """Models that run elsewhere, behind TensorFlow Serving's protocols."""
 
+import ipaddress
 import json
 import time
 import urllib.parse
+import urllib.request
 
 import grpc
 import numpy as np
@@ -49,21 +51,41 @@ def connect(target):
     Raises:
         errors.InputError: if there is no such server, model or signature.
     """
-    address = urllib.parse.urlsplit(target)
+    expected = errors.InputError(
+        "Expected grpc://HOST:PORT/NAME or http://HOST:PORT/v1/models/NAME, "
+        f"an IPv6 HOST in brackets, PORT from 1 to 65535. Received: {target}."
+    )
+    try:
+        address = urllib.parse.urlsplit(target)
+        port = address.port
+    # A port that is none, or half a pair of brackets.
+    except ValueError:
+        raise expected from None
+    host = address.hostname or ""
     path = [part for part in address.path.split("/") if part]
     number = None
     if path[-2:-1] == ["versions"] and path[-1].isdecimal():
         number = int(path[-1])
         path = path[:-2]
-    if address.scheme == "grpc" and address.port and len(path) == 1:
+    # Without brackets, IPv6 ends at its first colon.
+    whole = address.netloc.rpartition("@")[2].count(":") <= 1 or ":" in host
+    if not host or not whole or port == 0:
+        raise expected
+    if address.scheme == "grpc" and port and len(path) == 1:
         return _connect_grpc(target, address.netloc, path[0], number)
     is_model = path[-3:-1] == ["v1", "models"]
     if address.scheme in ("http", "https") and is_model:
         return _connect_rest(target)
-    raise errors.InputError(
-        "Expected grpc://HOST:PORT/NAME or http://HOST:PORT/v1/models/NAME. "
-        f"Received: {target}."
-    )
+    raise expected
+
+
+def _is_loopback(target):
+    """Whether an address is this machine's own, which no proxy can reach."""
+    host = urllib.parse.urlsplit(target).hostname
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _connect_grpc(target, address, name, number):
@@ -72,6 +94,7 @@ def _connect_grpc(target, address, name, number):
         options=[
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),
+            ("grpc.enable_http_proxy", int(not _is_loopback(target))),
         ],
     )
     stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
@@ -118,9 +141,14 @@ def _connect_grpc(target, address, name, number):
     return predict, metadata
 
 
-def _connect_rest(target):
-    target = target.rstrip("/")
+def _session(target):
+    """Connections to a server, on which what passes is tried again."""
     session = requests.Session()
+    if _is_loopback(target):
+        # Proxies of the environment are for other machines; compression costs
+        # more than it saves.
+        session.trust_env = False
+        session.headers["Accept-Encoding"] = "identity"
     retries = urllib3.Retry(
         ATTEMPTS - 1,
         read=False,
@@ -132,6 +160,12 @@ def _connect_rest(target):
     adapter = requests.adapters.HTTPAdapter(max_retries=retries)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
+    return session
+
+
+def _connect_rest(target):
+    target = target.rstrip("/")
+    session = _session(target)
 
     def call(method, url, body=None):
         try:
@@ -187,9 +221,16 @@ def _connect_rest(target):
 
 
 def _failed(target, reason):
+    proxies = urllib.request.getproxies()
+    way_out = "Start one with tools/serve.py, or look at the server's log."
+    if not _is_loopback(target) and {"http", "https", "grpc"} & set(proxies):
+        host = urllib.parse.urlsplit(target).hostname
+        way_out = (
+            "Look at the server's log, and at the proxy that the environment "
+            f"names: NO_PROXY={host} goes around it."
+        )
     return errors.InputError(
-        f"Expected a model at {target}. Received: {reason}. Start one with "
-        "tools/serve.py, or look at the server's log."
+        f"Expected a model at {target}. Received: {reason}. {way_out}"
     )
 
 

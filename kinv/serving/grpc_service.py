@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import wrappers_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -15,19 +16,22 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from kinv.serving import server as server_lib
+from kinv.serving import limits, monitoring
 from kinv.serving.signature import SIGNATURE
 
 # Besides TensorFlow Serving's one field of metadata: the export's kinv.json.
 KINV_FIELD = "kinv"
 
 
-def start(server, address, max_workers=32):
+def start(server, address, tensor_content=False, max_workers=32):
     """Starts to answer.
 
     Args:
         server: `server_lib.Server`.
         address: `HOST:PORT`; port 0 is any free one.
+        tensor_content: whether answers hold their numbers as bytes in
+            `tensor_content`. TensorFlow Serving fills `float_val`, which is
+            all that some clients read.
         max_workers: calls that may wait for an answer at once.
 
     Returns:
@@ -43,11 +47,15 @@ def start(server, address, max_workers=32):
         ],
     )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        _PredictionService(server), grpc_server
+        _PredictionService(server, tensor_content), grpc_server
     )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(
         _ModelService(server), grpc_server
     )
+    health_service = health.HealthServicer()
+    # The whole server, which is healthy as long as it runs.
+    health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, grpc_server)
     try:
         port = grpc_server.add_insecure_port(address)
     except RuntimeError:
@@ -63,25 +71,30 @@ def _answering(method):
     def answer(self, request, context):
         try:
             return method(self, request, context)
-        except server_lib.ServingError as error:
+        except limits.ServingError as error:
             context.abort(error.code, error.message)
 
     return answer
 
 
 class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, server):
+    def __init__(self, server, tensor_content):
         self._server = server
+        self._tensor_content = tensor_content
 
     @_answering
     def Predict(self, request, context):  # noqa: N802 (the protocol's names)
+        with monitoring.request(self._server, request.model_spec.name, "GRPC"):
+            return self._predict(request)
+
+    def _predict(self, request):
         spec = request.model_spec
         number = _number(spec)
         version = self._server.version(spec.name, number)
         signature_name = spec.signature_name or SIGNATURE
         signature = version.signatures.get(signature_name)
         if signature is None:
-            raise server_lib.ServingError(
+            raise limits.ServingError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f'Serving signature key "{signature_name}" not found.',
             )
@@ -96,21 +109,41 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.model_spec.signature_name = signature_name
         response.model_spec.version.value = version.number
         for name in wanted:
-            response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
+            _fill(response.outputs[name], outputs[name], self._tensor_content)
         return response
+
+    @_answering
+    def Classify(self, request, context):  # noqa: N802
+        self._refuse(request.model_spec, "classify")
+
+    @_answering
+    def Regress(self, request, context):  # noqa: N802
+        self._refuse(request.model_spec, "regress")
+
+    @_answering
+    def MultiInference(self, request, context):  # noqa: N802
+        for task in request.tasks:
+            method = task.method_name.removeprefix("tensorflow/serving/")
+            if method not in limits.OTHER_METHODS:
+                break
+            self._refuse(task.model_spec, method)
+        names = [task.method_name for task in request.tasks]
+        raise limits.invalid(f"Unsupported signature method_name: {names}")
+
+    def _refuse(self, spec, method):
+        self._server.version(spec.name, _number(spec))
+        raise limits.wrong_method(method)
 
     @_answering
     def GetModelMetadata(self, request, context):  # noqa: N802
         if not request.metadata_field:
-            raise server_lib.invalid(
+            raise limits.invalid(
                 "GetModelMetadataRequest must specify at least one "
                 "metadata_field"
             )
         for field in request.metadata_field:
             if field not in ("signature_def", KINV_FIELD):
-                raise server_lib.invalid(
-                    f"Metadata field {field} is not supported"
-                )
+                raise limits.invalid(f"Metadata field {field} is not supported")
         spec = request.model_spec
         version = self._server.version(spec.name, _number(spec))
         response = get_model_metadata_pb2.GetModelMetadataResponse()
@@ -146,10 +179,30 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
             )
         return response
 
+    @_answering
+    def HandleReloadConfigRequest(self, request, context):  # noqa: N802
+        raise limits.ServingError(
+            grpc.StatusCode.UNIMPLEMENTED,
+            "The models are those that the server was started with, --model "
+            "of tools/serve.py: start it again for others. New versions of "
+            "them are picked up without being asked",
+        )
+
+
+def _fill(proto, array, tensor_content):
+    """Puts an array into an empty `TensorProto`."""
+    if tensor_content:
+        proto.CopyFrom(tf.make_tensor_proto(array))
+        return
+    proto.dtype = tf.as_dtype(array.dtype).as_datatype_enum
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    proto.float_val.extend(array.ravel().tolist())
+
 
 def _number(spec):
     if spec.version_label:
-        raise server_lib.invalid(
+        raise limits.invalid(
             f"Unrecognized servable version label: {spec.version_label}"
         )
     return spec.version.value if spec.HasField("version") else None
@@ -158,12 +211,12 @@ def _number(spec):
 def _output_filter(names, outputs):
     for name in names:
         if name not in outputs:
-            raise server_lib.invalid(
+            raise limits.invalid(
                 f"output tensor alias not found in signature: {name} Outputs "
                 f"expected to be in the set {{{','.join(sorted(outputs))}}}."
             )
     if len(set(names)) < len(names):
-        raise server_lib.invalid("duplicate output tensor alias")
+        raise limits.invalid("duplicate output tensor alias")
     return names or outputs
 
 
@@ -176,14 +229,14 @@ def _to_array(proto, name, limit):
     sizes = [dimension.size for dimension in proto.tensor_shape.dim]
     elements = np.prod([float(size) for size in sizes])
     if proto.tensor_shape.unknown_rank or min(sizes, default=0) < 0:
-        raise server_lib.invalid(f"{name}: expected a shape that is known")
+        raise limits.invalid(f"{name}: expected a shape that is known")
     if elements * 4 > limit:
-        raise server_lib.invalid(f"{name}: expected at most {limit} bytes")
+        raise limits.invalid(f"{name}: expected at most {limit} bytes")
     if proto.dtype != tf.float32.as_datatype_enum:
-        raise server_lib.invalid(f"{name}: expected float")
+        raise limits.invalid(f"{name}: expected float")
     try:
         return tf.make_ndarray(proto)
     except (TypeError, ValueError) as error:
-        raise server_lib.invalid(
+        raise limits.invalid(
             f"{name}: TensorProto is not valid: {error}"
         ) from None

@@ -50,10 +50,7 @@ class Pipeline:
 
     Example:
         pipeline = Pipeline.load("exported/scenes32-robust")
-        noise = np.random.default_rng(0).standard_normal(
-            (len(images), 4, pipeline.noise_dim), "float32"
-        )
-        reconstructions = pipeline.reconstruct(images, noise)
+        reconstructions = pipeline.reconstruct(images, samples=4, seed=0)
     """
 
     def __init__(
@@ -171,7 +168,16 @@ class Pipeline:
                 given[rows] = outputs[FEATURES]
         return logits, given
 
-    def reconstruct(self, images, noise, logit_scale=1.0, logit_shift=0.0):
+    def reconstruct(
+        self,
+        images,
+        noise=None,
+        logit_scale=1.0,
+        logit_shift=0.0,
+        *,
+        samples=1,
+        seed=None,
+    ):
         """Reconstructs images from `logit_scale * logits + logit_shift`.
 
         Of a model that inverts a layer, scale and shift act on its features.
@@ -180,17 +186,20 @@ class Pipeline:
             images: `(batch, height, width, 3)` in [0, 255], of any size; of
                 those that are not square the centre is taken.
             noise: `(batch, samples, noise_dim)`, N(0, 1): as many
-                reconstructions of each image.
+                reconstructions of each image. Or None, and a seed.
             logit_scale: a number, or `(batch or 1, samples or 1)`.
             logit_shift: a number, or `(batch or 1, samples or 1,
                 condition_dim or 1)`.
+            samples: reconstructions of each image, where a seed is given.
+            seed: integer, of which the noise is drawn: the same gives the
+                same again.
 
         Returns:
             float32 `(batch, samples, image_size, image_size, 3)` in [0, 255].
         """
         images = _check_images(images)
-        shape = (len(images), None, self.noise_dim)
-        noise = _check_array(noise, shape, "noise")
+        shape = (len(images), samples, self.noise_dim)
+        noise = _given_or_drawn(noise, shape, seed)
         batch, samples = noise.shape[:2]
         scale = _broadcast(logit_scale, (batch, samples), "logit_scale")
         shift = _broadcast(
@@ -263,23 +272,27 @@ def _version_directory(path):
         )
     if (path / "saved_model.pb").is_file():
         return path
-    numbers = versions(path)
-    if not numbers:
+    found = versions(path)
+    if not found:
         raise errors.InputError(
             "Expected a directory written by tools/export.py, exported/NAME or "
             f"exported/NAME/VERSION. Received: {path}, in which there is no "
             "SavedModel."
         )
-    return path / str(numbers[-1])
+    return found[max(found)]
 
 
 def versions(directory):
-    """Numbers of the SavedModels `directory/NUMBER`, ascending."""
-    return sorted(
-        int(path.name)
+    """SavedModels `directory/NUMBER` by number, ascending.
+
+    As for TensorFlow Serving, 0007 is number 7.
+    """
+    found = {
+        int(path.name): path
         for path in pathlib.Path(directory).iterdir()
         if path.name.isdecimal() and (path / "saved_model.pb").is_file()
-    )
+    }
+    return dict(sorted(found.items()))
 
 
 def _check_metadata(metadata, path):
@@ -330,6 +343,18 @@ def _check_images(images):
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return images[:, top : top + side, left : left + side]
+
+
+def _given_or_drawn(noise, shape, seed):
+    if (noise is None) == (seed is None):
+        raise errors.InputError(
+            "Expected either noise or a seed. Received: "
+            f"{'neither' if noise is None else 'both'}."
+        )
+    if noise is None:
+        return np.random.default_rng(seed).standard_normal(shape, "float32")
+    batch, _, noise_dim = shape
+    return _check_array(noise, (batch, None, noise_dim), "noise")
 
 
 def _check_array(array, shape, name):

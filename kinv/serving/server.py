@@ -1,10 +1,10 @@
 """Exported models by name: their versions, and calls merged into batches."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import logging
-import math
 import pathlib
 import queue
 import threading
@@ -14,46 +14,13 @@ import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from kinv import errors
-from kinv.serving import pipeline, signature
+from kinv.serving import limits as limits_lib
+from kinv.serving import monitoring, pipeline
+from kinv.serving.limits import ServingError
 
 LOGGER = logging.getLogger("kinv.serving")
 # Calls that may wait; more are sent away, as TensorFlow Serving does.
 WAITING_CALLS = 1000
-
-
-class ServingError(Exception):
-    """A call that is refused.
-
-    Attributes:
-        code: `grpc.StatusCode`.
-        message: one line for the caller.
-    """
-
-    def __init__(self, code, message):
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-def invalid(message):
-    """A call that is wrong in itself, whatever the state of the server."""
-    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What one call may ask for.
-
-    Attributes:
-        body_bytes: size of a request.
-        image_pixels: pixels of an image, before it is resized.
-        samples: reconstructions of 32 x 32 pixels, all images together; of
-            larger ones as many fewer as they have more pixels.
-    """
-
-    body_bytes: int = 64 * 2**20
-    image_pixels: int = 2**22
-    samples: int = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +38,9 @@ class Version:
     signatures: dict[str, meta_graph_pb2.SignatureDef]
 
     @classmethod
-    def load(cls, directory, number):
-        """Loads `directory/number` and calls it once, so that it is warm."""
-        path = pathlib.Path(directory, str(number))
+    def load(cls, path):
+        """Loads the version at `path`, and calls it once: it is warm then."""
+        path = pathlib.Path(path)
         model = pipeline.Pipeline.load(path)
         saved = saved_model_pb2.SavedModel()
         saved.ParseFromString((path / "saved_model.pb").read_bytes())
@@ -82,11 +49,12 @@ class Version:
             np.zeros((1, size, size, 3), "float32"),
             np.zeros((1, 1, model.noise_dim), "float32"),
         )
-        return cls(number, model, dict(saved.meta_graphs[0].signature_def))
+        signatures = dict(saved.meta_graphs[0].signature_def)
+        return cls(int(path.name), model, signatures)
 
 
 class Server:
-    """Answers calls of several models, each from its highest version.
+    """Answers calls of several models, each from its highest intact version.
 
     A thread per model merges the calls that wait into one batch: what one
     call costs alone, several cost little more together. Another thread looks
@@ -102,7 +70,9 @@ class Server:
         errors.InputError: if a directory holds no model of `tools/export.py`.
     """
 
-    def __init__(self, directories, poll_seconds=1.0, limits=Limits()):
+    def __init__(
+        self, directories, poll_seconds=1.0, limits=limits_lib.Limits()
+    ):
         self.limits = limits
         self._served = {
             name: _Served(name, pathlib.Path(directory))
@@ -125,8 +95,9 @@ class Server:
             ServingError: NOT_FOUND if there is none.
         """
         served = self._served.get(name)
-        if served and number in (None, served.version.number):
-            return served.version
+        version = served and served.version
+        if version and number in (None, version.number):
+            return version
         wanted = f"Latest({name})" if number is None else f"{name}:{number}"
         raise ServingError(
             grpc.StatusCode.NOT_FOUND,
@@ -171,15 +142,18 @@ class Server:
             ServingError: if the call is refused.
         """
         version = self.version(name, number)
-        check_inputs(inputs, version.model, self.limits)
+        limits_lib.check_inputs(inputs, version.model, self.limits)
         return self._served[name].submit(version, inputs)
 
-    def close(self):
-        """Answers the calls that wait, then stops."""
+    def close(self, timeout=None):
+        """Answers the calls that wait, then stops.
+
+        Args:
+            timeout: seconds of each model's calls; None is any number.
+        """
         self._stopping.set()
-        self._poller.join()
         for served in self._served.values():
-            served.close()
+            served.close(timeout)
 
     def _poll(self):
         while not self._stopping.wait(self._poll_seconds):
@@ -191,8 +165,7 @@ class _Served:
     """One model: its loaded version, its waiting calls, and their thread."""
 
     def __init__(self, name, directory):
-        numbers = pipeline.versions(directory) if directory.is_dir() else []
-        if not numbers:
+        if not (directory.is_dir() and pipeline.versions(directory)):
             raise errors.InputError(
                 "Expected a directory with versions, exported/NAME. "
                 f"Received: {directory}, which holds none. Write one with "
@@ -200,9 +173,14 @@ class _Served:
             )
         self.name = name
         self.directory = directory
-        self.version = Version.load(directory, numbers[-1])
-        self.states = {numbers[-1]: "AVAILABLE"}
-        self._complained_of = None
+        self.version = None
+        self.states = {}
+        # Of versions that could not be loaded: what lay there, and the reason.
+        self._damaged = {}
+        self.refresh()
+        if self.version is None:
+            _, reason = self._damaged[max(self._damaged)]
+            raise errors.InputError(reason)
         self._waiting = queue.Queue(WAITING_CALLS)
         self._left_over = None
         self._closed = False
@@ -210,26 +188,49 @@ class _Served:
         self._thread.start()
 
     def refresh(self):
-        """Loads the highest version if it is another one.
+        """Takes the highest version that can be loaded, if it is another one.
 
-        One that cannot be loaded (yet) leaves the present one in place.
+        Without any there is no version. If the directory itself cannot be
+        read, the present version stays.
         """
         try:
-            number = pipeline.versions(self.directory)[-1]
-            if number == self.version.number:
+            found = pipeline.versions(self.directory)
+        except OSError:
+            return
+        present, version = self.version, None
+        for number in reversed(found):
+            if present and number == present.number:
                 return
-            version = Version.load(self.directory, number)
+            if version := self._load(number, found[number]):
+                break
+        if present:
+            self.states[present.number] = "END"
+        if version:
+            self.states[version.number] = "AVAILABLE"
+            LOGGER.info("%s: version %d", self.name, version.number)
+        elif present:
+            LOGGER.warning("%s: no version is left", self.name)
+        self.version = version
+
+    def _load(self, number, path):
+        """The version, or None of one that cannot be loaded (yet)."""
+        before = self._damaged.get(number)
+        try:
+            stamp = _stamp(path)
+            if before and before[0] == stamp:
+                return None
+            return Version.load(path)
         # Whatever is wrong with what lies there, calls go on.
         except Exception as error:
-            complaint = errors.reason(error)
-            if complaint != self._complained_of:
-                LOGGER.warning("%s: not loaded: %s", self.name, complaint)
-            self._complained_of = complaint
-            return
-        self.states[self.version.number] = "END"
-        self.states[number] = "AVAILABLE"
-        self.version = version
-        LOGGER.info("%s: version %d", self.name, number)
+            reason = errors.reason(error)
+            if not isinstance(error, errors.InputError):
+                reason = (
+                    f"Expected a complete SavedModel in {path}. Received: "
+                    f"{reason}. Export it again."
+                )
+            self._damaged[number] = stamp, reason
+            LOGGER.warning("%s: skipped: %s", self.name, reason)
+        return None
 
     def submit(self, version, inputs):
         future = concurrent.futures.Future()
@@ -242,9 +243,10 @@ class _Served:
             ) from None
         return future
 
-    def close(self):
-        self._waiting.put(None)
-        self._thread.join()
+    def close(self, timeout):
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=timeout)
+            self._thread.join(timeout)
 
     def _work(self):
         while (calls := self._next_batch()) is not None:
@@ -255,7 +257,8 @@ class _Served:
                 continue
             futures = [future for _, _, future in calls]
             try:
-                answers = _answer(calls)
+                with monitoring.runtime(self.name):
+                    answers = _answer(calls)
             # A defect must not end the thread that all other calls need.
             except Exception as error:
                 LOGGER.exception("%s: call failed", self.name)
@@ -290,6 +293,12 @@ class _Served:
                 self._left_over = call
                 return calls
             calls.append(call)
+
+
+def _stamp(path):
+    """Tells whether the files of a directory have changed."""
+    stats = [(str(file), file.stat()) for file in sorted(path.rglob("*"))]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _key(call):
@@ -330,90 +339,10 @@ def _answer(calls):
     for end in ends:
         answer = {name: value[start:end] for name, value in outputs.items()}
         if not all(np.isfinite(value).all() for value in answer.values()):
-            answer = invalid(
+            answer = limits_lib.invalid(
                 "Outputs are not finite: logit_scale, logit_shift or noise are "
                 "too large"
             )
         answers.append(answer)
         start = end
     return answers
-
-
-def check_inputs(inputs, model, limits):
-    """Refuses what the signature would refuse, and what is too much.
-
-    Args:
-        inputs: dict of arrays.
-        model: `pipeline.Pipeline`.
-        limits: `Limits`.
-
-    Raises:
-        ServingError: INVALID_ARGUMENT.
-    """
-    missing, extra = (
-        signature.INPUTS - set(inputs),
-        set(inputs) - signature.INPUTS,
-    )
-    if missing or extra:
-        raise invalid(
-            f"input size does not match signature: {len(inputs)}!="
-            f"{len(signature.INPUTS)}."
-            f" Sent extra: {{{','.join(sorted(extra))}}}. Missing but "
-            f"required: {{{','.join(sorted(missing))}}}."
-        )
-    batch = len(inputs["images"]) if inputs["images"].ndim else 0
-    samples = inputs["noise"].shape[1] if inputs["noise"].ndim > 1 else 0
-    # Allowed sizes of each axis; None is any.
-    shapes = {
-        "images": ({batch}, None, None, {3}),
-        "noise": ({batch}, None, {model.noise_dim}),
-        "logit_scale": ({batch}, {samples, 1}),
-        "logit_shift": ({batch}, {samples, 1}, {model.condition_dim, 1}),
-    }
-    for name, allowed in shapes.items():
-        array = inputs[name]
-        if array.dtype != np.float32:
-            raise invalid(f"{name}: expected float, received {array.dtype}")
-        fits = array.ndim == len(allowed) and all(
-            sizes is None or size in sizes
-            for size, sizes in zip(array.shape, allowed, strict=True)
-        )
-        if not fits:
-            raise invalid(
-                f"{name}: expected shape {_written(allowed, batch)}, "
-                f"received {list(array.shape)}"
-            )
-    if not batch or 0 in inputs["images"].shape:
-        raise invalid("images: expected at least one, of at least one pixel")
-    height, width = inputs["images"].shape[1:3]
-    if height * width > limits.image_pixels:
-        raise invalid(
-            f"images: expected at most {limits.image_pixels} pixels each, "
-            f"received {height} x {width}"
-        )
-    most = max(1, limits.samples * 32**2 // model.image_size**2)
-    if batch * samples > most:
-        raise invalid(
-            f"noise: expected at most {most} samples in all, received "
-            f"{batch} x {samples}"
-        )
-    for name, array in inputs.items():
-        if not math.isfinite(array.sum(dtype="float64")):
-            raise invalid(f"{name}: expected finite values")
-    images = inputs["images"]
-    # As in `pipeline`: reconstructions may overshoot by a rounding.
-    if images.min() < -0.01 or images.max() > 255.01:
-        raise invalid(
-            "images: expected values in [0, 255], received "
-            f"{images.min():g} to {images.max():g}"
-        )
-
-
-def _written(allowed, batch):
-    words = []
-    for sizes in allowed:
-        if sizes is None or not batch:
-            words.append("any")
-        else:
-            words.append(" or ".join(str(size) for size in sorted(sizes)))
-    return f"[{', '.join(words)}]"

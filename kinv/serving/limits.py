@@ -1,0 +1,152 @@
+"""What one call may ask for; calls that ask for something else are refused."""
+
+import dataclasses
+import math
+
+import grpc
+import numpy as np
+
+from kinv.serving import signature
+
+# What TensorFlow Serving calls the other two methods in its messages.
+OTHER_METHODS = {"classify": "classification", "regress": "regression"}
+
+
+class ServingError(Exception):
+    """A call that is refused.
+
+    Attributes:
+        code: `grpc.StatusCode`.
+        message: one line for the caller.
+    """
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def invalid(message):
+    """A call that is wrong in itself, whatever the state of the server."""
+    return ServingError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def wrong_method(method):
+    """A call of `classify` or `regress`, which no exported model has."""
+    return invalid(
+        f"Expected {OTHER_METHODS[method]} signature method_name to be "
+        f"tensorflow/serving/{method}. Was: tensorflow/serving/predict"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one call may ask for.
+
+    Attributes:
+        body_bytes: size of a request, decompressed.
+        image_pixels: pixels of an image, before it is resized.
+        samples: reconstructions of 32 x 32 pixels, all images together; of
+            larger ones as many fewer as they have more pixels.
+    """
+
+    body_bytes: int = 64 * 2**20
+    image_pixels: int = 2**22
+    samples: int = 1024
+
+
+def check_inputs(inputs, model, limits):
+    """Refuses what the signature would refuse, and what is too much.
+
+    Args:
+        inputs: dict of arrays.
+        model: `pipeline.Pipeline`.
+        limits: `Limits`.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT.
+    """
+    _check_names(inputs)
+    _check_shapes(inputs, model)
+    _check_amount(inputs, model, limits)
+    _check_values(inputs)
+
+
+def _check_names(inputs):
+    missing, extra = (
+        signature.INPUTS - set(inputs),
+        set(inputs) - signature.INPUTS,
+    )
+    if missing or extra:
+        raise invalid(
+            f"input size does not match signature: {len(inputs)}!="
+            f"{len(signature.INPUTS)}."
+            f" Sent extra: {{{','.join(sorted(extra))}}}. Missing but "
+            f"required: {{{','.join(sorted(missing))}}}."
+        )
+
+
+def _check_shapes(inputs, model):
+    batch = len(inputs["images"]) if inputs["images"].ndim else 0
+    samples = inputs["noise"].shape[1] if inputs["noise"].ndim > 1 else 0
+    # Allowed sizes of each axis; None is any.
+    shapes = {
+        "images": ({batch}, None, None, {3}),
+        "noise": ({batch}, None, {model.noise_dim}),
+        "logit_scale": ({batch}, {samples, 1}),
+        "logit_shift": ({batch}, {samples, 1}, {model.condition_dim, 1}),
+    }
+    for name, allowed in shapes.items():
+        array = inputs[name]
+        if array.dtype != np.float32:
+            raise invalid(f"{name}: expected float, received {array.dtype}")
+        fits = array.ndim == len(allowed) and all(
+            sizes is None or size in sizes
+            for size, sizes in zip(array.shape, allowed, strict=True)
+        )
+        if not fits:
+            raise invalid(
+                f"{name}: expected shape {_written(allowed, batch)}, "
+                f"received {list(array.shape)}"
+            )
+    if not batch or 0 in inputs["images"].shape:
+        raise invalid("images: expected at least one, of at least one pixel")
+
+
+def _check_amount(inputs, model, limits):
+    height, width = inputs["images"].shape[1:3]
+    if height * width > limits.image_pixels:
+        raise invalid(
+            f"images: expected at most {limits.image_pixels} pixels each, "
+            f"received {height} x {width}"
+        )
+    batch, samples = inputs["noise"].shape[:2]
+    most = max(1, limits.samples * 32**2 // model.image_size**2)
+    if batch * samples > most:
+        raise invalid(
+            f"noise: expected at most {most} samples in all, received "
+            f"{batch} x {samples}"
+        )
+
+
+def _check_values(inputs):
+    for name, array in inputs.items():
+        if not math.isfinite(array.sum(dtype="float64")):
+            raise invalid(f"{name}: expected finite values")
+    images = inputs["images"]
+    # As in `pipeline`: reconstructions may overshoot by a rounding.
+    if images.min() < -0.01 or images.max() > 255.01:
+        raise invalid(
+            "images: expected values in [0, 255], received "
+            f"{images.min():g} to {images.max():g}"
+        )
+
+
+def _written(allowed, batch):
+    words = []
+    for sizes in allowed:
+        if sizes is None or not batch:
+            words.append("any")
+        else:
+            words.append(" or ".join(str(size) for size in sorted(sizes)))
+    return f"[{', '.join(words)}]"

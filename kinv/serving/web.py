@@ -1,0 +1,309 @@
+"""The HTTP server: REST calls, monitoring, health, the explorer page."""
+
+import asyncio
+import contextlib
+import gzip
+import io
+import re
+import threading
+import urllib.parse
+import zlib
+
+import fastapi
+import grpc
+import orjson
+import starlette.requests
+import uvicorn
+from fastapi.middleware import cors
+from uvicorn.protocols.http import h11_impl
+
+from kinv.serving import limits, monitoring, rest
+
+# What TensorFlow Serving accepts after the host, in its order of groups.
+_MODEL = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
+PREDICT_PATH = re.compile(rf"(?i){_MODEL}:(classify|regress|predict)")
+# and, besides, the export's kinv.json.
+STATUS_PATH = re.compile(rf"(?i){_MODEL}(?:/(metadata|kinv\.json))?")
+# As TensorFlow Serving maps them.
+HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNAVAILABLE: 503,
+}
+# For load balancers, which ask nothing but whether to send calls.
+HEALTH_PATH = "/healthz"
+# In which a client has to send a request, from the first byte of a connection
+# or the end of the last answer; and, from then on, its body.
+READ_SECONDS = 60
+# Answers below fit into one packet.
+COMPRESSED_BYTES = 1400
+# As fast as it gets: digits compress by half at any level.
+COMPRESSION_LEVEL = 1
+# The page loads nothing, and sends nothing, but pictures and calls.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';"
+    " img-src data: blob:; connect-src *; base-uri 'none'; form-action 'none'"
+)
+
+
+def start(server, page, opened, allow_origins=()):
+    """Starts to answer, in a thread.
+
+    Args:
+        server: `server_lib.Server`.
+        page: HTML to answer at `/`.
+        opened: socket that listens.
+        allow_origins: origins whose pages may call, such as `*`.
+
+    Returns:
+        Function of a grace period in seconds, which takes no further calls,
+        waits for those that are under way, and drops those that take longer.
+    """
+    config = uvicorn.Config(
+        make_app(server, page, allow_origins),
+        log_level="warning",
+        http=_Protocol,
+    )
+    running = uvicorn.Server(config)
+    thread = threading.Thread(
+        target=running.run, kwargs={"sockets": [opened]}, daemon=True
+    )
+    thread.start()
+
+    def stop(grace):
+        config.timeout_graceful_shutdown = grace
+        running.should_exit = True
+        thread.join()
+
+    return stop
+
+
+class _Protocol(h11_impl.H11Protocol):
+    """HTTP on one connection, closed when no request comes in time.
+
+    uvicorn alone waits for ever for the first one, and for one that has begun.
+    """
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._await_request()
+
+    def on_response_complete(self):
+        super().on_response_complete()
+        self._timer.cancel()
+        self._await_request()
+
+    def connection_lost(self, exc):
+        super().connection_lost(exc)
+        self._timer.cancel()
+
+    def _await_request(self):
+        self._timer = self.loop.call_later(READ_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self):
+        if self.cycle is None or self.cycle.response_complete:
+            self.timeout_keep_alive_handler()
+
+
+def make_app(server, page, allow_origins=()):
+    """Builds the application.
+
+    Args:
+        server: `server_lib.Server`.
+        page: HTML to answer at `/`.
+        allow_origins: origins whose pages may call, such as `*`.
+
+    Returns:
+        ASGI application.
+
+    Reference:
+        The RESTful API of TensorFlow Serving,
+        https://www.tensorflow.org/tfx/serving/api_rest
+    """
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if allow_origins:
+        app.add_middleware(
+            cors.CORSMiddleware,
+            allow_origins=list(allow_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Content-Type"],
+        )
+
+    @app.get("/")
+    async def explorer():
+        return fastapi.Response(
+            page,
+            media_type="text/html",
+            headers={
+                "Content-Security-Policy": PAGE_POLICY,
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
+
+    @app.api_route(HEALTH_PATH, methods=["GET", "HEAD"])
+    async def health():
+        return {"status": "SERVING"}
+
+    @app.get(monitoring.PATH)
+    async def metrics():
+        return fastapi.Response(monitoring.page(), media_type="text/plain")
+
+    # One route: paths are TensorFlow Serving's, with colons and in any case.
+    @app.api_route("/{path:path}", methods=["GET", "POST"])
+    async def answer(request: fastapi.Request):
+        return await _answer(server, request)
+
+    return app
+
+
+async def _answer(server, request):
+    path = request.scope["raw_path"].decode("latin-1")
+    headers = {}
+    try:
+        if request.method == "POST":
+            content = await _post(server, path, request, headers)
+        else:
+            content = _get(server, path)
+        status = 200
+    except limits.ServingError as error:
+        content = orjson.dumps({"error": error.message})
+        status = HTTP_STATUS[error.code]
+    except _Refused as error:
+        content, status = orjson.dumps({"error": str(error)}), error.status
+        headers = error.headers
+    # By uvicorn, which no longer waits.
+    except asyncio.CancelledError:
+        content, status = orjson.dumps({"error": "The server stops"}), 503
+    return fastapi.Response(
+        content, status, headers, media_type="application/json"
+    )
+
+
+class _Refused(Exception):
+    """A request refused before it is read as TensorFlow Serving would."""
+
+    def __init__(self, status, message, **headers):
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+def _get(server, path):
+    name, number, subresource = _parse(STATUS_PATH, "GET", path)
+    if subresource == "kinv.json":
+        return orjson.dumps(server.version(name, number).model.metadata)
+    if subresource:
+        return rest.metadata_json(server.version(name, number), name)
+    return orjson.dumps(
+        {
+            "model_version_status": [
+                {
+                    "version": str(version),
+                    "state": state,
+                    "status": {"error_code": "OK", "error_message": ""},
+                }
+                for version, state in server.states(name, number)
+            ]
+        },
+        option=orjson.OPT_INDENT_2,
+    )
+
+
+async def _post(server, path, request, headers):
+    """Answers a call; adds to the headers of the answer."""
+    name, number, method = _parse(PREDICT_PATH, "POST", path)
+    body = await _read(request, server.limits.body_bytes)
+    with monitoring.request(server, name, "REST"):
+        version = server.version(name, number)
+        if method.lower() != "predict":
+            raise limits.wrong_method(method.lower())
+        # Beside the event loop: a large body takes a second.
+        inputs, by_row = await asyncio.to_thread(
+            rest.parse_request, body, version
+        )
+        future = server.submit(name, inputs, number)
+        outputs = await asyncio.wrap_future(future)
+        answer = await asyncio.to_thread(rest.write_response, outputs, by_row)
+    headers["Vary"] = "Accept-Encoding"
+    if len(answer) > COMPRESSED_BYTES and _takes_gzip(request):
+        headers["Content-Encoding"] = "gzip"
+        answer = await asyncio.to_thread(
+            gzip.compress, answer, COMPRESSION_LEVEL
+        )
+    return answer
+
+
+def _parse(pattern, method, path):
+    match = pattern.fullmatch(path)
+    if not match:
+        raise limits.invalid(f"Malformed request: {method} {path}")
+    name, number, label, rest_of_path = match.groups()
+    if label is not None:
+        raise limits.invalid(f"Unrecognized servable version label: {label}")
+    if number is not None and len(number) > 18:
+        raise limits.invalid(f"Failed to convert version: {number} to numeric.")
+    name = urllib.parse.unquote(name)
+    return name, None if number is None else int(number), rest_of_path
+
+
+def _takes_gzip(request):
+    """Whether the client asks for it, `gzip;q=0` being a no."""
+    for offer in request.headers.get("accept-encoding", "").split(","):
+        coding, _, weight = offer.replace(" ", "").lower().partition(";q=")
+        if coding == "gzip":
+            return not weight or weight.strip("0.") != ""
+    return False
+
+
+async def _read(request, limit):
+    """The body, decompressed."""
+    try:
+        body = await asyncio.wait_for(_receive(request, limit), READ_SECONDS)
+    except asyncio.TimeoutError:
+        raise _Refused(
+            408,
+            f"Expected the whole request within {READ_SECONDS} s",
+            Connection="close",
+        ) from None
+    except starlette.requests.ClientDisconnect:
+        raise _Refused(400, "The client went away") from None
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "gzip":
+        return await asyncio.to_thread(_decompress, body, limit)
+    if encoding != "identity":
+        raise _Refused(
+            415, "Expected a request without Content-Encoding, or with gzip"
+        )
+    return body
+
+
+async def _receive(request, limit):
+    """The body, refused as soon as it is known to be too large."""
+    with contextlib.suppress(ValueError):
+        if int(request.headers.get("content-length", 0)) > limit:
+            raise _too_large(limit)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _decompress(body, limit):
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as file:
+            # No more than shows that it is too large.
+            content = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise limits.invalid(f"Content-Encoding: gzip: {error}") from None
+    if len(content) > limit:
+        raise _too_large(limit)
+    return content
+
+
+def _too_large(limit):
+    return _Refused(413, f"Expected a request of at most {limit / 2**20:g} MiB")
