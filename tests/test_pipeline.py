@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kinv import errors
 from kinv.inversion import export
-from kinv.serving import pipeline
+from kinv.serving import client, pipeline
 
 NUM_CLASSES, NOISE_DIM, SIZE = 3, 2, 4
 METADATA = {
@@ -375,3 +375,34 @@ def test_an_export_of_the_flat_layout_answers_as_before():
     np.testing.assert_allclose(
         found[1, 5, 7], [214.29146, 119.54815, 79.65137], atol=0.02
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "float64"])
+def test_images_that_are_all_but_black_get_a_warning(model, dtype):
+    images = np.ones((2, 5, 5, 3), dtype)
+    with pytest.warns(UserWarning, match="Multiply those in"):
+        model.logits(images)
+    # Black is a picture, and so is one that is merely dark.
+    model.logits(0 * images)
+    model.logits(2 * images)
+
+
+def test_a_client_sends_no_larger_images_than_the_classifier_takes(arithmetic):
+    model = pipeline.Pipeline(arithmetic, METADATA, largest_image=10)
+    ramp = np.broadcast_to(np.arange(40.0)[:, None, None], (3, 40, 60, 3))
+    found = model.logits(ramp)
+    assert [call["images"] for call in arithmetic.calls] == [(3, 10, 10, 3)]
+    # The mean of the ramp's rows is that of their means of four.
+    np.testing.assert_allclose(found, np.full((3, 3), 19.5), rtol=1e-3)
+    model.logits(ramp[:, :10, :10])
+    assert arithmetic.calls[-1]["images"] == (3, 10, 10, 3)
+
+
+@pytest.mark.parametrize("size, sent", [(16, 16), (None, 1024)])
+def test_served_models_say_how_large_images_may_be(monkeypatch, size, sent):
+    arithmetic = Arithmetic()
+    metadata = {**METADATA, "classifier_size": size}
+    monkeypatch.setattr(client, "connect", lambda _: (arithmetic, metadata))
+    model = pipeline.Pipeline.load("grpc://host:1/name")
+    model.logits(np.full((1, 1100, 1300, 3), 7, "uint8"))
+    assert arithmetic.calls[0]["images"] == (1, sent, sent, 3)

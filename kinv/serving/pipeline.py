@@ -3,6 +3,7 @@
 import logging
 import math
 import pathlib
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +25,9 @@ IMAGE_PIXELS = 2**24
 # The same of a model behind a network, whose messages are bounded, too: 3 MB
 # of images, 8 as JSON. A larger image travels alone.
 REMOTE_IMAGE_PIXELS = 2**18
+# Height of an image that is sent at most, where the server does not say what
+# its classifier takes: 13 MB, 40 as JSON.
+REMOTE_IMAGE_SIZE = 1024
 
 
 class Pipeline:
@@ -36,6 +40,8 @@ class Pipeline:
         signature: the same as a function of tensors, through which gradients
             flow; None of a model that runs elsewhere.
         image_pixels: pixels of the images of one call at most.
+        largest_image: height of the images that are passed on at most; larger
+            ones are resized first. None for any.
 
     Attributes:
         metadata: dict: class names, sizes, dataset, options, metrics, versions.
@@ -54,7 +60,12 @@ class Pipeline:
     """
 
     def __init__(
-        self, predict, metadata, signature=None, image_pixels=IMAGE_PIXELS
+        self,
+        predict,
+        metadata,
+        signature=None,
+        image_pixels=IMAGE_PIXELS,
+        largest_image=None,
     ):
         self._predict = predict
         self.signature = signature
@@ -66,6 +77,7 @@ class Pipeline:
         self.image_size = metadata["image_size"]
         self.class_names = metadata["class_names"]
         self._image_pixels = image_pixels
+        self._largest_image = largest_image
         self._samples_per_call = max(
             1, RECONSTRUCTED_PIXELS // self.image_size**2
         )
@@ -89,7 +101,13 @@ class Pipeline:
             from kinv.serving import client
 
             predict, metadata = client.connect(str(target))
-            return cls(predict, metadata, image_pixels=REMOTE_IMAGE_PIXELS)
+            return cls(
+                predict,
+                metadata,
+                image_pixels=REMOTE_IMAGE_PIXELS,
+                largest_image=metadata.get("classifier_size")
+                or REMOTE_IMAGE_SIZE,
+            )
         path = _version_directory(target)
         metadata_path = path / "assets.extra" / "kinv.json"
         if not metadata_path.is_file():
@@ -238,17 +256,23 @@ class Pipeline:
         return self.reconstruct(image, noise[None], 0.0, logits[None])[0]
 
     def _images_per_call(self, images, samples):
-        height, width = images.shape[1:3]
+        size = min(images.shape[1], self._largest_image or images.shape[1])
         return max(
             1,
             min(
                 self._samples_per_call // max(1, samples),
-                self._image_pixels // (height * width),
+                self._image_pixels // size**2,
             ),
         )
 
     def _call(self, images, noise, logit_scale=None, logit_shift=None):
         batch = len(images)
+        size = self._largest_image
+        if size and images.shape[1] > size:
+            # As the signature does itself.
+            images = tf.image.resize(
+                tf.cast(images, tf.float32), (size, size), antialias=True
+            )
         if logit_scale is None:
             logit_scale = np.ones((batch, 1), "float32")
             logit_shift = np.zeros((batch, 1, 1), "float32")
@@ -337,6 +361,13 @@ def _check_images(images):
         raise errors.InputError(
             "Expected images with values in [0, 255]. "
             f"Received: values from {low} to {high}."
+        )
+    if 0 < high <= 1:
+        warnings.warn(
+            f"Expected images with values in [0, 255]. Received: values from "
+            f"{low} to {high}, which are all but black. Multiply those in "
+            "[0, 1] by 255.",
+            stacklevel=3,
         )
     # As exports do themselves since they have one rule; older ones squeeze.
     height, width = images.shape[1:3]
