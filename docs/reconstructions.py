@@ -15,7 +15,7 @@ MODELS = {
     "standard": "exported/scenes32-standard",
 }
 
-paths = images.list_images("docs/images")
+paths, _ = images.list_images("docs/images")
 originals = np.stack([images.read_image(path) for path in paths])
 rows, names = [list(originals)], ["image"]
 for classifier, directory in MODELS.items():

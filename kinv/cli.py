@@ -11,7 +11,8 @@ def add_data_flags(group):
     add(
         "--dataset",
         required=True,
-        help="TFDS name, or a folder of images with one sub-folder per class",
+        help="TFDS name; a folder of images, of which sub-folders are classes; "
+        "or a .npz or IDX file of images",
     )
     add(
         "--train-split",
@@ -43,6 +44,15 @@ def add_data_flags(group):
         help="leave out unreadable images of a folder, and count them, instead "
         "of stopping",
     )
+
+
+def print_left_out(*sources):
+    """Prints what is left out of the splits of a data set, once each."""
+    for line in dict.fromkeys(source.left_out for source in sources):
+        if line:
+            print(line)
+    if skipped := sum(source.num_skipped for source in sources):
+        print(f"left out {skipped:,} unreadable images")
 
 
 def add_run_flags(group):

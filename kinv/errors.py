@@ -47,6 +47,9 @@ def run(main, resumable=False):
     tool = os.path.basename(sys.argv[0])
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files need not be text, nor the terminal's.
+        stream.reconfigure(errors="replace")
     try:
         main()
     except KeyboardInterrupt as stop:
@@ -94,9 +97,12 @@ def _explain(error, resumable):
 
 def _undecoded(error):
     """Names the image that an exception of TensorFlow's is about, or None."""
+    # What a function raised that TensorFlow had called.
+    if found := re.search(r"\bInputError: (Expected .*)", str(error)):
+        return found[1]
     # Without a data set opened it can be about none.
     folders = sys.modules.get("kinv.data.folders")
-    if folders and "DecodeImage" in str(error):
+    if folders and "Decode" in str(error):
         return folders.find_unreadable()
     return None
 

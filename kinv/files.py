@@ -235,6 +235,12 @@ def _lock_file(path, wait):
     return file
 
 
+def printable(path):
+    """A path as text to show: what is none in it is replaced by U+FFFD."""
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return re.sub(r"[\x00-\x1f\x7f]", "\ufffd", text)
+
+
 def require_space(directory, num_bytes):
     """Checks that a disk has room.
 

@@ -546,6 +546,18 @@ def test_stability_takes_as_many_of_each_class(source):
     assert (np.unique(labels, return_counts=True)[1] == 2).all()
 
 
+def test_images_without_labels(source):
+    without = source.relabelled([], [-1] * len(source.class_names))
+    with pytest.raises(study.NotApplicable, match="needs labels"):
+        run(misclassified, without, model=perfect())
+    result = run(stability, without, robust=perfect(), standard=noise_only())
+    found = result.metrics["robust"]
+    assert found["images"] == 40 and found["all"]["value"] == 1
+    assert "right" not in found and "wrong" not in found
+    (claim,) = result.claims
+    assert claim.verdict == "holds" and claim.value > 0.9
+
+
 def test_stability_claims():
     """Of 200 images, the first 100 classified right by both models."""
     right = np.arange(200) < 100

@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -336,10 +337,8 @@ def test_an_interrupted_experiment_leaves_nothing(
     assert f"without PDF: remove {out}/rotation" in capsys.readouterr().out
 
 
-def test_a_data_set_without_factors(
-    image_folder, tmp_path, capsys, monkeypatch
-):
-    """A folder of two classes, and a model of as many logits."""
+def two_logits(dataset):
+    """A model of two classes, whose pictures are grey."""
     from kinv.serving import pipeline
 
     random = np.random.default_rng(0)
@@ -359,9 +358,48 @@ def test_a_data_set_without_factors(
         "noise_dim": 4,
         "image_size": 32,
         "classifier_size": 32,
-        "dataset": str(image_folder),
+        "dataset": str(dataset),
     }
-    model = pipeline.Pipeline(predict, metadata)
+    return pipeline.Pipeline(predict, metadata)
+
+
+def test_photographs_without_labels(
+    image_folder, tmp_path, capsys, monkeypatch
+):
+    from kinv.serving import pipeline
+
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for path in sorted(image_folder.rglob("*.png")):
+        name = f"{path.parent.name}-{path.name}"
+        shutil.copy(path, photographs / name)
+    (photographs / "bad.png").write_bytes(b"no image")
+    model = two_logits(photographs)
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda path: model)
+    out = tmp_path / "results"
+    command = ["--model", "any", "--quick", "--out", str(out)]
+    command += ["--experiments", "misclassified", "stability"]
+    command += ["--split", "train[:100%]"]
+    with pytest.raises(errors.InputError, match="bad.png"):
+        analyze.main(command)
+    analyze.main([*command, "--skip-unreadable"])
+    printed = capsys.readouterr().out
+    assert "labels: not used" in printed
+    assert "left out 1 unreadable images" in printed
+    assert "left out: misclassified: needs labels" in printed
+    metrics = json.loads((out / "metrics.json").read_text())["experiments"]
+    # A fifth of 50 classes of ten images each.
+    assert metrics["stability"]["any"]["images"] == 100
+    assert "right" not in metrics["stability"]["any"]
+
+
+def test_a_data_set_without_factors(
+    image_folder, tmp_path, capsys, monkeypatch
+):
+    """A folder of two classes, and a model of as many logits."""
+    from kinv.serving import pipeline
+
+    model = two_logits(image_folder)
     monkeypatch.setattr(pipeline.Pipeline, "load", lambda path: model)
     out = tmp_path / "results"
     analyze.main(

@@ -128,7 +128,8 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
     )
     source = datasets.open_dataset(tmp_path, "train[:100%]")
     images = next(iter(source.evaluation_batches(8, 2)))[0]
-    np.testing.assert_array_equal(images, np.full((2, 8, 8, 3), 77.0))
+    # Over white: 77 of 255 parts are 77, the others 255.
+    assert sorted(np.unique(images)) == [77, round(255 - 178 * 77 / 255)]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet_resized/64x64"])
@@ -210,10 +211,12 @@ def test_missing_label():
 
 
 def test_folder_without_classes_or_images(tmp_path):
-    with pytest.raises(errors.InputError, match="no sub-folder"):
-        datasets.open_dataset(tmp_path, "train")
-    (tmp_path / "a").mkdir()
     with pytest.raises(errors.InputError, match="none that can be read"):
+        datasets.open_dataset(tmp_path, "train")
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "image.png")
+    with pytest.raises(errors.InputError, match="Received: a, c without any"):
         datasets.open_dataset(tmp_path, "train")
     with pytest.raises(errors.InputError, match="sub-folder test"):
         datasets.open_dataset(tmp_path, "test")
@@ -302,15 +305,63 @@ def test_a_class_may_be_called_train(tmp_path):
     # Splits without classes are not taken for classes.
     (tmp_path / "bus").rename(tmp_path / "validation")
     (tmp_path / "car").rename(tmp_path / "test")
-    with pytest.raises(errors.InputError, match="sub-folder of images per"):
-        datasets.open_dataset(tmp_path, "train")
+    source = datasets.open_dataset(tmp_path, "train")
+    assert source.num_examples == 1 and source.class_names == []
 
 
-def test_a_format_that_tensorflow_does_not_read_is_named_or_skipped(folder):
-    # Pillow reads it all the same.
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("Training/a", "Training/b", "Testing/a"), "Testing/ and Training/"),
+        (("val/a", "val/b"), "val/, which may be either"),
+        (("train/a", "train/b", "val/a"), "sub-folder validation.*train, val"),
+    ],
+)
+def test_doubtful_splits_are_named(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    with pytest.raises(errors.InputError, match=message):
+        datasets.open_dataset(tmp_path, "validation")
+    # They are read where they are named.
+    split = names[-1].split("/")[0]
+    source = datasets.open_dataset(tmp_path, split)
+    assert set(source.class_names) <= {"a", "b"} and source.num_examples
+
+
+def test_what_is_not_taken_is_counted(folder):
+    (folder / "even" / ".checkpoints").mkdir()
+    (folder / "even" / ".checkpoints" / "00.png").touch()
+    (folder / "odd" / "notes.txt").touch()
+    (folder / "odd" / "photo.HEIC").touch()
+    source = datasets.open_dataset(folder, "train[:100%]")
+    assert source.num_examples == 30
+    place, counts = source.left_out.split(": ")
+    assert place == f"left out of {folder}"
+    assert set(counts.split(", ")) == {"1 hidden", "1 .txt", "1 .heic"}
+    beside = folder.parent / "split"
+    (beside / "train").mkdir(parents=True)
+    for name in ("train/even", "cats"):
+        shutil.copytree(folder / "even", beside / name)
+    source = datasets.open_dataset(beside, "train")
+    assert "15 in cats/, no split" in source.left_out
+
+
+def test_names_that_are_no_text(folder):
+    name = os.fsdecode(b"caf\xe9 \n" + b"a" * 220 + b".png")
+    (folder / "odd" / "01.png").rename(folder / "odd" / name)
+    (folder / "even").rename(folder / os.fsdecode(b"\xe9ven"))
+    source = datasets.open_dataset(folder, "train[:100%]")
+    assert source.class_names == ["odd", "\ufffdven"]
+    images = np.concatenate([x for x, _ in source.evaluation_batches(16, 7)])
+    assert sorted(images[:, 0, 0, 0]) == list(range(30))
+    assert source.describe()["digest"]
+
+
+def test_another_format_is_named_or_skipped(folder):
     path = folder / "odd" / "01.png"
-    Image.new("RGB", (16, 16)).save(path, format="TIFF")
-    with pytest.raises(errors.InputError, match="01.png: its format is TIFF"):
+    Image.new("RGB", (16, 16)).save(path, format="TGA")
+    with pytest.raises(errors.InputError, match="01.png, which is none"):
         datasets.open_dataset(folder, "train[:100%]")
     source = datasets.open_dataset(folder, "train[:100%]", skip_unreadable=True)
     assert source.num_examples == 29 and source.num_skipped == 1
@@ -347,3 +398,21 @@ def test_a_prepared_split_describes_itself():
         ]
     assert len({d["digest"] for d in described}) == 3
     assert len(described[0]["class_names"]) == 10
+
+
+def test_damage_that_pillow_finds_stops_the_stream_with_the_name(
+    folder, capsys
+):
+    path = folder / "odd" / "transparent.png"
+    Image.new("RGBA", (16, 16)).save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT") + 4
+    content[start : start + 8] = bytes(8)
+    path.write_bytes(content)
+    source = datasets.open_dataset(folder, "train[:100%]")
+    assert source.num_examples == 31
+    with pytest.raises(SystemExit):
+        errors.run(lambda: list(source.evaluation_batches(16, 7)))
+    message = capsys.readouterr().err
+    assert "transparent.png" in message and "--skip-unreadable" in message
+    assert len(message.splitlines()) == 1

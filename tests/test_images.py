@@ -1,4 +1,8 @@
+import collections
+import os
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -7,6 +11,8 @@ import pytest
 
 from kinv import errors, images
 from kinv.analysis import grids
+from kinv.data import datasets
+from kinv.serving import pipeline
 
 
 def gradient(size):
@@ -75,15 +81,21 @@ def test_bad_files_are_named(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_lists_images_of_folders(tmp_path):
+def test_lists_images_of_folders_and_counts_the_others(tmp_path):
     for name in ("b.PNG", "a/c.jpg", "a/notes.txt", ".hidden/d.png", ".e.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = images.list_images(tmp_path)
+    found, left_out = images.list_images(tmp_path)
     assert found == [tmp_path / "a/c.jpg", tmp_path / "b.PNG"]
-    assert images.list_images(tmp_path / "b.PNG") == [tmp_path / "b.PNG"]
+    assert left_out == {"hidden": 2, ".txt": 1}
+    assert images.describe_left_out(left_out, "not: ") == (
+        "not: 2 hidden, 1 .txt"
+    )
+    found, left_out = images.list_images(tmp_path / "b.PNG")
+    assert found == [tmp_path / "b.PNG"] and not left_out
     (tmp_path / "none").mkdir()
-    with pytest.raises(errors.InputError, match="has none"):
+    (tmp_path / "none" / "raw.cr2").touch()
+    with pytest.raises(errors.InputError, match="has none but 1 .cr2"):
         images.list_images(tmp_path / "none")
     with pytest.raises(errors.InputError, match="does not exist"):
         images.list_images(tmp_path / "missing")
@@ -206,3 +218,272 @@ def test_mosaic():
     assert picture.shape == (8, 7, 3)
     np.testing.assert_array_equal(picture[3:5, 4:], cells[3])
     assert (picture[2] == 255).all() and (picture[6:, 4:] == 255).all()
+
+
+def test_links_are_followed_once(tmp_path):
+    (tmp_path / "there").mkdir()
+    for index in range(3):
+        (tmp_path / "there" / f"{index}.png").touch()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "own.png").touch()
+    (tmp_path / "here" / "file.png").symlink_to("../there/0.png")
+    (tmp_path / "here" / "one").symlink_to("../there")
+    (tmp_path / "here" / "two").symlink_to("../there")
+    (tmp_path / "there" / "back").symlink_to("../here")
+    found, left_out = images.find_images(tmp_path / "here")
+    assert len(found) == 5 and sum(left_out.values()) == 3 + 2
+
+
+# Left half red, right half blue, a green bar on top and a grey ground below,
+# wider than high, so that turns, channels and crops can be told.
+def scene():
+    pixels = np.zeros((32, 48, 3), "uint8")
+    pixels[:, :24] = (220, 30, 30)
+    pixels[:, 24:] = (30, 30, 220)
+    pixels[:8] = (30, 200, 30)
+    pixels[28:] = 77
+    return pixels
+
+
+def png(pixels, depth, color, *chunks):
+    """A PNG of raw rows, which Pillow does not write."""
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    height, width = pixels.shape[:2]
+    width *= max(1, 8 // depth)  # Several pixels in a byte.
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + b"".join(chunk(*x) for x in chunks)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def turned(name, orientation, **options):
+    """Kinds of the scene whose camera was held otherwise."""
+    # How the pixels must lie for a viewer to see them upright.
+    ways = {
+        2: lambda x: x[:, ::-1],
+        3: lambda x: x[::-1, ::-1],
+        4: lambda x: x[::-1],
+        5: lambda x: x.transpose(1, 0, 2),
+        6: lambda x: np.rot90(x),
+        7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda x: np.rot90(x, -1),
+    }
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    lying = ways[orientation](scene())
+    picture = PIL.Image.fromarray(np.ascontiguousarray(lying))
+    return name, scene(), lambda path: picture.save(path, exif=exif, **options)
+
+
+def kinds():
+    """Every kind of file: its name, its pixels, and how to write it."""
+    pixels = scene()
+    rgb = PIL.Image.fromarray(pixels)
+    grey = rgb.convert("L")
+    levels = np.asarray(grey)
+    of_grey = np.repeat(levels[..., None], 3, 2)
+    opacity = np.full((32, 48), 255, "uint8")
+    opacity[8:24, 16:32] = 0
+    over_white = np.where(opacity[..., None] == 0, 255, pixels).astype("uint8")
+    rgba = PIL.Image.fromarray(np.dstack([pixels, opacity]))
+    palette = rgb.convert("P", palette=PIL.Image.Palette.ADAPTIVE, colors=8)
+    # The index of the green bar is transparent.
+    index = palette.getpixel((0, 0))
+    bar_white = pixels.copy()
+    bar_white[:8] = 255
+    back = rgb.transpose(PIL.Image.Transpose.ROTATE_180)
+    frames = {"save_all": True, "append_images": [back]}
+    deep = levels.astype("uint16") * 257
+    quarter = levels // 16
+
+    def save(image, **options):
+        return lambda path: image.save(path, **options)
+
+    def write(content):
+        return lambda path: path.write_bytes(content)
+
+    yield "plain.png", pixels, save(rgb)
+    yield "plain.bmp", pixels, save(rgb)
+    yield "plain.ppm", pixels, save(rgb)
+    yield "plain.tif", pixels, save(rgb)
+    yield "lzw.tiff", pixels, save(rgb, compression="tiff_lzw")
+    yield "lossless.webp", pixels, save(rgb, lossless=True)
+    yield "lossless.jp2", pixels, save(rgb)
+    yield "grey.png", of_grey, save(grey)
+    yield "grey.bmp", of_grey, save(grey)
+    yield "grey.pgm", of_grey, save(grey)
+    yield "palette.png", pixels, save(palette)
+    yield "palette.gif", pixels, save(palette)
+    yield "palette.bmp", pixels, save(palette)
+    yield "hole.png", over_white, save(rgba)
+    yield "hole.webp", over_white, save(rgba, lossless=True, exact=True)
+    yield "hole.tif", over_white, save(rgba)
+    yield "bar.png", bar_white, save(palette, transparency=index)
+    yield "bar.gif", bar_white, save(palette, transparency=index)
+    yield (
+        "color_key.png",
+        bar_white,
+        write(png(pixels, 8, 2, (b"tRNS", bytes((0, 30, 0, 200, 0, 30))))),
+    )
+    yield "animated.png", pixels, save(rgb, **frames)
+    yield "animated.gif", pixels, save(palette, **frames)
+    yield "animated.webp", pixels, save(rgb, lossless=True, **frames)
+    yield "grey16.png", of_grey, save(PIL.Image.fromarray(deep))
+    yield "grey16.tif", of_grey, save(PIL.Image.fromarray(deep))
+    big = pixels.astype(">u2") * 257
+    yield "rgb16.png", pixels, write(png(big, 16, 2))
+    key = struct.pack(">HHH", *(x * 257 for x in (30, 200, 30)))
+    yield "key16.png", bar_white, write(png(big, 16, 2, (b"tRNS", key)))
+    at_bar = struct.pack(">H", deep[0, 0])
+    grey_bar = of_grey.copy()
+    grey_bar[:8] = 255
+    yield (
+        "grey_key16.png",
+        grey_bar,
+        write(png(deep.astype(">u2"), 16, 0, (b"tRNS", at_bar))),
+    )
+    packed = quarter[:, ::2] * 16 + quarter[:, 1::2]
+    yield (
+        "grey4.png",
+        np.repeat(quarter[..., None] * 17, 3, 2),
+        write(png(packed, 4, 0)),
+    )
+    yield turned("turned6.png", 6)
+    yield turned("turned6.webp", 6, lossless=True)
+    yield turned("turned6.tif", 6)
+    # Lossy ones.
+    lossy = {"quality": 95, "subsampling": 0}
+    yield "plain.jpg", pixels, save(rgb, **lossy)
+    yield "progressive.jpg", pixels, save(rgb, progressive=True, **lossy)
+    yield "grey.jpg", of_grey, save(grey, quality=95)
+    yield "two.mpo", pixels, save(rgb, format="MPO", **frames, **lossy)
+    for orientation in range(2, 9):
+        yield turned(f"turned{orientation}.jpg", orientation, **lossy)
+    yield "plain.avif", pixels, save(rgb, quality=100, subsampling="4:4:4")
+    # By another name.
+    yield "tiff.jpg", pixels, save(rgb, format="TIFF")
+    yield "webp.png", pixels, save(rgb, format="WEBP", lossless=True)
+
+
+LOSSY = (".jpg", ".mpo", ".avif")
+
+
+def squares(path):
+    """What training, tools/invert.py and a pipeline get of the files."""
+    source = datasets.open_dataset(path, "train[:100%]")
+    batches = source.evaluation_batches(32, 1).as_numpy_iterator()
+    found = collections.defaultdict(dict)
+    for example, (image, _) in zip(
+        source.examples.as_numpy_iterator(), batches, strict=True
+    ):
+        name = os.path.basename(example["image"]["path"]).decode()
+        read = images.read_image(path / name)
+        sent = []
+        model = pipeline.Pipeline(
+            lambda inputs, sent=sent: (
+                sent.append(inputs["images"])
+                or {"logits": np.zeros((1, 2), "float32")}
+            ),
+            {
+                "class_names": ["a", "b"],
+                "num_classes": 2,
+                "noise_dim": 2,
+                "image_size": 8,
+            },
+        )
+        model.logits(read[None])
+        found[name] = {
+            "training": image[0],
+            "invert": images.center_crop(read),
+            "pipeline": sent[0][0],
+        }
+    return found
+
+
+def test_every_reader_gives_the_same_pixels_of_every_kind(tmp_path):
+    expected = {}
+    for name, pixels, write in kinds():
+        write(tmp_path / name)
+        expected[name] = pixels[:, 8:40].astype("float32")
+    found = squares(tmp_path)
+    assert set(found) == set(expected)
+    for name, readings in found.items():
+        for reader, image in readings.items():
+            message = f"{name} by {reader}"
+            # Quality 95 keeps plain areas within a few levels; edges ring.
+            distance = np.abs(image - expected[name])
+            limit = 6 if name.endswith(LOSSY) and name != "tiff.jpg" else 0
+            assert np.median(distance) <= limit, message
+            if not limit:
+                assert distance.max() == 0, message
+            apart = np.abs(image - readings["invert"]).max()
+            assert apart <= (2 if limit else 0), message
+
+
+def test_what_has_no_range_is_refused_and_what_declares_one_is_scaled(tmp_path):
+    levels = np.linspace(0, 1, 64, dtype="float32").reshape(8, 8)
+    path = tmp_path / "float.tif"
+    PIL.Image.fromarray(levels).save(path)
+    with pytest.raises(errors.InputError, match="float.tif.*declared range"):
+        images.read_image(path)
+    with pytest.raises(errors.InputError, match="float.tif.*declared range"):
+        datasets.open_dataset(tmp_path, "train[:100%]")
+    PIL.Image.fromarray(levels).save(path, tiffinfo={340: 0.0, 341: 1.0})
+    np.testing.assert_array_equal(
+        images.read_image(path)[..., 0], np.rint(levels * 255)
+    )
+    path = tmp_path / "int.tif"
+    PIL.Image.fromarray((levels * 1e6).astype("int32")).save(path)
+    with pytest.raises(errors.InputError, match="int.tif.*declared range"):
+        images.read_image(path)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\x05\0",
+        # An orientation of text, and one beyond all.
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
+        b"Exif\0\0" + b"\xff" * 60,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")
+def test_damaged_metadata_stop_no_reading(tmp_path, exif):
+    path = tmp_path / "a.jpg"
+    PIL.Image.new("RGB", (6, 2), "red").save(path, exif=exif)
+    assert images.read_image(path).shape == (2, 6, 3)
+    source = datasets.open_dataset(tmp_path, "train[:100%]")
+    ((image, _),) = source.evaluation_batches(2, 1)
+    np.testing.assert_allclose(image[0, 0, 0], (254, 0, 0), atol=2)
+
+
+def test_plain_files_are_told_from_their_headers(tmp_path):
+    plain = {
+        "plain.png",
+        "grey.png",
+        "plain.jpg",
+        "progressive.jpg",
+        "grey.jpg",
+    }
+    for name, _, write in kinds():
+        write(tmp_path / name)
+        assert images.is_plain(tmp_path / name) == (name in plain), name
+    # Where a program adds the orientation behind the pixels.
+    content = png(scene(), 8, 2)
+    path = tmp_path / "late.png"
+    path.write_bytes(content)
+    assert images.is_plain(path)
+    exif = b"\0\0\0\x04eXIfabcd\0\0\0\0"
+    path.write_bytes(content[:-12] + exif + content[-12:])
+    assert not images.is_plain(path)

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 
 import keras
@@ -308,6 +309,90 @@ def test_invert_wrong_input_leaves_nothing(exported, pictures, tmp_path):
         assert not (tmp_path / "grid.png").exists()
         assert not list(tmp_path.glob("single/*"))
         assert not list(tmp_path.glob(".writing*"))
+
+
+def test_unreadable_images_are_left_out_where_that_is_asked(
+    exported, pictures, tmp_path, capsys
+):
+    (pictures / "a0.png").write_bytes(b"no image")
+    (pictures / "notes.txt").touch()
+    command = [
+        str(pictures),
+        f"--model={exported}",
+        f"--out={tmp_path / 'grid.png'}",
+        f"--logits-out={tmp_path / 'logits.csv'}",
+        "--samples=1",
+    ]
+    with pytest.raises(errors.InputError, match="a0.png.*--skip-unreadable"):
+        invert.main(command)
+    invert.main([*command, "--skip-unreadable"])
+    output = capsys.readouterr().out
+    assert f"left out of {pictures}: 1 .txt" in output
+    assert "left out 1 unreadable images" in output and "a0.png" in output
+    with open(tmp_path / "logits.csv", newline="") as file:
+        names = [row[0] for row in csv.reader(file)][1:]
+    assert names == [str(pictures / name) for name in ("a.png", "b.png")]
+
+
+def test_what_was_made_survives_what_stops_the_rest(
+    exported, pictures, tmp_path, monkeypatch, capsys
+):
+    read = images.read_image
+
+    def vanish(path):
+        if path.name == "b.png":
+            raise errors.InputError("gone")
+        return read(path)
+
+    monkeypatch.setattr(images, "read_image", vanish)
+    with pytest.raises(errors.InputError, match="gone"):
+        invert.main(
+            [
+                str(pictures),
+                f"--model={exported}",
+                f"--out={tmp_path / 'grid.png'}",
+                f"--images-out={tmp_path / 'single'}",
+                f"--logits-out={tmp_path / 'logits.npy'}",
+                "--samples=2",
+            ]
+        )
+    assert f"written: {tmp_path / 'grid.png'}" in capsys.readouterr().out
+    assert len(np.load(tmp_path / "logits.npy")) == 1
+    names = sorted(path.name for path in (tmp_path / "single").iterdir())
+    assert names == ["00000-a-0.png", "00000-a-1.png"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"caf\xe9",
+        b"two\nlines",
+        b"a" * 231,
+        "ä".encode() * 110 + b"\xff",
+        b"$x^2 {} % \\",
+    ],
+)
+def test_any_file_name_will_do(exported, pictures, tmp_path, name, capsys):
+    folder = os.fsencode(tmp_path) + b"/any"
+    os.mkdir(folder)
+    path = os.path.join(folder, name + b".png")
+    shutil.copy(pictures / "a.png", path)
+    invert.main(
+        [
+            os.fsdecode(path),
+            f"--model={exported}",
+            f"--out={tmp_path / 'grid.png'}",
+            f"--images-out={tmp_path / 'single'}",
+            f"--logits-out={tmp_path / 'logits.csv'}",
+            "--samples=1",
+        ]
+    )
+    (written,) = (tmp_path / "single").iterdir()
+    start = written.name.removeprefix("00000-").removesuffix("-0.png")
+    replaced = name.decode("utf-8", "replace").replace("\n", "\ufffd")
+    assert replaced.startswith(start) and len(start) >= min(len(replaced), 75)
+    text = (tmp_path / "logits.csv").read_text(encoding="utf-8")
+    assert replaced in text.replace('""', '"')
 
 
 @pytest.mark.parametrize(

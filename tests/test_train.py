@@ -18,8 +18,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import errors
+from kinv import errors, files
 from kinv.classifiers import loading
+from kinv.data import source as data_source
 from kinv.inversion import checkpoints
 from kinv.serving import pipeline
 from tools import analyze, export, train
@@ -355,7 +356,7 @@ def test_wrong_numbers_end_with_status_two(more, capsys):
     assert "expected" in capsys.readouterr().err
 
 
-def test_classifier_of_other_classes(image_folder, tmp_path):
+def test_classifier_of_other_classes(image_folder, tmp_path, capsys):
     model = keras.Sequential(
         [
             keras.Input((32, 32, 3)),
@@ -364,18 +365,27 @@ def test_classifier_of_other_classes(image_folder, tmp_path):
         ]
     )
     model.save(tmp_path / "seven.keras")
-    with pytest.raises(errors.InputError, match="7 logits"):
-        train.main(
-            arguments(image_folder, tmp_path / "seven.keras", tmp_path / "run")
-        )
+    # Any images do: labels are not needed to invert it.
+    out = tmp_path / "run"
+    train.main(
+        arguments(image_folder, tmp_path / "seven.keras", out, "--steps=1")
+    )
+    assert "labels: not used" in capsys.readouterr().out
+    config = files.read_json(out / "config.json")
+    assert config["class_names"] == [f"class {index}" for index in range(7)]
 
 
 def test_classes_are_named_by_the_data_set_or_as_imagenets(capsys):
-    def names(classifier, given):
+    def names(classifier, given, *flags):
         options = train.parse_arguments(
-            ["--dataset=d", f"--classifier={classifier}", "--out=o"]
+            ["--dataset=d", f"--classifier={classifier}", "--out=o", *flags]
         )
-        source = types.SimpleNamespace(class_names=given)
+        source = data_source.Source(
+            tf.data.Dataset.from_tensor_slices({"label": [0]}),
+            None,
+            given,
+            1,
+        )
         classifier = types.SimpleNamespace(output_shape=(None, len(given)))
         return train.name_classes(options, source, classifier)
 
@@ -386,12 +396,16 @@ def test_classes_are_named_by_the_data_set_or_as_imagenets(capsys):
     assert imagenet == sorted(imagenet)
     assert names("R152.npz", numbers) == imagenet
     assert names("R152.npz", imagenet) == imagenet
-    assert capsys.readouterr().out == ""
     # As imagenet_resized has them.
+    capsys.readouterr()
     assert names("R152.npz", imagenet[::-1]) == imagenet
-    assert "in another order" in capsys.readouterr().out
+    assert "found by name" in capsys.readouterr().out
     animals = [f"animal {index}" for index in range(1000)]
-    assert names("R152.npz", animals) == animals
+    assert names("R152.npz", animals) == imagenet
+    assert "labels: not used" in capsys.readouterr().out
+    none = "--classifier-weights=none"
+    resnet = "keras.applications:ResNet50"
+    assert names(resnet, animals, none) == animals
     assert names("classifier.keras", numbers) == numbers
     assert names("keras.applications:ResNet50", ["0", "1"]) == ["0", "1"]
 

@@ -23,6 +23,7 @@ class FakeSource:
     factor_names = []
     num_examples = 32
     num_skipped = 2
+    left_out = unlabelled = ""
 
     def _examples(self):
         random = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 
-from kinv import errors, files, runs
+from kinv import cli, errors, files, runs
 
 # In the order of the report. One more experiment: a module in kinv/analysis
 # with a TITLE and `run(data)`, and its name here.
@@ -69,9 +69,16 @@ def parse_arguments(argv):
     )
     add(
         "--dataset",
-        help="TFDS name, or a folder of images with one sub-folder per class "
-        "(default: what the first model was trained on). memorisation opens "
-        "what each model was trained on, if it can",
+        help="TFDS name, folder of images, or .npz or IDX file of them "
+        "(default: what the first model was trained on). Experiments that need "
+        "labels are left out where it has none of the models' classes. "
+        "memorisation opens what each model was trained on, if it can",
+    )
+    add(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out unreadable images of a folder, and count them, instead "
+        "of stopping",
     )
     add(
         "--split",
@@ -153,7 +160,7 @@ def analyze(options, words):
     """As `main`; `words` are those of the command."""
     from kinv.analysis import report, study
     from kinv.classifiers import features as features_lib
-    from kinv.data import datasets
+    from kinv.data import datasets, labels
     from kinv.serving import pipeline
 
     paths = labelled(options.model)
@@ -180,22 +187,30 @@ def analyze(options, words):
                 "the model's assets.extra/kinv.json."
             )
 
+    names = common_names(models.values())
+
     def open_source(name=dataset, split=options.training_split):
         # An export keeps of a folder the last part of its path alone.
         if name == pathlib.PurePath(dataset).name:
             name = dataset
-        return datasets.open_dataset(name, split, options.data_dir)
+        opened = datasets.open_dataset(
+            name, split, options.data_dir, options.skip_unreadable
+        )
+        if names is None:
+            unlabelled = "the models call their classes by different names"
+            numbers = [-1] * len(opened.class_names)
+            without = opened.relabelled([], numbers, unlabelled)
+            return without, f"labels: not used, since {unlabelled}"
+        return labels.match(opened, names)
 
-    source, split = open_held_out(
+    def open_training(*arguments):
+        return open_source(*arguments)[0]
+
+    (source, line), split = open_held_out(
         lambda split: open_source(dataset, split), options.split
     )
-    for label, model in models.items():
-        if model.num_classes != len(source.class_names):
-            raise errors.InputError(
-                f"Expected models of the {len(source.class_names)} classes of "
-                f"{dataset}. Received: {label}, which has {model.num_classes} "
-                "logits. Name the data set it was trained on with --dataset."
-            )
+    cli.print_left_out(source)
+    print(line)
     for label, model in models.items():
         check_data(model.metadata, source, dataset, split)
     settings = {
@@ -225,7 +240,7 @@ def analyze(options, words):
     data = study.Study(
         models,
         source,
-        open_source,
+        open_training,
         max(sizes.values()),
         options.seed,
         options.quick,
@@ -286,20 +301,13 @@ def check_data(metadata, source, dataset, split):
         metadata: the model's `kinv.json`.
         source: `data.source.Source` to analyse.
         dataset: its name. Of the data set that the model was trained on the
-            same split has the same images; others need the same classes.
+            same split has the same images.
         split: its split.
     """
-    trained = metadata.get("data") or {}
-    if not trained:
-        return
-    found = source.describe()
     same = pathlib.PurePath(dataset).name == metadata.get("dataset")
     of_validation = metadata.get("training", {}).get("validation_split")
-    if not (same and split == of_validation):
-        # Of images that the model has not seen only the classes count.
-        names = trained["validation"]["class_names"]
-        trained = {"validation": {**found, "class_names": names}}
-    runs.check_data({"data": trained}, {"validation": found}, dataset)
+    if same and split == of_validation:
+        runs.check_data(metadata, {"validation": source.describe()}, dataset)
 
 
 def labelled(arguments):
@@ -326,6 +334,23 @@ def labelled(arguments):
             )
         paths[label] = path
     return paths
+
+
+def common_names(models):
+    """Class names of models that know them; None where they differ."""
+    from kinv.data import labels
+
+    sizes = sorted({model.num_classes for model in models})
+    if len(sizes) > 1:
+        raise errors.InputError(
+            "Expected models of the same classes. Received: models of "
+            f"{' and '.join(map(str, sizes))} logits."
+        )
+    unknown = labels.placeholders(sizes[0])
+    known = [m.class_names for m in models if m.class_names != unknown]
+    if any(names != known[0] for names in known):
+        return None
+    return known[0] if known else unknown
 
 
 def open_held_out(open_split, split):

@@ -8,7 +8,7 @@ import argparse
 import os
 import pathlib
 
-from kinv import errors, files, runs
+from kinv import cli, errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
@@ -74,7 +74,7 @@ def write_version(options):
     """Exports the run as the next version; returns its metadata and path."""
     import keras
 
-    from kinv.data import datasets
+    from kinv.data import datasets, labels
     from kinv.inversion import export
     from kinv.serving import pipeline
 
@@ -91,8 +91,11 @@ def write_version(options):
         )
         for split in ("train_split", "validation_split")
     )
+    cli.print_left_out(source, validation)
     data = runs.describe_data(source, validation)
     runs.check_data(config, data, trained["dataset"])
+    labelled, line = labels.match(validation, config["class_names"])
+    print(line)
 
     # The generator, from training to inference.
     batch_size = min(
@@ -124,7 +127,7 @@ def write_version(options):
         print("measuring on held-out images")
         metadata["metrics"] = measure(
             pipeline.Pipeline.load(temporary),
-            validation.evaluation_batches(
+            labelled.evaluation_batches(
                 classifier_size, BATCH_SIZE, options.validation_examples
             ),
             keras.utils.Progbar(
@@ -217,7 +220,8 @@ def print_figures(metadata):
         f"agreement     {metrics['agreement']:.1%} of {metrics['images']} "
         f"images (95 % interval {low:.1%} to {high:.1%})"
     )
-    print(f"accuracy      {metrics['accuracy']:.1%} of the classifier")
+    if metrics["accuracy"] is not None:
+        print(f"accuracy      {metrics['accuracy']:.1%} of the classifier")
     print(f"logit cosine  {metrics['logit_cosine']:.3f}")
     if (shown := metrics["within_class_r2"]) is not None:
         print(f"shown         {shown:.2f} of what logits know beyond the class")
@@ -279,13 +283,13 @@ def measure(model, batches, bar, seed):
         seed: of the noise.
 
     Returns:
-        dict of `images` (their number), `accuracy` of the classifier,
-        `agreement` (share of reconstructions that get their image's class)
-        with its Wilson 95 % interval, `within_class_r2`
-        (`measures.within_class_r2`), `error_ratio` (`measures.error_ratio` of
-        eight noises) with its bootstrap interval, `spread_skill`, and the means
-        of the measures of `analysis.reconstructions.compare`. None for what is
-        not finite.
+        dict of `images` (their number), `accuracy` of the classifier on those
+        whose label is known (None without any), `agreement` (share of
+        reconstructions that get their image's class) with its Wilson 95 %
+        interval, `within_class_r2` (`measures.within_class_r2`), `error_ratio`
+        (`measures.error_ratio` of eight noises) with its bootstrap interval,
+        `spread_skill`, and the means of the measures of
+        `analysis.reconstructions.compare`. None for what is not finite.
     """
     import numpy as np
 
@@ -294,7 +298,7 @@ def measure(model, batches, bar, seed):
 
     random = np.random.default_rng(seed)
     samples = measures.ERROR_RATIO_NOISES
-    found, pairs, errors_of = [], [], []
+    found, pairs, errors_of, right = [], [], [], []
     for images, labels in batches:
         images, labels = np.asarray(images), np.asarray(labels)
         noise = random.standard_normal(
@@ -308,12 +312,8 @@ def measure(model, batches, bar, seed):
             study.target(images, model), made
         )
         errors_of.append({"mean": of_mean, "single": of_single})
-        found.append(
-            {
-                "accuracy": logits.argmax(-1) == labels,
-                **reconstructions.compare(images, pictures, logits, again),
-            }
-        )
+        right.extend((logits.argmax(-1) == labels)[labels >= 0])
+        found.append(reconstructions.compare(images, pictures, logits, again))
         pairs.append({"logits": logits, "again": again})
         bar.add(len(images))
     found, pairs = study.concatenate(found), study.concatenate(pairs)
@@ -327,6 +327,7 @@ def measure(model, batches, bar, seed):
     spread_skill = measures.spread_skill(ratio, samples)
     return {
         "images": len(same),
+        "accuracy": float(np.mean(right)) if right else None,
         **{name: float(values.mean()) for name, values in found.items()},
         "agreement_interval": measures.wilson_interval(same.sum(), len(same)),
         # None where no two images share a class.

@@ -5,12 +5,16 @@ Example:
 """
 
 import argparse
-import contextlib
 import csv
+import dataclasses
 import os
 import pathlib
 
 from kinv import errors, files
+
+# Of the name of an image that the names of its reconstructions repeat: file
+# systems take 255.
+MAX_STEM_BYTES = 150
 
 
 def parse_arguments(argv):
@@ -64,6 +68,12 @@ def parse_arguments(argv):
         help="logits of the images: .csv with names, or .npy, float32 (images, "
         "classes)",
     )
+    add(
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out images that cannot be read, instead of stopping before "
+        "the first",
+    )
     options = parser.parse_args(argv)
     if not options.out.lower().endswith(".png"):
         parser.error(
@@ -83,76 +93,141 @@ def main(argv=None):
     """Inverts the images and writes the grid."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kinv.serving import pipeline
+
+    for output in (options.out, options.logits_out, options.images_out):
+        check_parent(output)
+    paths = find_readable(options)
+    model = pipeline.Pipeline.load(options.model)
+    if options.images_out:
+        files.new_directory(options.images_out)
+    results = Results()
+    try:
+        invert(options, model, paths, results)
+    finally:
+        # What has been made is written, whatever stops the rest.
+        if results.paths:
+            write(options, model, results)
+
+
+@dataclasses.dataclass
+class Results:
+    """What was made of the images so far, an entry for each."""
+
+    paths: list = dataclasses.field(default_factory=list)
+    logits: list = dataclasses.field(default_factory=list)
+    agreements: list = dataclasses.field(default_factory=list)
+    # Of the grid.
+    rows: list = dataclasses.field(default_factory=list)
+    captions: list = dataclasses.field(default_factory=list)
+    marked: list = dataclasses.field(default_factory=list)
+
+
+def find_readable(options):
+    """Paths of the images, each of which can be read; says what is left out."""
+    from kinv import images
+
+    paths, unreadable = [], []
+    for name in options.images:
+        found, left_out = images.list_images(name)
+        if line := images.describe_left_out(left_out, f"left out of {name}: "):
+            print(line)
+        for path in found:
+            try:
+                images.decode(path)
+                paths.append(path)
+            except errors.InputError as error:
+                unreadable.append(error)
+    if unreadable and not (options.skip_unreadable and paths):
+        more = len(unreadable) - 1
+        others = f" {more} more cannot be read." if more else ""
+        raise errors.InputError(
+            f"{unreadable[0]}{others} Or leave out what cannot be read with "
+            "--skip-unreadable."
+        )
+    if unreadable:
+        print(f"left out {len(unreadable):,} unreadable images")
+        for error in unreadable:
+            print(f"  {error}")
+    return paths
+
+
+def invert(options, model, paths, results):
+    """Inverts one image after the other: they differ in size, may be many."""
     import keras
     import numpy as np
 
     from kinv import images
     from kinv.analysis import grids
-    from kinv.serving import pipeline
-
-    paths = [
-        path for name in options.images for path in images.list_images(name)
-    ]
-    for output in (options.out, options.logits_out, options.images_out):
-        check_parent(output)
-    model = pipeline.Pipeline.load(options.model)
-    if options.images_out:
-        files.new_directory(options.images_out)
 
     bar = keras.utils.Progbar(len(paths))
     random = np.random.default_rng(options.seed)
-    rows, captions, marked, logits, agreements = [], [], [], [], []
-    with contextlib.ExitStack() as stack:
-        if options.images_out:
-            folder = stack.enter_context(files.atomic_path(options.images_out))
-            folder.mkdir()
-        # One image at a time: they differ in size and may be many.
-        for index, path in enumerate(paths):
-            image = images.center_crop(images.read_image(path))[None]
-            noise = random.standard_normal(
-                (1, options.samples, model.noise_dim), "float32"
-            )
-            before = model.logits(image)
-            reconstructions = model.reconstruct(image, noise)[0]
-            after = model.logits(reconstructions)
-            changed = after.argmax(-1) != before.argmax(-1)
-            logits.append(before[0])
-            agreements.append(1 - changed.mean())
-            if index < options.rows:
-                # At the grid's size: photographs would fill the memory.
-                picture = images.resize_square(image[0], grids.CELL_SIZE)
-                rows.append([picture, *reconstructions])
-                captions.append(
-                    [describe(row, model.class_names) for row in before]
-                    + [describe(row, model.class_names) for row in after]
-                )
-                marked.append([False, *changed])
-            for sample in range(options.samples if options.images_out else 0):
-                images.write_image(
-                    folder / f"{index:05d}-{path.stem}-{sample}.png",
-                    reconstructions[sample],
-                )
-            bar.add(1)
-
-        columns = [f"noise {sample + 1}" for sample in range(options.samples)]
-        grid = grids.captioned_grid(
-            rows,
-            captions,
-            marked,
-            row_captions=[path.name for path in paths[: options.rows]],
-            column_captions=["image", *columns],
+    for index, path in enumerate(paths):
+        image = images.center_crop(images.read_image(path))[None]
+        noise = random.standard_normal(
+            (1, options.samples, model.noise_dim), "float32"
         )
-        images.write_image(options.out, grids.render(grid))
-        if options.logits_out:
-            write_logits(
-                options.logits_out, paths, np.array(logits), model.class_names
+        before = model.logits(image)
+        reconstructions = model.reconstruct(image, noise)[0]
+        after = model.logits(reconstructions)
+        changed = after.argmax(-1) != before.argmax(-1)
+        for sample in range(options.samples if options.images_out else 0):
+            images.write_image(
+                pathlib.Path(options.images_out)
+                / f"{index:05d}-{short_stem(path)}-{sample}.png",
+                reconstructions[sample],
             )
+        results.paths.append(path)
+        results.logits.append(before[0])
+        results.agreements.append(1 - changed.mean())
+        if index < options.rows:
+            # At the grid's size: photographs would fill the memory.
+            picture = images.resize_square(image[0], grids.CELL_SIZE)
+            results.rows.append([picture, *reconstructions])
+            results.captions.append(
+                [describe(row, model.class_names) for row in before]
+                + [describe(row, model.class_names) for row in after]
+            )
+            results.marked.append([False, *changed])
+        bar.add(1)
 
-    print(
-        f"same class before and after: {np.mean(agreements):.1%} of "
-        f"{options.samples} reconstructions of {len(paths)} images"
+
+def short_stem(path):
+    """The name of a file as text that leaves room in the name of another."""
+    text = files.printable(path.stem).encode()[:MAX_STEM_BYTES]
+    return text.decode("utf-8", "ignore")
+
+
+def write(options, model, results):
+    """Writes the grid and the logits, and says what was written."""
+    import numpy as np
+
+    from kinv import images
+    from kinv.analysis import grids
+
+    columns = [f"noise {sample + 1}" for sample in range(options.samples)]
+    grid = grids.captioned_grid(
+        results.rows,
+        results.captions,
+        results.marked,
+        row_captions=[
+            files.printable(path.name) for path in results.paths[: options.rows]
+        ],
+        column_captions=["image", *columns],
     )
-    if len(paths) > options.rows:
+    images.write_image(options.out, grids.render(grid))
+    if options.logits_out:
+        write_logits(
+            options.logits_out,
+            results.paths,
+            np.array(results.logits),
+            model.class_names,
+        )
+    print(
+        f"same class before and after: {np.mean(results.agreements):.1%} of "
+        f"{options.samples} reconstructions of {len(results.paths)} images"
+    )
+    if len(results.paths) > options.rows:
         print(f"the grid holds the first {options.rows} images (--rows)")
     for output in (options.out, options.images_out, options.logits_out):
         if output:
@@ -187,11 +262,12 @@ def write_logits(path, paths, logits, class_names):
         if pathlib.Path(path).suffix == ".npy":
             np.save(temporary, logits)
             return
-        with open(temporary, "w", newline="") as file:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["file", *class_names])
             for path, row in zip(paths, logits, strict=True):
-                writer.writerow([path, *(f"{value:.6g}" for value in row)])
+                name = files.printable(path)
+                writer.writerow([name, *(f"{value:.6g}" for value in row)])
 
 
 if __name__ == "__main__":

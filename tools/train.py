@@ -55,8 +55,7 @@ def train(options, strategy):
         )
         for split in (options.train_split, options.validation_split)
     )
-    if skipped := source.num_skipped + validation.num_skipped:
-        print(f"left out {skipped:,} unreadable images")
+    cli.print_left_out(source, validation)
     check_batches(options, source, strategy.num_replicas_in_sync)
     data = runs.describe_data(source, validation)
     runs.check_data(resumed or {}, data, options.dataset)
@@ -290,31 +289,25 @@ def writers(options, validation_batches):
 
 
 def name_classes(options, source, classifier):
-    """What to call the logits: as asked, as the data set does, or ImageNet."""
+    """What to call the logits: as asked, as ImageNet, or as the data set does.
+
+    Says which of the classes the labels of the data set are.
+    """
     from kinv.classifiers import loading
-    from kinv.data import datasets
+    from kinv.data import labels
 
     num_classes = classifier.output_shape[-1]
-    if num_classes != len(source.class_names):
-        raise errors.InputError(
-            f"Expected a classifier for the {len(source.class_names)} classes "
-            f"of {options.dataset}. Received: {options.classifier}, which has "
-            f"{num_classes} logits."
-        )
+    known = loading.is_of_imagenet(options.classifier) and num_classes == 1000
     if options.class_names:
-        return loading.read_class_names(options.class_names, num_classes)
-    names = source.class_names
-    if loading.is_of_imagenet(options.classifier) and num_classes == 1000:
-        imagenet = datasets.imagenet_class_names()
-        numbered = all(name.isdecimal() for name in names)
-        if numbered or set(names) == set(imagenet):
-            if not numbered and names != imagenet:
-                print(
-                    f"{options.dataset} numbers its classes in another order "
-                    f"than {options.classifier}: accuracy, which compares "
-                    "labels and logits, will be wrong; all else will not"
-                )
-            return imagenet
+        names = loading.read_class_names(options.class_names, num_classes)
+    elif known and options.classifier_weights == "imagenet":
+        names = labels.imagenet_class_names()
+    else:
+        known, names = False, labels.placeholders(num_classes)
+    labelled, line = labels.match(source, names)
+    print(line)
+    if labelled.class_names and not (known or options.class_names):
+        return source.class_names
     return names
 
 
@@ -415,7 +408,8 @@ def parse_arguments(argv):
         "--class-names",
         metavar="FILE",
         help="names of the classes, one per line in the order of the logits, "
-        "or Keras's imagenet_class_index.json (default: the data set's)",
+        "or Keras's imagenet_class_index.json (default: ImageNet's of its "
+        "classifiers, else the data set's)",
     )
 
     training = parser.add_argument_group("training")

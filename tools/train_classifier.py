@@ -117,7 +117,7 @@ def train(options, strategy, chief):
     import keras
 
     from kinv import devices
-    from kinv.data import datasets
+    from kinv.data import datasets, labels
     from kinv.inversion import callbacks, checkpoints
 
     run = pathlib.Path(options.out)
@@ -134,8 +134,7 @@ def train(options, strategy, chief):
         )
         for split in (options.train_split, options.validation_split)
     )
-    if skipped := source.num_skipped + held_out.num_skipped:
-        print(f"left out {skipped:,} unreadable images")
+    cli.print_left_out(source, held_out)
     check_splits(options, source, held_out, strategy.num_replicas_in_sync)
     data = runs.describe_data(source, held_out)
     runs.check_data(resumed or {}, data, options.dataset)
@@ -143,7 +142,8 @@ def train(options, strategy, chief):
     steps = options.steps_per_epoch or source.num_examples // options.batch_size
     print(
         f"{options.dataset}: {source.num_examples:,} images of {num_classes} "
-        f"classes, {held_out.num_examples:,} held out"
+        f"classes, {held_out.num_examples:,} held out: "
+        f"{labels.some(source.class_names, 10)}"
     )
 
     with strategy.scope():
@@ -175,18 +175,24 @@ def train(options, strategy, chief):
         ]
     start = time.monotonic()
     model.fit(
-        source.training_batches(
-            options.image_size,
-            options.batch_size,
-            options.seed,
-            start=epochs_done * steps * options.batch_size,
-            crop=options.crop,
+        labels.require(
+            source.training_batches(
+                options.image_size,
+                options.batch_size,
+                options.seed,
+                start=epochs_done * steps * options.batch_size,
+                crop=options.crop,
+            ),
+            options.dataset,
         ),
         epochs=options.epochs,
         initial_epoch=epochs_done,
         steps_per_epoch=steps,
-        validation_data=held_out.evaluation_batches(
-            options.image_size, options.batch_size, limit=2000
+        validation_data=labels.require(
+            held_out.evaluation_batches(
+                options.image_size, options.batch_size, limit=2000
+            ),
+            options.dataset,
         ),
         shuffle=False,
         callbacks=[
@@ -281,6 +287,12 @@ def save(options, classifier, source, held_out, minutes):
 
 def check_splits(options, train, held_out, num_replicas):
     """Raises `InputError` unless the two splits and the batch size fit."""
+    for source in (train, held_out):
+        if not source.class_names:
+            raise errors.InputError(
+                f"Expected labelled images. Received: {options.dataset}, "
+                f"without labels, since {source.unlabelled}."
+            )
     if train.class_names != held_out.class_names:
         raise errors.InputError(
             "Expected the same classes in both splits. Received: "

@@ -32,7 +32,12 @@ def run(data):
         `study.Result`. Metrics by model: the strength, and each measure for
         right and for wrong images with the p-value of a two-sided
         Mann-Whitney test; and each group's `quality`, without a test.
+
+    Raises:
+        study.NotApplicable: without labels.
     """
+    if not data.source.class_numbers:
+        raise study.NotApplicable("needs labels of the classifier's classes")
     metrics, rows, figures, claims = {}, [], [], []
     for name, model in data.models.items():
         strength, found, shown = _collect(data, name, model)
@@ -85,7 +90,8 @@ def _collect(data, name, model):
         wrong = 0
         for index, (images, labels, _) in enumerate(data.batches(limit)):
             images = degrade(data, images, strength, index)
-            wrong += np.sum(model.logits(images).argmax(-1) != labels)
+            predicted = model.logits(images).argmax(-1)
+            wrong += np.sum((predicted != labels) & (labels >= 0))
         if wrong >= ENOUGH:
             break
     parts, shown = [], []
@@ -101,9 +107,12 @@ def _collect(data, name, model):
         part = reconstructions.compare(originals, pictures, logits, again)
         del part["shuffled_ssim"], part["shuffled_psnr"]
         predicted = logits.argmax(-1)
-        parts.append({**part, "right": predicted == labels})
+        known = labels >= 0
+        part["right"] = predicted == labels
+        parts.append({key: values[known] for key, values in part.items()})
         again = again.argmax(-1)
-        for row in np.flatnonzero(predicted != labels)[: SHOWN - len(shown)]:
+        wrong = np.flatnonzero((predicted != labels) & known)
+        for row in wrong[: SHOWN - len(shown)]:
             names = [
                 model.class_names[index]
                 for index in (labels[row], predicted[row], again[row])

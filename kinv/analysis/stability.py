@@ -30,6 +30,7 @@ def run(data):
         agreement with another image's reconstruction.
     """
     images, labels = choose(data)
+    labelled = bool(data.source.class_numbers)
     metrics, rows, passes = {}, [], []
     hits, is_right, curves = {}, {}, {}
     # Only the two models that stand for the paper's, not their controls.
@@ -38,7 +39,9 @@ def run(data):
         logits = model.logits(images)
         before = logits.argmax(-1)
         right = before == labels
-        groups = {"all": right | True, "right": right, "wrong": ~right}
+        groups = {"all": right | True}
+        if labelled:
+            groups.update(right=right, wrong=~right)
         pictures = images
         progress = data.progress(
             range(1, max(PASSES) + 1), f"stability, {name}", max(PASSES)
@@ -95,18 +98,22 @@ def run(data):
         metrics,
         {"agreement": rows, "passes": passes},
         [figure],
-        _claims(data.pair, hits, is_right) if data.pair else [],
+        _claims(data.pair, hits, labelled and is_right) if data.pair else [],
     )
 
 
 def choose(data):
     """Images of so many classes, equally many of each while they last.
 
+    Of images without labels the first.
+
     Returns:
         float32 images and their labels.
     """
-    num_classes = len(data.source.class_names)
-    classes = data.random("classes").permutation(num_classes)
+    classes = np.array(data.source.class_numbers)
+    if not classes.size:
+        return data.first(data.count(CLASSES) * IMAGES_PER_CLASS)[:2]
+    classes = data.random("classes").permutation(classes)
     classes = classes[: data.count(CLASSES)]
     missing = dict.fromkeys(classes.tolist(), IMAGES_PER_CLASS)
     chosen = []
@@ -127,7 +134,10 @@ def _wilson(same):
 
 def _claims(pair, hits, is_right):
     robust, standard = pair
-    both = is_right[robust] & is_right[standard]
+    both, which = hits[robust] | True, ""
+    if is_right:
+        both = is_right[robust] & is_right[standard]
+        which = ", images that both classify right"
     # The same images: their differences, not the difference of shares.
     interval = measures.mean_interval(
         hits[robust][both].astype(float) - hits[standard][both]
@@ -136,13 +146,13 @@ def _claims(pair, hits, is_right):
         study.Claim(
             "5",
             "The robust model is more stable than the standard one.",
-            "agreement, robust minus standard, images that both classify right",
+            f"agreement, robust minus standard{which}",
             *map(float, interval),
             study.decide(*interval[1:]),
             f"{both.sum()} images",
         )
     ]
-    for name in pair:
+    for name in pair if is_right else ():
         right, wrong = (
             (int(hits[name][rows].sum()), int(rows.sum()))
             for rows in (is_right[name], ~is_right[name])

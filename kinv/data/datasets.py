@@ -1,15 +1,16 @@
-"""Image data sets: from TensorFlow Datasets by name, or a folder of images."""
+"""Image data sets: of TensorFlow Datasets by name, a folder, or arrays."""
 
 import functools
 import hashlib
-import inspect
+import io
 import pathlib
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import errors
-from kinv.data import folders
+from kinv import errors, images
+from kinv.data import arrays, folders
 from kinv.data import scenes as _scenes  # noqa: F401 (registers kinv_scenes)
 from kinv.data.source import Source
 
@@ -19,15 +20,16 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
 
     Args:
         name: a TFDS name such as `kinv_scenes/32` or `cifar10`, prepared on
-            first use; or a directory. A directory holds one sub-folder of
-            images per class, either in a sub-folder per split (`train`,
-            `validation`, `test`; the classes are those of `train`) or at once.
-            In the latter case its one
-            split, `train`, is in an arbitrary but fixed order; `train[:80%]`
-            and `train[80%:]` part it, and `validation` is short for the last
-            tenth where `train` is then the rest.
+            first use; a directory of images; or a file of arrays, `.npz` or
+            IDX, as of `arrays.open_arrays`. A directory may have a sub-folder
+            per split (`train`, `validation`, `test`), and there, or at once, a
+            sub-folder per class (the classes are those of `train`). Images that
+            lie in no sub-folders have no labels. Without sub-folders per split
+            its one split, `train`, is in an arbitrary but fixed order;
+            `train[:80%]` and `train[80%:]` part it, and `validation` is short
+            for the last tenth where `train` is then the rest.
         split: TFDS split syntax, such as `train` or `test[:1000]`; of
-            directories, a name with or without percent borders.
+            directories and files, a name with or without percent borders.
         data_dir: where TFDS keeps its data. Defaults to TFDS's own place.
         skip_unreadable: leave out image files of a directory that cannot be
             read, and count them in `num_skipped`. This decodes each of them
@@ -40,22 +42,14 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
 
     Raises:
         errors.InputError: if there is no such data set or split, if it has no
-            images or labels, or if an image cannot be read.
+            images, or if an image cannot be read.
     """
-    if pathlib.Path(name).is_dir():
-        return folders.open_folder(pathlib.Path(name), split, skip_unreadable)
+    path = pathlib.Path(name)
+    if path.is_dir():
+        return folders.open_folder(path, split, skip_unreadable)
+    if path.is_file():
+        return arrays.open_arrays(path, split)
     return _open_tfds(name, split, data_dir)
-
-
-def imagenet_class_names():
-    """ImageNet's 1000 classes as WordNet numbers, as classifiers order them.
-
-    Those that TensorFlow Datasets carries for `imagenet2012`. The classes of
-    its `imagenet_resized` are in another order.
-    """
-    builder = tfds.builder_cls("imagenet2012")
-    path = pathlib.Path(inspect.getfile(builder)).parent / "labels.txt"
-    return path.read_text().split()
 
 
 def _open_tfds(name, split, data_dir):
@@ -68,13 +62,13 @@ def _open_tfds(name, split, data_dir):
             "Expected a directory, or a name of TensorFlow Datasets such as "
             f"kinv_scenes/32 or cifar10. Received: {name} ({reason})."
         ) from error
-    for feature in ("image", "label"):
-        if feature not in builder.info.features:
-            raise errors.InputError(
-                f"Expected a data set of labelled images. Received: {name}, "
-                f"which has no feature {feature!r} but "
-                f"{', '.join(builder.info.features)}."
-            )
+    features = builder.info.features
+    if "image" not in features:
+        raise errors.InputError(
+            f"Expected a data set of images. Received: {name}, which has no "
+            f"feature 'image' but {', '.join(features)}."
+        )
+    decode = _decoder(name, features["image"])
     try:
         builder.download_and_prepare()
     except errors.InputError:
@@ -102,7 +96,6 @@ def _open_tfds(name, split, data_dir):
         raise errors.InputError(
             f"Expected images in split {split} of {name}. Received: none."
         )
-    features = builder.info.features
     factors = [
         key
         for key, feature in features.items()
@@ -110,18 +103,69 @@ def _open_tfds(name, split, data_dir):
         and feature.shape == ()
         and feature.np_dtype in (np.int64, np.float32)
     ]
-    names = features["label"].names
+    names, unlabelled = _class_names(name, features)
     return Source(
-        examples.map(functools.partial(_keep, ("image", "label", *factors))),
-        features["image"].decode_example,
+        examples.map(functools.partial(_keep, factors, bool(names))),
+        decode,
         names,
         num_examples,
         factors,
         identity=lambda: hashlib.sha256(
             f"{builder.info.full_name} {split} {num_examples}".encode()
         ).hexdigest(),
+        unlabelled=unlabelled,
     )
 
 
-def _keep(names, example):
-    return {name: example[name] for name in names}
+def _class_names(name, features):
+    """Names of a prepared data set's classes, or none and the reason."""
+    if "label" not in features:
+        return [], f"{name} has no feature 'label' but {', '.join(features)}"
+    label = features["label"]
+    if not isinstance(label, tfds.features.ClassLabel):
+        kind = type(label).__name__
+        return [], f"the feature 'label' of {name} is a {kind}, no ClassLabel"
+    return label.names, ""
+
+
+def _decoder(name, feature):
+    """Function of an encoded image to its pixels, of 8 bits."""
+    dtype, shape = np.dtype(feature.np_dtype), feature.shape
+    is_image = isinstance(feature, tfds.features.Image)
+    depths = (np.uint8, np.uint16) if is_image else (np.uint8,)
+    if dtype not in depths or len(shape) != 3:
+        raise errors.InputError(
+            "Expected images (height, width, channels) of 8 or 16 bits in "
+            f"{name}. Received: {dtype} of shape {shape}, of which nothing "
+            "says what is black and white. Prepare them as uint8."
+        )
+    if not is_image:
+        return feature.decode_example
+
+    def decode(encoded):
+        image = feature.decode_example(encoded)
+        if dtype == np.uint16:
+            image = tf.round(tf.cast(image, tf.float32) / 257.0)
+        return tf.cast(image, tf.uint8)
+
+    def decode_upright(encoded):
+        # Where cameras write EXIF: first, or behind JFIF's header.
+        exif = [tf.strings.substr(encoded, at, 4) == b"Exif" for at in (6, 24)]
+        image = tf.cond(
+            tf.reduce_any(exif),
+            lambda: tf.numpy_function(_decode_bytes, [encoded], tf.uint8),
+            lambda: decode(encoded),
+        )
+        return tf.ensure_shape(image, (None, None, None))
+
+    return decode if dtype == np.uint16 else decode_upright
+
+
+def _decode_bytes(encoded):
+    return images.decode(io.BytesIO(encoded))
+
+
+def _keep(factors, has_labels, example):
+    label = example["label"] if has_labels else tf.constant(-1, tf.int64)
+    kept = {name: example[name] for name in factors}
+    return {"image": example["image"], "label": label, **kept}

@@ -1,5 +1,6 @@
 """Folders of images as data sets."""
 
+import collections
 import concurrent.futures
 import hashlib
 import os
@@ -7,109 +8,189 @@ import re
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
-from kinv import errors
+from kinv import errors, files, images
 from kinv.data.source import Source
 
-# What `tf.io.decode_image` reads, whatever a file is called.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP")
 _SPLITS = {"train", "validation", "test"}
+# What others call them. Of these, classes may have the names as well.
+_DOUBTFUL = {"training", "val", "valid", "dev", "testing", "eval", "holdout"}
 # With what a whole file of a format ends.
-_ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
+_ENDINGS = {
+    b"\x89PNG": b"IEND\xaeB`\x82",
+    b"\xff\xd8": b"\xff\xd9",
+    b"GIF8": b";",
+}
 # Files of all directories opened, for `find_unreadable`.
 _opened = []
 # Files that are looked at side by side.
 _THREADS = 16
-_FOLDER_SPLIT = re.compile(r"(\w+)(?:\[(\d+%)?:(\d+%)?\])?")
+_SPLIT = re.compile(r"(\w[\w-]*)(?:\[(\d+%)?:(\d+%)?\])?")
 
 
 def open_folder(directory, split, skip_unreadable):
     """Opens a split of a folder, as `datasets.open_dataset` describes."""
-    match = _FOLDER_SPLIT.fullmatch(split)
-    if match is None:
-        raise errors.InputError(
-            "Expected the split of a directory to be a name or a part such as "
-            f"train[:80%]. Received: {split}."
-        )
-    name, *borders = match.groups()
-    first, last = (
-        int(border[:-1]) if border else default
-        for border, default in zip(borders, (0, 100), strict=True)
-    )
-    root = directory
-    splits = _sub_folders(directory)
-    # A class may be called train.
-    has_splits = "train" in splits and (
-        _SPLITS.issuperset(splits) or _sub_folders(directory / "train")
-    )
-    if has_splits:
-        root = directory / name
-    elif name == "validation" and borders == [None, None]:
-        first = 90
-    elif name == "train" and borders == [None, None]:
-        last = 90
-    elif name != "train":
-        root = directory / name
-    if not root.is_dir():
-        raise errors.InputError(
-            f"Expected {directory} to have a sub-folder {name} for that split. "
-            "Received: none. Without sub-folders per split, the splits are "
-            "train, validation and parts such as train[:80%]."
-        )
-    found = _sub_folders(root)
-    if not found:
-        raise errors.InputError(
-            f"Expected one sub-folder of images per class in {root}. "
-            "Received: no sub-folder."
-        )
-    # A class that another split lacks keeps its number.
-    class_names = _sub_folders(directory / "train") if has_splits else found
-    if unknown := sorted(set(found).difference(class_names)):
-        raise errors.InputError(
-            f"Expected the classes of {directory / 'train'} in {root}. "
-            f"Received: {', '.join(unknown)} as well."
-        )
-    paths, labels = [], []
-    for label, class_name in enumerate(class_names):
-        for path in sorted((root / class_name).rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                paths.append(path)
-                labels.append(label)
-    order = np.random.default_rng(0).permutation(len(paths))
-    order = order[len(order) * first // 100 : len(order) * last // 100]
+    name, borders = parse_split(split, directory)
+    root, borders, beside = _find_root(directory, name, borders)
+    paths, left_out = images.find_images(root)
+    left_out.update(beside)
+    class_names, labels, unlabelled = _find_classes(directory, root, paths)
+    order = part(len(paths), borders)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        reasons = pool.map(
-            lambda index: _damage(paths[index], decode=skip_unreadable), order
+        looks = pool.map(
+            lambda index: _look(paths[index], decode=skip_unreadable), order
         )
-        readable = []
-        for index, reason in zip(order, reasons, strict=True):
-            if reason is None:
+        readable, plain = [], []
+        for index, (is_plain, error) in zip(order, looks, strict=True):
+            if error is None:
                 readable.append(index)
+                plain.append(is_plain)
             elif not skip_unreadable:
                 pool.shutdown(cancel_futures=True)
-                raise _unreadable(paths[index], reason)
+                raise _or_skip(error)
     if not readable:
         raise errors.InputError(
-            f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the sub-folders "
-            f"of {root}. Received: none that can be read in split {split}."
+            f"Expected images ({', '.join(images.SUFFIXES)}) in {root}. "
+            f"Received: none that can be read in split {split}"
+            f"{images.describe_left_out(left_out, ', but ')}."
         )
-    _opened.extend(paths[i] for i in readable)
+    _opened.extend((paths[i], p) for i, p in zip(readable, plain, strict=True))
     examples = tf.data.Dataset.from_tensor_slices(
         {
-            "image": [str(paths[i]) for i in readable],
+            "image": {
+                # Bytes: names need not be text.
+                "path": [os.fsencode(paths[i]) for i in readable],
+                "plain": plain,
+            },
             "label": np.array([labels[i] for i in readable], "int64"),
         }
     )
     return Source(
         examples,
-        _decode_file,
+        _decode_plain if all(plain) else _decode_file,
         class_names,
         len(readable),
         num_skipped=len(order) - len(readable),
         identity=lambda: _digest(root, [paths[i] for i in readable]),
+        unlabelled=unlabelled,
+        left_out=images.describe_left_out(left_out, f"left out of {root}: "),
     )
+
+
+def parse_split(split, name):
+    """Parts the split of a folder or file into its name and percentages.
+
+    Returns:
+        The name, and (first, last) in percent, None where it has none.
+    """
+    match = _SPLIT.fullmatch(split)
+    if match is None:
+        raise errors.InputError(
+            f"Expected the split of {name} to be a name or a part such as "
+            f"train[:80%]. Received: {split}."
+        )
+    name, *borders = match.groups()
+    if borders == [None, None]:
+        return name, None
+    first, last = (int(border[:-1]) if border else None for border in borders)
+    return name, (first or 0, 100 if last is None else last)
+
+
+def part(count, borders):
+    """Numbers of the examples of a part, in an arbitrary but fixed order."""
+    first, last = borders
+    order = np.random.default_rng(0).permutation(count)
+    return order[count * first // 100 : count * last // 100]
+
+
+def without_splits(name, borders):
+    """Percentages of a split where one place holds all; None if it has none."""
+    if name == "train":
+        return borders or (0, 90)
+    if name == "validation" and borders is None:
+        return (90, 100)
+    return None
+
+
+def _find_root(directory, name, borders):
+    """The folder of a split, its percentages, and what lies beside it."""
+    folders = _sub_folders(directory)
+    beside = collections.Counter()
+    # A class may be called train.
+    has_splits = _has_splits(directory, folders)
+    like_splits = [
+        folder for folder in folders if folder.lower() in _SPLITS | _DOUBTFUL
+    ]
+    if has_splits:
+        for folder in sorted(set(folders).difference(like_splits)):
+            found, _ = images.find_images(directory / folder)
+            beside[f"in {files.printable(folder)}/, no split"] += len(found)
+    elif name == "train" or (name == "validation" and name not in folders):
+        _refuse_doubtful(directory, like_splits)
+        if (whole := without_splits(name, borders)) is not None:
+            return directory, whole, beside
+    if name not in folders:
+        received = ", ".join(folders) or "none"
+        raise errors.InputError(
+            f"Expected {directory} to have a sub-folder {name} for that split. "
+            f"Received: {received}. Name one of them with --train-split, "
+            "--validation-split or --split; without sub-folders per split, the "
+            "splits are train, validation and parts such as train[:80%]."
+        )
+    return directory / name, borders or (0, 100), beside
+
+
+def _has_splits(directory, folders):
+    return "train" in folders and (
+        _SPLITS.issuperset(folders) or bool(_sub_folders(directory / "train"))
+    )
+
+
+def _refuse_doubtful(directory, like_splits):
+    deep = any(_sub_folders(directory / folder) for folder in like_splits)
+    if len(like_splits) > 1 or deep:
+        names = " and ".join(f"{folder}/" for folder in like_splits)
+        raise errors.InputError(
+            f"Expected classes in {directory}, or its splits in train/, "
+            f"validation/ and test/. Received: {names}, which may be either. "
+            f"Name the split, such as --train-split {like_splits[0]}, or "
+            "rename the folders."
+        )
+
+
+def _find_classes(directory, root, paths):
+    """Class names, the label of each path, and why there are none, if so."""
+    no_labels = [-1] * len(paths)
+    folders = _sub_folders(root)
+    depth = len(root.parts)
+    tops = [path.parts[depth:] for path in paths]
+    direct = [parts[0] for parts in tops if len(parts) == 1]
+    if not folders:
+        return [], no_labels, f"{root} has no sub-folder per class"
+    if direct:
+        return (
+            [],
+            no_labels,
+            f"{len(direct):,} images, such as {files.printable(direct[0])}, "
+            f"lie beside the sub-folders of {root}",
+        )
+    # A class that another split lacks keeps its number.
+    classes = folders
+    if root != directory and _has_splits(directory, _sub_folders(directory)):
+        classes = _sub_folders(directory / "train")
+    if unknown := sorted(set(folders).difference(classes)):
+        raise errors.InputError(
+            f"Expected the classes of {directory / 'train'} in {root}. "
+            f"Received: {', '.join(unknown)} as well."
+        )
+    if empty := sorted(set(folders).difference(parts[0] for parts in tops)):
+        raise errors.InputError(
+            f"Expected images in each sub-folder of {root}. Received: "
+            f"{', '.join(empty)} without any. Remove what is no class."
+        )
+    numbers = {folder: number for number, folder in enumerate(classes)}
+    names = [files.printable(folder) for folder in classes]
+    return names, [numbers[parts[0]] for parts in tops], ""
 
 
 def _sub_folders(directory):
@@ -136,16 +217,16 @@ def find_unreadable():
         decoded, of the directories opened by this process; None if all can.
     """
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        reasons = pool.map(lambda path: _damage(path, decode=True), _opened)
-        for path, reason in zip(_opened, reasons, strict=True):
-            if reason is not None:
+        looks = pool.map(lambda item: _decode_error(*item), _opened)
+        for error in looks:
+            if error is not None:
                 pool.shutdown(cancel_futures=True)
-                return _unreadable(path, reason)
+                return _or_skip(error)
     return None
 
 
-def _damage(path, decode):
-    """Why an image file cannot be read, or None.
+def _look(path, decode):
+    """Whether a file is plain, and the error of one that cannot be read.
 
     Args:
         path: of the file.
@@ -153,30 +234,75 @@ def _damage(path, decode):
             ending are decoded, such as those that were cut off.
     """
     try:
-        with Image.open(path) as image:
-            if image.format not in _FORMATS:
-                return f"its format is {image.format}"
-            ending = _ENDINGS.get(image.format)
-            if decode or not ending or not _ends_with(path, ending):
-                image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        return str(error)
+        plain = images.is_plain(path)
+        whole = not decode and _is_whole(path)
+    except errors.InputError as error:
+        return False, error
+    return plain, None if whole else _decode_error(path, plain)
+
+
+def _is_whole(path):
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if start.startswith(b"RIFF"):
+            return int.from_bytes(start[4:], "little") + 8 <= size
+        if start.startswith(b"BM"):
+            return int.from_bytes(start[2:6], "little") <= size
+        for beginning, ending in _ENDINGS.items():
+            if start.startswith(beginning):
+                file.seek(-min(len(ending), size), os.SEEK_END)
+                return file.read() == ending
+    return False
+
+
+def _decode_error(path, plain):
+    """Decodes a file as streams do; the error if that fails, else None."""
+    try:
+        if plain:
+            _decode_plain({"path": os.fsencode(path)})
+        else:
+            images.decode(path)
+    except errors.InputError as error:
+        return error
+    except tf.errors.OpError:
+        return errors.InputError(
+            f"Expected an image file. Received: {path}, which is damaged. "
+            "Replace it."
+        )
     return None
 
 
-def _ends_with(path, ending):
-    with open(path, "rb") as file:
-        file.seek(-min(len(ending), path.stat().st_size), os.SEEK_END)
-        return file.read() == ending
-
-
-def _unreadable(path, reason):
+def _or_skip(error):
     return errors.InputError(
-        f"Expected an image that can be read. Received: {path}: {reason}. "
-        "Remove it, or use --skip-unreadable."
+        f"{error} Or leave out what cannot be read with --skip-unreadable."
     )
 
 
-def _decode_file(path):
-    image = tf.io.decode_image(tf.io.read_file(path), expand_animations=False)
-    return tf.ensure_shape(image, (None, None, None))
+def _decode_file(file):
+    return tf.cond(
+        file["plain"],
+        lambda: _decode_plain(file),
+        lambda: _decode_other(file["path"]),
+    )
+
+
+def _decode_plain(file):
+    # Of PNG as well. Pillow's decoder of JPEG is the accurate one, too.
+    return tf.io.decode_jpeg(
+        tf.io.read_file(file["path"]), 3, dct_method="INTEGER_ACCURATE"
+    )
+
+
+def _decode_other(path):
+    image = tf.numpy_function(_decode_with_pillow, [path], tf.uint8)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _decode_with_pillow(path):
+    try:
+        return images.decode(os.fsdecode(path))
+    except errors.InputError as error:
+        # TensorFlow passes on what is text.
+        message = files.printable(str(_or_skip(error)))
+        raise errors.InputError(message) from None

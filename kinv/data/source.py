@@ -1,5 +1,7 @@
 """A split of a data set as streams of batches."""
 
+import copy
+
 import numpy as np
 import tensorflow as tf
 
@@ -14,13 +16,19 @@ class Source:
         examples: `tf.data.Dataset` of dicts of encoded `image`, `label` and
             factors, in a fixed order.
         decode: maps the encoded image to uint8 `(height, width, channels)`.
-        class_names: list of str, by label.
+        class_names: list of str, by label; empty where no labels are known,
+            which are -1 then, as is that of a single image.
         num_examples: number of examples.
         factor_names: names of the scalars that are known of each image.
         num_skipped: number of unreadable files that were left out.
         identity: function without arguments to the digest of what the examples
             are: of files their names below the data set and their sizes, not
             their times, so that a copy is the same data set.
+        unlabelled: why no labels are known.
+        left_out: one line about files that were not taken, or empty.
+
+    Attributes:
+        class_numbers: labels that the examples may have.
     """
 
     def __init__(
@@ -32,6 +40,8 @@ class Source:
         factor_names=(),
         num_skipped=0,
         identity=None,
+        unlabelled="",
+        left_out="",
     ):
         self.examples = examples
         self.decode = decode
@@ -40,19 +50,50 @@ class Source:
         self.factor_names = list(factor_names)
         self.num_skipped = num_skipped
         self.identity = identity
+        self.unlabelled = unlabelled
+        self.left_out = left_out
+        self.class_numbers = list(range(len(self.class_names)))
+        self._own_class_names = self.class_names
 
     def describe(self):
         """What tells this split from others, as a dict that JSON can express.
 
         Returns:
-            `class_names` (list of str), `num_examples` and `digest`, a str that
-            is the same for a copy of the data set.
+            `class_names` (list of str, as the data set has them),
+            `num_examples` and `digest`, a str that is the same for a copy of
+            the data set.
         """
         return {
-            "class_names": self.class_names,
+            "class_names": self._own_class_names,
             "num_examples": self.num_examples,
             "digest": self.identity(),
         }
+
+    def relabelled(self, class_names, numbers, unlabelled=""):
+        """The same images with the labels of other classes.
+
+        Args:
+            class_names: list of str, the other classes; empty for no labels.
+            numbers: for each label its new one, or -1.
+            unlabelled: why there are no labels.
+
+        Returns:
+            `Source`; it still describes itself as this one.
+        """
+        # A label of -1 finds the last.
+        table = tf.constant([*numbers, -1], tf.int64)
+
+        def relabel(example):
+            label = tf.cast(example["label"], tf.int64)
+            place = tf.where(label < 0, tf.size(table, tf.int64) - 1, label)
+            return {**example, "label": tf.gather(table, place)}
+
+        other = copy.copy(self)
+        other.examples = self.examples.map(relabel)
+        other.class_names = list(class_names)
+        other.class_numbers = sorted({n for n in numbers if n >= 0})
+        other.unlabelled = unlabelled
+        return other
 
     def training_batches(
         self, image_size, batch_size, seed, start=0, crop="center"
@@ -154,19 +195,30 @@ def _to_square(image, image_size):
     side = tf.minimum(shape[0], shape[1])
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image = image[top : top + side, left : left + side]
-    image = tf.cast(image, tf.float32)
+    image = _to_rgb(tf.cast(image, tf.float32))
     # A bilinear resize to the size an image has already changes nothing.
     image = tf.cond(
         side == image_size,
         lambda: image,
         lambda: tf.image.resize(image, (image_size,) * 2, antialias=True),
     )
-    image = tf.cond(
-        shape[2] == 1, lambda: tf.repeat(image, 3, 2), lambda: image[..., :3]
-    )
     return tf.ensure_shape(
         tf.clip_by_value(image, 0.0, 255.0), (image_size, image_size, 3)
     )
+
+
+def _to_rgb(image):
+    """Grey as three channels, and a last channel of opacity over white."""
+    if image.shape[2] == 3:
+        return image
+    channels = tf.shape(image)[2]
+
+    def over_white():
+        opacity = image[..., -1:] / 255.0
+        return tf.round(image[..., :-1] * opacity + 255.0 * (1.0 - opacity))
+
+    image = tf.cond(channels % 2 == 0, over_white, lambda: image)
+    return tf.cond(channels < 3, lambda: tf.repeat(image, 3, 2), lambda: image)
 
 
 def _random_square(image, seed):

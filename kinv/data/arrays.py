@@ -1,0 +1,159 @@
+"""Arrays of images in a file as data sets: .npz and IDX (MNIST's format)."""
+
+import gzip
+import hashlib
+import pathlib
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from kinv import errors
+from kinv.data import folders
+from kinv.data.source import Source
+
+# Bytes of values (code 8) in three dimensions, and in one.
+_IDX_IMAGES, _IDX_LABELS = b"\0\0\x08\x03", b"\0\0\x08\x01"
+
+
+def open_arrays(path, split):
+    """Opens a split of the images of a file, which are kept in memory.
+
+    Args:
+        path: a `.npz` with images `x` and labels `y`, or, of several splits,
+            `x_train`, `y_train`, `x_test` and so on, as Keras keeps its data
+            sets; or an IDX file of images such as `train-images-idx3-ubyte.gz`,
+            beside which that of the labels is looked for, and for other splits
+            that whose name begins with `t10k` or the split's name. Labels may
+            be missing. Images are `(number, height, width)` or `(number,
+            height, width, channels)`, uint8 or uint16; labels are integers.
+        split: as of `datasets.open_dataset`.
+
+    Returns:
+        `source.Source`; the names of its classes are their numbers.
+
+    Raises:
+        errors.InputError: if the file is another, is damaged, or lacks the
+            split.
+    """
+    name, borders = folders.parse_split(split, path)
+    try:
+        read = _read_npz if zipfile.is_zipfile(path) else _read_idx
+        images, labels, whole = read(path, name)
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as e:
+        raise errors.InputError(
+            "Expected a TFDS name, a folder of images, a .npz with images x "
+            "and labels y, or an IDX file of images. Received: "
+            f"{path} ({errors.reason(e).rstrip('.')})."
+        ) from None
+    images = _check_images(path, images)
+    class_names, labels, unlabelled = _check_labels(path, labels, len(images))
+    if whole:
+        borders = folders.without_splits(name, borders)
+        if borders is None:
+            raise errors.InputError(
+                f"Expected the splits train, validation or a part such as "
+                f"train[:80%] of {path}. Received: {split}."
+            )
+    order = folders.part(len(images), borders or (0, 100))
+    if not len(order):
+        raise errors.InputError(
+            f"Expected images in split {split} of {path}. Received: none."
+        )
+    images, labels = images[order], labels[order]
+    return Source(
+        tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}),
+        lambda image: image,
+        class_names,
+        len(images),
+        identity=lambda: hashlib.sha256(
+            images.tobytes() + labels.tobytes()
+        ).hexdigest(),
+        unlabelled=unlabelled,
+    )
+
+
+def _read_npz(path, split):
+    """Images, labels or None, and whether the file has no splits."""
+    with np.load(path, allow_pickle=False) as arrays:
+        whole = "x" in arrays
+        suffix = "" if whole else f"_{split}"
+        if f"x{suffix}" not in arrays:
+            raise ValueError(
+                f"no array x{suffix} but {', '.join(arrays) or 'none'}"
+            )
+        labels = arrays.get(f"y{suffix}")
+        return arrays[f"x{suffix}"], labels, whole
+
+
+def _read_idx(path, split):
+    if split not in ("train", "validation"):
+        starts = ("t10k", split) if split == "test" else (split,)
+        others = [
+            path.with_name(start + path.name[len("train") :])
+            for start in starts
+            if path.name.startswith("train")
+        ]
+        path = next((other for other in others if other.is_file()), path)
+        if path not in others:
+            raise ValueError(f"no file of split {split} beside it")
+    images = _idx(path, _IDX_IMAGES)
+    name = path.name.replace("images", "labels").replace("idx3", "idx1")
+    beside = path.with_name(name)
+    labels = None
+    if beside != path and beside.is_file():
+        labels = _idx(beside, _IDX_LABELS)
+    return images, labels, split in ("train", "validation")
+
+
+def _idx(path, magic):
+    content = pathlib.Path(path).read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        content = gzip.decompress(content)
+    if content[:4] != magic:
+        raise ValueError(f"{path.name} does not begin as one")
+    dimensions = magic[3]
+    start = 4 + 4 * dimensions
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    return np.frombuffer(content, "uint8", offset=start).reshape(shape)
+
+
+def _check_images(path, images):
+    """The images as uint8 `(number, height, width, channels)`."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if (
+        images.ndim != 4
+        or images.shape[3] not in (1, 2, 3, 4)
+        or images.dtype not in (np.uint8, np.uint16)
+        or not images.size
+    ):
+        raise errors.InputError(
+            "Expected images (number, height, width, channels) of 8 or 16 bits "
+            f"in {path}. Received: {images.dtype} {images.shape}. Save them as "
+            "uint8, 0 black and 255 white."
+        )
+    if images.dtype == np.uint16:
+        images = np.rint(images / 257.0).astype("uint8")
+    return images
+
+
+def _check_labels(path, labels, count):
+    """Class names, int64 labels, and why there are none, if so."""
+    none = np.full(count, -1)
+    if labels is None:
+        return [], none, f"{path} comes without any"
+    labels = np.squeeze(labels, -1) if labels.shape == (count, 1) else labels
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        return (
+            [],
+            none,
+            f"those of {path} are {labels.dtype} {labels.shape}, not one "
+            "integer for each image",
+        )
+    labels = np.maximum(labels.astype("int64"), -1)
+    if labels.max() < 0:
+        return [], none, f"those of {path} are negative"
+    return [str(number) for number in range(labels.max() + 1)], labels, ""

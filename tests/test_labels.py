@@ -1,0 +1,304 @@
+"""Labels of a data set as a classifier's classes: one rule."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from kinv import errors
+from kinv.data import datasets, labels, source
+
+
+def images_of(class_names, numbers=None):
+    """A source of one image of each class, or with these labels."""
+    if numbers is None:
+        numbers = range(len(class_names))
+    numbers = np.array([*numbers], "int64")
+    pixels = np.zeros((len(numbers), 8, 8, 3), "uint8")
+    return source.Source(
+        tf.data.Dataset.from_tensor_slices({"image": pixels, "label": numbers}),
+        lambda image: image,
+        class_names,
+        len(numbers),
+        unlabelled="" if class_names else "it has none",
+        identity=lambda: "digest",
+    )
+
+
+def read(found):
+    batches = found.evaluation_batches(8, 100).as_numpy_iterator()
+    return np.concatenate([numbers for _, numbers in batches]).tolist()
+
+
+COLORS = ["red", "green", "blue", "Dark Grey"]
+
+
+@pytest.mark.parametrize(
+    "own, classifier, expected",
+    [
+        (COLORS, COLORS, [0, 1, 2, 3]),
+        # In another order, and a part of them, written otherwise.
+        (["blue", "dark_grey", "green", "red"], COLORS, [2, 3, 1, 0]),
+        (["dark-grey", "GREEN"], COLORS, [3, 1]),
+        (["n02085620-Chihuahua"], ["n01440764", "n02085620"], [1]),
+        # Names of one only.
+        (COLORS, labels.placeholders(4), [0, 1, 2, 3]),
+        (["0", "1", "2", "3"], COLORS, [0, 1, 2, 3]),
+        (["0", "3"], ["0", "1", "2", "3"], [0, 3]),
+        # Two cranes, of which neither can be told.
+        (["crane", "tench"], ["crane", "tench", "crane"], [-1, 1]),
+        # Folders sort 10 before 2: their order tells nothing.
+        ([str(x) for x in sorted(map(str, range(11)))], COLORS, None),
+        (["10", "7", "8", "9"], COLORS, None),
+        (["anna", "bob"], labels.placeholders(4), None),
+        (["anna", "bob", "carl", "dora"], COLORS, None),
+        (["red", "green", "blue", "pink"], COLORS, None),
+        ([], COLORS, None),
+    ],
+)
+def test_labels_are_the_classifier_s_under_one_rule(own, classifier, expected):
+    given = images_of(own, None if own else [-1])
+    found, line = labels.match(given, classifier)
+    assert line.startswith("labels: ") and "\n" not in line
+    if expected is None:
+        assert "not used" in line
+        assert found.class_names == [] and found.unlabelled
+        assert set(read(found)) == {-1}
+    else:
+        assert read(found) == expected
+        assert found.class_names == classifier
+    # It is the same data set all the same.
+    assert found.describe() == given.describe()
+    assert found.describe()["class_names"] == own
+
+
+def test_imagenet_s_numbers_are_known_where_its_names_are():
+    names = [f"animal {index}" for index in range(1000)]
+    names[0], names[-1] = "tench", "toilet_tissue"
+    numbers = ["n15075141", "n01440764"]
+    assert read(labels.match(images_of(numbers), names)[0]) == [999, 0]
+
+
+def test_a_single_image_may_lack_its_label():
+    given = images_of(COLORS, [1, -1, 0])
+    found, _ = labels.match(given, COLORS[::-1])
+    assert read(found) == [2, -1, 3]
+    batches = labels.require(given.evaluation_batches(8, 2), "colors")
+    with pytest.raises(tf.errors.OpError, match="colors.*1 of 2.*label -1"):
+        list(batches)
+    whole = images_of(COLORS).evaluation_batches(8, 4)
+    ((_, numbers),) = labels.require(whole, "colors")
+    assert numbers.numpy().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "names", [("a.png", "b/c.png"), ("a.png",), ("b/c.png", "b.png", "d/e.png")]
+)
+def test_folders_without_classes_have_no_labels(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    opened = datasets.open_dataset(tmp_path, "train[:100%]")
+    assert opened.num_examples == len(names)
+    assert opened.class_names == [] and opened.unlabelled
+    assert read(opened) == [-1] * len(names)
+
+
+def pictures(count, start=0):
+    """Grey images whose every pixel is their number."""
+    numbers = np.arange(start, start + count, dtype="uint8")
+    return np.broadcast_to(numbers[:, None, None], (count, 6, 5)).copy()
+
+
+def everything(path, split):
+    opened = datasets.open_dataset(str(path), split)
+    found = opened.evaluation_batches(5, 100).as_numpy_iterator()
+    shown, numbers = next(found)
+    order = np.argsort(shown[:, 0, 0, 0])
+    return opened, shown[order], numbers[order]
+
+
+def test_arrays_of_one_file(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=pictures(20), y=np.arange(20) % 3)
+    opened, shown, numbers = everything(path, "train[:100%]")
+    assert opened.class_names == ["0", "1", "2"]
+    assert shown.shape == (20, 5, 5, 3)
+    expected = np.repeat(pictures(20)[:, :5, :, None], 3, 3)
+    np.testing.assert_array_equal(shown, expected)
+    assert numbers.tolist() == [i % 3 for i in range(20)]
+    parts = [everything(path, s)[1] for s in ("train", "validation")]
+    assert [len(part) for part in parts] == [18, 2]
+    both = np.concatenate(parts)[:, 0, 0, 0]
+    assert sorted(both) == list(range(20))
+    with pytest.raises(errors.InputError, match="Received: test"):
+        datasets.open_dataset(str(path), "test")
+    # Without labels, and of 16 bits.
+    np.savez(path, x=pictures(20).astype("uint16") * 257)
+    opened, shown, numbers = everything(path, "train[:100%]")
+    np.testing.assert_array_equal(shown, expected)
+    assert opened.class_names == [] and "without any" in opened.unlabelled
+
+
+def test_arrays_of_several_splits(tmp_path):
+    path = tmp_path / "mnist.npz"
+    np.savez(
+        path,
+        x_train=pictures(8),
+        y_train=np.arange(8)[:, None],
+        x_test=pictures(3, 50),
+        y_test=np.arange(3)[:, None],
+    )
+    assert everything(path, "train")[2].tolist() == list(range(8))
+    _, shown, numbers = everything(path, "test")
+    assert shown[:, 0, 0, 0].tolist() == [50, 51, 52]
+    assert numbers.tolist() == [0, 1, 2]
+    with pytest.raises(errors.InputError, match="no array x_validation"):
+        datasets.open_dataset(str(path), "validation")
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_idx_files(tmp_path, ending):
+    def write(name, code, values):
+        content = bytes([0, 0, 8, code])
+        for length in values.shape:
+            content += length.to_bytes(4, "big")
+        content += values.astype("uint8").tobytes()
+        if ending:
+            content = gzip.compress(content)
+        (tmp_path / f"{name}{ending}").write_bytes(content)
+
+    write("train-images-idx3-ubyte", 3, pictures(10))
+    write("train-labels-idx1-ubyte", 1, np.arange(10) % 2)
+    write("t10k-images-idx3-ubyte", 3, pictures(4, 90))
+    path = tmp_path / f"train-images-idx3-ubyte{ending}"
+    opened, shown, numbers = everything(path, "train[:100%]")
+    assert shown[:, 4, 4, 1].tolist() == list(range(10))
+    assert numbers.tolist() == [0, 1] * 5 and opened.class_names == ["0", "1"]
+    opened, shown, _ = everything(path, "test")
+    assert shown[:, 0, 0, 0].tolist() == [90, 91, 92, 93]
+    assert opened.class_names == []
+    assert everything(path, "validation")[1].shape[0] == 1
+    with pytest.raises(errors.InputError, match="no file of split dev"):
+        datasets.open_dataset(str(path), "dev")
+
+
+def test_other_files_are_refused_in_one_line(tmp_path):
+    cases = {
+        "a.npz": lambda path: np.savez(path, z=np.zeros(3)),
+        "float.npz": lambda path: np.savez(path, x=np.zeros((3, 8, 8, 3))),
+        "flat.npz": lambda path: np.savez(path, x=np.zeros((3, 8), "uint8")),
+        "object.npz": lambda path: np.savez(path, x=np.array([{}], object)),
+        "cut.npz": lambda path: path.write_bytes(b"PK\3\4" + bytes(30)),
+        "a.json": lambda path: path.write_text(json.dumps({})),
+        "cut-idx3-ubyte": lambda path: path.write_bytes(b"\0\0\x08\3" * 4),
+        "cut.gz": lambda path: path.write_bytes(gzip.compress(b"\0\0")[:-4]),
+        "empty": lambda path: path.touch(),
+    }
+    for name, write in cases.items():
+        write(tmp_path / name)
+        with pytest.raises(errors.InputError, match=name) as caught:
+            datasets.open_dataset(str(tmp_path / name), "train")
+        assert "\n" not in str(caught.value)
+
+
+def prepare(folder, name, image, label, values):
+    """A prepared TFDS data set of user's own, of grey images."""
+    features = {"image": image}
+    if label is not None:
+        features["label"] = label
+    builder = tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={
+            "train": [
+                (
+                    str(i),
+                    {"image": x, "label": y}
+                    if label is not None
+                    else {"image": x},
+                )
+                for i, (x, y) in enumerate(values)
+            ]
+        },
+        data_dir=folder,
+        description="x",
+        disable_shuffling=True,
+    )
+    del builder
+    return datasets.open_dataset(name, "train", folder)
+
+
+IMAGE = tfds.features.Image(shape=(8, 8, 3))
+BYTES = np.full((8, 8, 3), 100, "uint8")
+
+
+@pytest.mark.parametrize(
+    "label, value, reason",
+    [
+        (None, None, "no feature 'label'"),
+        (np.int64, 1, "no ClassLabel"),
+        (tfds.features.Text(), "red", "a Text, no ClassLabel"),
+        (
+            tfds.features.Sequence(tfds.features.ClassLabel(num_classes=2)),
+            [1],
+            "a Sequence, no ClassLabel",
+        ),
+    ],
+)
+def test_other_labels_of_prepared_sets_are_not_used(
+    tmp_path, label, value, reason
+):
+    opened = prepare(tmp_path, "own", IMAGE, label, [(BYTES, value)] * 2)
+    assert opened.class_names == [] and reason in opened.unlabelled
+    ((shown, numbers),) = opened.evaluation_batches(8, 2)
+    assert (shown.numpy() == 100).all() and numbers.numpy().tolist() == [-1, -1]
+
+
+def test_missing_labels_of_a_prepared_set_stay_missing(tmp_path):
+    label = tfds.features.ClassLabel(names=["dark", "bright"])
+    values = [(BYTES, 1), (BYTES, -1)]
+    opened = prepare(tmp_path, "minus", IMAGE, label, values)
+    found, _ = labels.match(opened, ["bright", "dark"])
+    assert read(found) == [0, -1]
+
+
+def test_depths_of_prepared_images(tmp_path):
+    deep = np.full((8, 8, 1), 100 * 257, "uint16")
+    kind = tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16)
+    opened = prepare(tmp_path, "deep", kind, None, [(deep, None)])
+    ((shown, _),) = opened.evaluation_batches(8, 2)
+    assert (shown.numpy() == 100).all()
+    clear = np.dstack([BYTES, np.zeros((8, 8), "uint8")])
+    kind = tfds.features.Image(shape=(8, 8, 4))
+    opened = prepare(tmp_path, "clear", kind, None, [(clear, None)])
+    ((shown, _),) = opened.evaluation_batches(8, 2)
+    assert (shown.numpy() == 255).all()
+    kind = tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)
+    with pytest.raises(errors.InputError, match="Received: float32"):
+        prepare(
+            tmp_path, "float", kind, None, [(np.ones((8, 8, 1), "f4"), None)]
+        )
+
+
+def test_prepared_photographs_are_turned_upright(tmp_path):
+    pixels = np.zeros((16, 16, 3), "uint8")
+    pixels[:, 8:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be turned a quarter clockwise.
+    (tmp_path / "photos").mkdir()
+    kind = tfds.features.Image(shape=(16, 16, 3), encoding_format="jpeg")
+    paths = []
+    for name, options in (("plain", {}), ("turned", {"exif": exif})):
+        path = tmp_path / "photos" / f"{name}.jpg"
+        Image.fromarray(pixels).save(path, quality=95, **options)
+        paths.append((str(path), None))
+    opened = prepare(tmp_path, "photos", kind, None, paths)
+    ((shown, _),) = opened.evaluation_batches(16, 2)
+    np.testing.assert_allclose(shown[0], pixels, atol=4)
+    np.testing.assert_allclose(shown[1], np.rot90(pixels, -1), atol=4)
