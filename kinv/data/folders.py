@@ -238,7 +238,11 @@ def _look(path, decode):
         whole = not decode and _is_whole(path)
     except errors.InputError as error:
         return False, error
-    return plain, None if whole else _decode_error(path, plain)
+    error = None if whole else _decode_error(path, plain)
+    if error and plain:
+        # Pillow puts up with more.
+        plain, error = False, _decode_error(path, False)
+    return plain, error
 
 
 def _is_whole(path):
