@@ -235,9 +235,11 @@ def insert_zeros(inputs):
         Tensor `(batch, 2 * height, 2 * width, channels)`.
     """
     _, height, width, channels = inputs.shape
-    columns = ops.reshape(inputs, (-1, height, 1, width, 1, channels))
-    padding = ((0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (0, 0))
-    outputs = ops.pad(columns, padding)
+    # Behind the channels of each value, then behind each row: LiteRT pads at
+    # most five axes.
+    rows = ops.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, channels)))
+    rows = ops.reshape(rows, (-1, height, 2 * width * channels))
+    outputs = ops.pad(rows, ((0, 0), (0, 0), (0, 2 * width * channels)))
     return ops.reshape(outputs, (-1, 2 * height, 2 * width, channels))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import wrappers_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -21,6 +22,8 @@ from kinv.serving.signature import SIGNATURE
 
 # Besides TensorFlow Serving's one field of metadata: the export's kinv.json.
 KINV_FIELD = "kinv"
+# Field 5 of a TensorProto, of a length that follows.
+FLOAT_VAL_TAG = bytes([5 << 3 | 2])
 
 
 def start(server, address, tensor_content=False, max_workers=32):
@@ -197,7 +200,12 @@ def _fill(proto, array, tensor_content):
     proto.dtype = tf.as_dtype(array.dtype).as_datatype_enum
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
-    proto.float_val.extend(array.ravel().tolist())
+    # float_val takes a number at a time; the bytes of a message hold all of
+    # them as those of tensor_content do, under another tag.
+    content = tensor_pb2.TensorProto(tensor_content=array.tobytes())
+    message = content.SerializeToString()
+    if message:
+        proto.MergeFromString(FLOAT_VAL_TAG + message[1:])
 
 
 def _number(spec):
