@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv.inversion import conditioning, layers
+from kinv.inversion import conditioning, layers, normalization
 
 
 def random(*shape, seed=0):
@@ -137,7 +137,7 @@ def test_repeated_pixels_leave_no_chequered_pattern():
 @pytest.mark.parametrize("gain_offset", [0.0, 1.0])
 def test_conditional_batch_normalization_against_numpy(gain_offset):
     inputs, condition = random(4, 3, 3, 5), random(4, 7, seed=1)
-    layer = layers.ConditionalBatchNormalization(gain_offset)
+    layer = normalization.ConditionalBatchNormalization(gain_offset)
     outputs = layer(inputs, condition, training=True)
     # Orthogonal kernels: their spectral norm is 1 from the start.
     gain = gain_offset + condition @ layer.gain.kernel.numpy()
@@ -150,7 +150,7 @@ def test_conditional_batch_normalization_against_numpy(gain_offset):
 
 
 def test_zero_condition_gives_zero_without_gain_offset():
-    layer = layers.ConditionalBatchNormalization(0.0)
+    layer = normalization.ConditionalBatchNormalization(0.0)
     outputs = layer(
         random(4, 3, 3, 5), np.zeros((4, 7), "float32"), training=True
     )
@@ -158,7 +158,7 @@ def test_zero_condition_gives_zero_without_gain_offset():
 
 
 def test_standing_statistics_are_the_average_over_batches():
-    layer = layers.BatchNormalization()
+    layer = normalization.BatchNormalization()
     batches = [2 + 3 * random(8, 4, 4, 2, seed=seed) for seed in range(3)]
     layer(batches[0])
     layer.moments.accumulating = True
@@ -172,7 +172,7 @@ def test_standing_statistics_are_the_average_over_batches():
 
 def test_without_statistics_inference_leaves_the_input():
     inputs = random(2, 3, 3, 4)
-    outputs = layers.BatchNormalization()(inputs, training=False)
+    outputs = normalization.BatchNormalization()(inputs, training=False)
     np.testing.assert_allclose(outputs, inputs, rtol=1e-4)
 
 

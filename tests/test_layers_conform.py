@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from kinv.inversion import conditioning, layers
+from kinv.inversion import conditioning, layers, normalization
 
 MAPS, VECTORS, LOGITS = (8, 8, 16), (6,), (5,)
 # How to make each layer, and the shapes of its inputs without the batch.
@@ -42,11 +42,13 @@ LAYERS = {
         [MAPS],
     ),
     "norm": (
-        lambda **kwargs: layers.BatchNormalization(epsilon=1e-3, **kwargs),
+        lambda **kwargs: normalization.BatchNormalization(
+            epsilon=1e-3, **kwargs
+        ),
         [MAPS],
     ),
     "conditional norm": (
-        lambda **kwargs: layers.ConditionalBatchNormalization(
+        lambda **kwargs: normalization.ConditionalBatchNormalization(
             1.0, epsilon=1e-3, **kwargs
         ),
         [MAPS, VECTORS],

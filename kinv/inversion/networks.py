@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from kinv import errors
-from kinv.inversion import conditioning, layers
+from kinv.inversion import conditioning, layers, normalization
 
 # Channels in units of `base_channels`. 64 px is the paper's (Tables 1 and 2),
 # 128 px compare_gan's; 32 px leaves out the two widest blocks of 64 px. 8 px,
@@ -77,7 +77,7 @@ class GeneratorBlock(keras.layers.Layer):
 
     Args:
         channels: output channels.
-        gain_offset: see `layers.ConditionalBatchNormalization`.
+        gain_offset: see `normalization.ConditionalBatchNormalization`.
         norms_per_block: 2 as in compare_gan; 3 adds a conditional norm on the
             main path's output, our reading of the supplementary's "3
             conditional-batch norms".
@@ -89,7 +89,9 @@ class GeneratorBlock(keras.layers.Layer):
     ):
         super().__init__(autocast=False, **kwargs)
         self.norms = [
-            layers.ConditionalBatchNormalization(gain_offset, name=f"norm_{i}")
+            normalization.ConditionalBatchNormalization(
+                gain_offset, name=f"norm_{i}"
+            )
             for i in range(norms_per_block)
         ]
         self.first = layers.SpectralConv2D(channels, 3, upsampling=upsampling)
@@ -213,7 +215,7 @@ class Generator(keras.Model):
             for c in channels[1:]
         ]
         self.attend = layers.SelfAttention() if attention else None
-        self.last_norm = layers.BatchNormalization()
+        self.last_norm = normalization.BatchNormalization()
         self.last = layers.SpectralConv2D(3, 3)
         self(
             {
@@ -275,7 +277,7 @@ class Generator(keras.Model):
         moments = [
             layer
             for layer in self._flatten_layers()
-            if isinstance(layer, layers.BatchMoments)
+            if isinstance(layer, normalization.BatchMoments)
         ]
         for layer in moments:
             for variable in layer.variables:

@@ -1,0 +1,158 @@
+"""Batch normalisation, plain and conditional, written with `keras.ops`.
+
+Variables, moments, gains and offsets are float32, whatever the dtype policy;
+what is done to each value of a map runs in the policy's compute dtype.
+"""
+
+import keras
+from keras import ops
+
+from kinv.inversion import layers
+
+SPATIAL_AND_BATCH = (0, 1, 2)
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class BatchMoments(keras.layers.Layer):
+    """Mean and variance per channel, as batch normalisation needs them.
+
+    In training they are those of the whole batch, over all replicas. At
+    inference they are standing statistics: the averages over the batches that
+    training calls saw while `accumulating` was set. Without any, inference
+    leaves the input as it is (mean 0, variance 1).
+
+    Note:
+        No running averages exist during training
+        (`standardize_batch.use_moving_averages = False`).
+
+    Reference:
+        Supplementary, section 7.2; compare_gan's accumulators.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.accumulating = False
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.mean_sum = self._add_sum("mean_sum", shape)
+        self.variance_sum = self._add_sum("variance_sum", shape)
+        self.count = self._add_sum("count", ())
+
+    def _add_sum(self, name, shape):
+        return self.add_weight(
+            name=name, shape=shape, initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs, training=False):
+        """Returns mean and (biased) variance, float32 `(channels,)` each."""
+        if not training:
+            count = ops.maximum(self.count, 1.0)
+            empty = ops.cast(ops.equal(self.count, 0.0), "float32")
+            return self.mean_sum / count, self.variance_sum / count + empty
+        mean, variance = ops.moments(
+            inputs,
+            axes=SPATIAL_AND_BATCH,
+            # Keras synchronises over replicas on TensorFlow alone.
+            synchronized=keras.backend.backend() == "tensorflow",
+        )
+        if self.accumulating:
+            self.mean_sum.assign_add(mean)
+            self.variance_sum.assign_add(variance)
+            self.count.assign_add(1.0)
+        return mean, variance
+
+
+class _Normalization(keras.layers.Layer):
+    """Standardises per channel, then applies a gain and an offset."""
+
+    def __init__(self, epsilon=1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+        self.moments = BatchMoments(name="moments")
+
+    def normalize(self, inputs, gain, offset, training):
+        """`(inputs - mean) / sqrt(variance + epsilon) * gain + offset`."""
+        mean, variance = self.moments(inputs, training=training)
+        # One multiplication and one addition per value of the large tensor.
+        scale = gain * ops.rsqrt(variance + self.epsilon)
+        shift = offset - mean * scale
+        return inputs * ops.cast(scale, inputs.dtype) + ops.cast(
+            shift, inputs.dtype
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class BatchNormalization(_Normalization):
+    """Batch normalisation with a learned gain (1) and offset (0) per channel.
+
+    Args:
+        epsilon: added to the variance.
+    """
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.moments.build(input_shape)
+        self.gain = self.add_weight(
+            name="gain", shape=shape, initializer="ones", autocast=False
+        )
+        self.offset = self.add_weight(
+            name="offset", shape=shape, initializer="zeros", autocast=False
+        )
+
+    def call(self, inputs, training=False):
+        gain = ops.convert_to_tensor(self.gain)
+        offset = ops.convert_to_tensor(self.offset)
+        return self.normalize(inputs, gain, offset, training)
+
+
+@keras.saving.register_keras_serializable(package="kinv")
+class ConditionalBatchNormalization(_Normalization):
+    """Batch normalisation whose gain and offset are linear in a condition.
+
+    `x_hat * (gain_offset + condition W_gain) + condition W_offset`, both maps
+    without bias and spectrally normalised.
+
+    Args:
+        gain_offset: 0 as in compare_gan and the paper, 1 as in BigGAN. With 0
+            a zero condition gives a zero output.
+        epsilon: added to the variance.
+
+    Call arguments:
+        inputs: tensor `(batch, height, width, channels)`.
+        condition: float32 tensor `(batch, condition_dim)`.
+
+    Reference:
+        Supplementary, section 7.1 (`G.batch_norm_fn =
+        @conditional_batch_norm`); Brock et al., BigGAN, ICLR 2019.
+    """
+
+    def __init__(self, gain_offset, **kwargs):
+        # Mixed precision would round the condition on its way in.
+        super().__init__(autocast=False, **kwargs)
+        self.gain_offset = gain_offset
+
+    def build(self, inputs_shape, condition_shape):
+        self.moments.build(inputs_shape)
+        # float32 in every precision: these maps carry what the logits know.
+        options = {"use_bias": False, "dtype": "float32"}
+        self.gain = layers.SpectralDense(
+            inputs_shape[-1], name="gain", **options
+        )
+        self.offset = layers.SpectralDense(
+            inputs_shape[-1], name="offset", **options
+        )
+        self.gain.build(condition_shape)
+        self.offset.build(condition_shape)
+
+    def call(self, inputs, condition, training=False):
+        gain = self.gain_offset + self.gain(condition, training=training)
+        offset = self.offset(condition, training=training)
+        gain, offset = gain[:, None, None, :], offset[:, None, None, :]
+        return self.normalize(inputs, gain, offset, training)
+
+    def get_config(self):
+        return {**super().get_config(), "gain_offset": self.gain_offset}
