@@ -84,11 +84,8 @@ def add_run_flags(group):
         help="of convolutions (default: auto, mixed_bfloat16 where the device "
         "computes in it); what is saved is float32",
     )
-    add(
-        "--verbose",
-        type=int,
-        choices=(0, 1, 2),
-        default=1 if sys.stdout.isatty() else 2,
-        help="0 silent, 1 progress bar, 2 a line per epoch (default: 1 on a "
-        "terminal, else 2)",
-    )
+
+
+def verbosity():
+    """Keras's `verbose`: a progress bar on a terminal, else a line an epoch."""
+    return 1 if sys.stdout.isatty() else 2

@@ -56,9 +56,9 @@ def run(main, resumable=False):
         terminated = isinstance(stop, Terminated)
         message = f"stopped by {'SIGTERM' if terminated else 'the user'}"
         if resumable:
-            words = [word for word in sys.argv if word != "--resume"]
+            words = [word for word in sys.argv[1:] if word != "--resume"]
             message += "; finished epochs are kept, go on with:\n  "
-            message += shlex.join([*words, "--resume"])
+            message += f"{sys.argv[0]} {shlex.join([*words, '--resume'])}"
         print(f"\n{tool}: {message}", file=sys.stderr)
         sys.exit(143 if terminated else 130)
     except Exception as error:
@@ -134,6 +134,20 @@ def non_negative_float(text):
     return _number(
         text, float, "a number of at least 0", lambda n: 0 <= n < float("inf")
     )
+
+
+def share(text):
+    """Argument type: a number in [0, 1)."""
+    return _number(text, float, "a number in [0, 1)", lambda n: 0 <= n < 1)
+
+
+def boolean(text):
+    """Argument type: `True` or `False`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(
+            f"expected True or False, received {text!r}"
+        )
+    return text.lower() == "true"
 
 
 def _number(text, kind, expected, accepts):

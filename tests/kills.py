@@ -42,12 +42,12 @@ from tools import (  # noqa: E402
 
 SIZE = 8
 TRAINING = (
-    *("--preset=paper-small", f"--image-size={SIZE}", "--base-channels=4"),
-    *("--no-attention", "--batch-size=8", "--discriminator-steps=0"),
-    "--pixel-weight=1",
-    *("--steps=3", "--steps-per-epoch=1", "--validation-images=10"),
+    *("--preset=paper-small", f"--image-size={SIZE}", "--batch-size=8"),
+    *("--steps=3", "--steps-per-epoch=1", "--set", "base_channels=4"),
+    *("attention=False", "discriminator_steps=0", "pixel_weight=1"),
+    "validation_images=10",
 )
-QUIET = ("--precision=float32", "--verbose=0")
+QUIET = ("--precision=float32",)
 
 
 def prepare(work):

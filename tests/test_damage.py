@@ -69,9 +69,10 @@ def test_flipped_bits_of_a_run_are_found(
         [
             *(f"--dataset={image_folder}", f"--classifier={classifier_file}"),
             *(f"--out={run}", "--preset=paper-small", "--image-size=8"),
-            *("--base-channels=4", "--no-attention", "--batch-size=8"),
-            *("--discriminator-steps=0", "--pixel-weight=1", "--steps=2"),
-            *("--steps-per-epoch=1", "--validation-images=10", "--verbose=0"),
+            *("--batch-size=8", "--steps=2", "--steps-per-epoch=1"),
+            *("--set", "base_channels=4", "attention=False"),
+            *("discriminator_steps=0", "pixel_weight=1"),
+            "validation_images=10",
             "--precision=float32",
         ]
     )

@@ -11,7 +11,13 @@ from kinv.inversion import losses as losses_lib
 
 BATCH = 8
 SIZE = 8
-# The objective of `tools/train.py --preset small`.
+# The objectives of the presets `paper` and `small`.
+PAPER = {
+    "adversary": "hinge",
+    "adversary_weight": 1.0,
+    "score_weight": 0.0,
+    "readback_weight": 0.0,
+}
 SMALL = {
     "adversary": "relativistic",
     "adversary_weight": 0.5,
@@ -54,7 +60,7 @@ def make_model(
         ema_decay=ema_decay,
         ema_start_step=ema_start_step,
         seed=1,
-        **options,
+        **{**PAPER, **options},
     )
     model.compile(adam(), adam(), jit_compile=False)
     return model
@@ -461,3 +467,55 @@ def test_a_step_in_micro_batches_on_two_replicas():
         assert np.isfinite(variable.numpy()).all()
         first, second = strategy.experimental_local_results(variable.value)
         np.testing.assert_array_equal(first, second, err_msg=variable.path)
+
+
+def test_a_keras_model_by_its_defaults(tmp_path):
+    classifier = make_model().classifier
+    model = gan.InversionGAN(classifier, image_size=SIZE, base_channels=4)
+    assert model.get_config()["score_weight"] == 20.0
+    assert model.generator.get_config()["upsampling"] == "nearest"
+    model.compile(steps=4)
+    images, _ = make_data()
+    # 24 images: three steps of two batches.
+    history = model.fit(images, batch_size=4, epochs=2, verbose=0)
+    assert len(history.history["generator_loss"]) == 2
+    assert int(model.generator_optimizer.iterations) == 6
+    # A cosine to 2 % over 4 steps has ended.
+    rate = float(model.generator_optimizer.learning_rate)
+    assert rate == pytest.approx(1e-3 * 0.02)
+    logits = np.array(classifier(images))
+    whitened = (logits - logits.mean(0)) / logits.std(0)
+    normalize = model.generator.normalize_condition
+    np.testing.assert_allclose(
+        normalize(logits)[:, :5], whitened, rtol=1e-3, atol=1e-3
+    )
+    reconstructions = model.predict(images, verbose=0)
+    assert reconstructions.shape == images.shape
+    measured = model.evaluate(images, return_dict=True, verbose=0)
+    assert 0 <= measured["agreement"] <= 1
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for one, two in zip(model.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(one, two, err_msg=one.path)
+    noise = np.random.default_rng(0).standard_normal((24, 120))
+    np.testing.assert_allclose(
+        *(x.reconstruct(images, noise) for x in (model, loaded)), atol=1e-3
+    )
+    # It goes on where it was: optimizers and their rates are of the file too.
+    loaded.fit(images, batch_size=4, verbose=0)
+    assert int(loaded.generator_optimizer.iterations) == 9
+
+
+def test_datasets_of_images_alone_and_a_partial_batch():
+    model = make_model(discriminator_steps=1)
+    images, _ = make_data()
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(10)
+    model.fit(batches, verbose=0)
+    assert int(model.generator_optimizer.iterations) == 2
+    optimizers = ("sgd", "adam")
+    model.compile(*optimizers)
+    model.fit(images, batch_size=8, verbose=0)
+    assert isinstance(model.generator_optimizer, keras.optimizers.SGD)
+    with pytest.raises(errors.InputError, match="at least 50 images"):
+        model.fit(images, batch_size=25)

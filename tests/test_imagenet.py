@@ -19,9 +19,9 @@ TOOLS = {"train": train, "export": export, "analyze": analyze}
 TOY = {
     "train": [
         *("--classifier-weights=none", "--classifier-size=32"),
-        *("--base-channels=4", "--batch-size=2", "--no-attention"),
-        *("--steps=1", "--steps-per-epoch=1", "--validation-images=4"),
-        *("--strategy=single", "--precision=float32", "--verbose=0"),
+        *("--set=base_channels=4", "--batch-size=2", "--set=attention=False"),
+        *("--steps=1", "--steps-per-epoch=1", "--set=validation_images=4"),
+        *("--strategy=single", "--precision=float32"),
     ],
     "export": ["--statistics-examples=4", "--validation-examples=4"],
     "analyze": ["--quick", "--experiments", "reconstructions"],

@@ -18,8 +18,8 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path):
     assert found == {"options": recorded}
     with pytest.raises(errors.InputError) as error:
         runs.open_run(run, {**more, "batch_size": 32}, {"resume", "steps"})
-    assert "--batch-size 64" in str(error.value)
-    assert "Received: --batch-size 32" in str(error.value)
+    assert "batch_size = 64" in str(error.value)
+    assert "Received: 32" in str(error.value)
     with pytest.raises(errors.InputError, match="holds files"):
         runs.open_run(run, recorded, {"resume"})
 

@@ -186,7 +186,7 @@ def test_whole_numbers_have_no_gradient(tmp_path):
     images = random_images()
     expected = model(np.round(images))
     np.testing.assert_allclose(loaded(images), expected, rtol=1e-4)
-    with pytest.raises(errors.InputError, match="Give --readback-weight 0"):
+    with pytest.raises(errors.InputError, match="Give readback_weight=0"):
         loading.check_gradient(loaded, "model")
 
 
@@ -258,18 +258,17 @@ def test_a_run_outlives_its_saved_model(image_folder, tmp_path):
         f"--dataset={image_folder}",
         f"--classifier={tmp_path / 'model'}",
         f"--out={run}",
-        "--base-channels=4",
-        "--no-attention",
+        "--set=base_channels=4",
+        "--set=attention=False",
         "--batch-size=8",
-        "--discriminator-steps=1",
+        "--set=discriminator_steps=1",
         "--steps-per-epoch=1",
-        "--validation-images=10",
+        "--set=validation_images=10",
         "--precision=float32",
-        "--verbose=0",
         "--classifier-size=16",
         f"--class-names={tmp_path / 'names.txt'}",
         # A rate that decays would bind the number of steps.
-        "--learning-rate-decay=none",
+        "--set=learning_rate_decay=none",
         "--image-size=8",
     ]
     with pytest.raises(errors.InputError, match="with --log-probabilities"):

@@ -33,15 +33,14 @@ def arguments(folder, classifier, out, *more):
         f"--out={out}",
         "--preset=paper-small",
         "--image-size=8",
-        "--base-channels=4",
-        "--no-attention",
+        "--set=base_channels=4",
+        "--set=attention=False",
         "--batch-size=8",
-        "--discriminator-steps=1",
+        "--set=discriminator_steps=1",
         "--steps=3",
         "--steps-per-epoch=1",
-        "--validation-images=10",
+        "--set=validation_images=10",
         "--precision=float32",
-        "--verbose=0",
         *more,
     ]
 
@@ -114,9 +113,13 @@ def test_run_directory_and_resumption(
         for event in tf.compat.v1.train.summary_iterator(str(path))
         for value in event.summary.value
     ]
-    assert "reconstructions" in tags and "epoch_agreement" in tags
+    assert {"reconstructions", "epoch_agreement", "run"} <= set(
+        tags
+    ) and "_hparams_/session_start_info" in tags
+    # No measure has two names.
+    assert not any("vs_iterations" in tag for tag in tags)
 
-    with pytest.raises(errors.InputError, match="--seed 8. Received: --seed 9"):
+    with pytest.raises(errors.InputError, match="seed = 8. Received: 9"):
         train.main([*command, "--resume", "--seed=9"])
     with pytest.raises(errors.InputError, match="holds files"):
         train.main(command)
@@ -152,7 +155,11 @@ def test_a_rate_that_decays_and_a_stop(
             image_folder,
             classifier_file,
             tmp_path / out,
-            *("--learning-rate-decay=cosine", "--score-weight=1", *more),
+            *(
+                "--set=learning_rate_decay=cosine",
+                "--set=score_weight=1",
+                *more,
+            ),
         )
 
     save = checkpoints.Checkpoint.on_epoch_end
@@ -178,7 +185,7 @@ def test_a_rate_that_decays_and_a_stop(
         patch.setattr(checkpoints.Checkpoint, "on_epoch_end", stop)
         with pytest.raises(KeyboardInterrupt):
             train.main(command("stopped"))
-    with pytest.raises(errors.InputError, match="--steps 3. Received"):
+    with pytest.raises(errors.InputError, match="steps = 3. Received"):
         train.main(command("stopped", "--resume", "--steps=4"))
     train.main(command("stopped", "--resume"))
     expected, found = (
@@ -203,12 +210,12 @@ def test_a_run_starts_from_the_generator_of_a_decoder(
         out = tmp_path / out
         return arguments(image_folder, classifier_file, out, *more)
 
-    decoder = ["--discriminator-steps=0", "--pixel-weight=1"]
-    one_epoch = ["--steps=1", "--ema-decay=0"]
+    decoder = ["--set=discriminator_steps=0", "--set=pixel_weight=1"]
+    one_epoch = ["--steps=1", "--set=ema_decay=0"]
     train.main(command("decoder", *decoder, *one_epoch))
     saved = tmp_path / "decoder" / "generator.keras"
     # So small a rate that the weights stay what they were.
-    slow = ["--generator-learning-rate=1e-12", f"--generator={saved}"]
+    slow = ["--set=generator_learning_rate=1e-12", f"--generator={saved}"]
     train.main(command("run", *slow, *one_epoch, "--seed=9"))
     before, after = (
         keras.models.load_model(path)
@@ -219,7 +226,7 @@ def test_a_run_starts_from_the_generator_of_a_decoder(
     ):
         np.testing.assert_allclose(one.numpy(), two.numpy(), atol=1e-9)
     with pytest.raises(errors.InputError, match="base_channels is 8"):
-        train.main(command("other", *slow, "--base-channels=8"))
+        train.main(command("other", *slow, "--set=base_channels=8"))
 
 
 @pytest.mark.slow
@@ -274,12 +281,11 @@ def test_paper_preset_takes_a_step_on_mocked_imagenet(tmp_path):
                 "--dataset=imagenet_resized/64x64",
                 f"--classifier={tmp_path / 'classifier.keras'}",
                 f"--out={tmp_path / 'run'}",
-                "--base-channels=4",
+                "--set=base_channels=4",
                 "--batch-size=4",
                 "--steps=1",
                 "--steps-per-epoch=1",
-                "--validation-images=4",
-                "--verbose=0",
+                "--set=validation_images=4",
             ]
         )
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -320,7 +326,7 @@ def test_paper_preset_is_section_7_2():
         (["--classifier=missing.keras"], "missing.keras"),
         (["--image-size=48"], "image_size=48"),
         (["--batch-size=4000"], "Lower --batch-size"),
-        (["--micro-batches=3"], "a multiple of 3 for 3 micro-batches"),
+        (["--set=micro_batches=3"], "a multiple of 3 for 3 micro-batches"),
         (
             "--strategy=mirrored --batch-size=7".split(),
             "a multiple of 2 for 1 micro-batches on each of 2 devices",
@@ -342,11 +348,11 @@ def test_wrong_input_is_one_helpful_line(
     "more",
     [
         ["--steps=0"],
-        ["--ema-decay=1"],
+        ["--set=ema_decay=1"],
         ["--seed=-1"],
-        ["--score-weight=-1"],
+        ["--set=score_weight=-1"],
         ["--cache-logits=cache", "--crop=random"],
-        ["--micro-batches=0"],
+        ["--set=micro_batches=0"],
     ],
 )
 def test_wrong_numbers_end_with_status_two(more, capsys):
@@ -416,7 +422,7 @@ def test_non_finite_loss_stops_and_keeps_the_checkpoint(
     out = tmp_path / "run"
     command = arguments(image_folder, classifier_file, out)
     with pytest.raises(errors.NonFiniteError, match="epoch"):
-        train.main([*command, "--generator-learning-rate=1e38"])
+        train.main([*command, "--set=generator_learning_rate=1e38"])
 
 
 def test_a_layer_is_inverted_from_flags_to_experiments(
@@ -432,7 +438,7 @@ def test_a_layer_is_inverted_from_flags_to_experiments(
             out,
             f"--layer={added.name}",
             "--layer-maps=flatten",
-            "--logit-normalization=standardize",
+            "--set=logit_normalization=standardize",
             "--steps=1",
         )
     )
@@ -447,6 +453,8 @@ def test_a_layer_is_inverted_from_flags_to_experiments(
             "--validation-examples=10",
         ]
     )
+    card = exported / "1" / "assets.extra" / "README.md"
+    assert f"features of the layer {added.name}" in card.read_text("utf-8")
     loaded = pipeline.Pipeline.load(exported)
     images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3))
     images = images.astype("float32")
@@ -484,7 +492,7 @@ def test_normalisations_of_a_layer(capsys):
     options = train.parse_arguments([*command, "--preset=paper"])
     assert options.logit_normalization == "none"
     with pytest.raises(SystemExit):
-        train.parse_arguments([*command, "--logit-normalization=one-hot"])
+        train.parse_arguments([*command, "--set=logit_normalization=one-hot"])
     assert "features do not tell the class" in capsys.readouterr().err
 
 
@@ -519,7 +527,7 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
             classifier_file,
             tmp_path / out,
             "--strategy=multiworker",
-            "--score-weight=1",
+            "--set=score_weight=1",
             *more,
         )
         return [

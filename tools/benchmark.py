@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Measures training, generation and everything that feeds them.
 
 Rounds of what is compared alternate within one run, so that whatever else the
@@ -410,6 +411,11 @@ def make_training(options, classifier):
             logit_normalization="standardize",
         ),
         discriminator_steps=2,
+        # The paper's objective, as the peer's.
+        adversary="hinge",
+        adversary_weight=1.0,
+        score_weight=0.0,
+        readback_weight=0.0,
         ema_decay=0.999,
         ema_start_step=0,
         seed=0,

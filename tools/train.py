@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Trains the inversion model of a classifier.
 
 Example:
@@ -72,9 +73,13 @@ def train(options, strategy):
         model = build_model(options, classifier)
         if options.generator and not checkpoints.existing(run):
             start_from(model, options.generator)
+        rates = (
+            options.generator_learning_rate,
+            options.discriminator_learning_rate,
+        )
+        steps = None if constant else epochs * options.steps_per_epoch
         model.compile(
-            adam(options, options.generator_learning_rate, epochs),
-            adam(options, options.discriminator_learning_rate, epochs),
+            *(presets.make_optimizer(rate, steps) for rate in rates),
             # XLA is slower on CPU, and fails on several replicas.
             jit_compile=options.strategy in ("auto", "single")
             and len(tf.config.list_physical_devices("GPU")) == 1,
@@ -100,7 +105,7 @@ def train(options, strategy):
     if first_epoch:
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
     else:
-        fit_logit_statistics(options, model, source)
+        model.adapt(source.evaluation_batches(classifier.input_shape[1], 500))
 
     training, size = source, classifier.input_shape[1]
     validation_batches = validation.evaluation_batches(
@@ -123,7 +128,7 @@ def train(options, strategy):
             initial_epoch=first_epoch,
             steps_per_epoch=options.steps_per_epoch,
             shuffle=False,
-            verbose=options.verbose,
+            verbose=cli.verbosity(),
             callbacks=[
                 callbacks.TerminateOnNonFinite(),
                 callbacks.TimeRemaining(),
@@ -178,72 +183,17 @@ def load_classifier(options):
 def build_model(options, classifier):
     """The two networks, and the model that trains them."""
     from kinv.classifiers import features
-    from kinv.inversion import gan, networks
+    from kinv.inversion import gan
 
     if options.layer:
         classifier = features.add_features(
             classifier, options.layer, options.layer_maps
         )
-    sizes = {
-        "image_size": options.image_size,
-        "condition_dim": classifier.outputs[-1].shape[-1],
-        "base_channels": options.base_channels,
-        "attention": options.attention,
-        "logit_normalization": options.logit_normalization,
-    }
     return gan.InversionGAN(
         classifier,
-        networks.Generator(
-            **sizes,
-            noise_dim=options.noise_dim,
-            embedding_dim=options.embedding_dim,
-            embedding_layers=options.embedding_layers,
-            gain_offset=options.gain_offset,
-            norms_per_block=options.norms_per_block,
-            upsampling=options.upsampling,
-        ),
-        networks.Discriminator(**sizes),
-        discriminator_steps=options.discriminator_steps,
-        ema_decay=options.ema_decay,
-        ema_start_step=options.ema_start_step,
-        seed=options.seed,
-        adversary=options.adversary,
-        adversary_weight=options.adversary_weight,
-        score_weight=options.score_weight,
-        readback_weight=options.readback_weight,
-        pixel_weight=options.pixel_weight,
-        micro_batches=options.micro_batches,
+        *presets.make_networks(classifier, vars(options)),
+        **{name: getattr(options, name) for name in gan.InversionGAN.SETTINGS},
     )
-
-
-def adam(options, learning_rate, epochs):
-    """An optimizer as of section 7.2, whose rate decays where that is asked."""
-    import keras
-
-    if options.learning_rate_decay == "cosine":
-        learning_rate = keras.optimizers.schedules.CosineDecay(
-            learning_rate,
-            epochs * options.steps_per_epoch,
-            presets.LAST_LEARNING_RATE,
-        )
-    optimizer = keras.optimizers.Adam(
-        learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
-    )
-    if keras.config.dtype_policy().name == "mixed_float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
-def fit_logit_statistics(options, model, source):
-    """Fits what normalises the logits, and the read-back's units."""
-    if options.logit_normalization == "none" and not options.readback_weight:
-        return
-    size = model.classifier.input_shape[1]
-    batches = source.evaluation_batches(size, 500, 10_000)
-    found = model.classifier.predict(
-        batches.map(lambda images, labels: images), verbose=0
-    )
-    model.set_logit_statistics(found[-1] if options.layer else found)
 
 
 def cache_logits(options, model, source, strategy):
@@ -261,14 +211,13 @@ def cache_logits(options, model, source, strategy):
         options.cache_logits,
     )
     if callbacks.is_chief(strategy):
-        logit_cache.write(*kept, verbose=options.verbose)
+        logit_cache.write(*kept)
     devices.wait_for_workers(strategy)
     return logit_cache.read(*kept), options.image_size
 
 
 def writers(options, validation_batches):
     """The callbacks that write into the run directory, in their order."""
-    import keras
     import tensorflow as tf
 
     from kinv.inversion import callbacks, checkpoints
@@ -281,7 +230,7 @@ def writers(options, validation_batches):
     )
     return [
         checkpoints.MetricsTable(run / "metrics.csv"),
-        keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+        callbacks.Scalars(run / "tensorboard"),
         callbacks.ReconstructionSummary(run / "tensorboard", images, noise),
         callbacks.BestGenerator(run),
         checkpoints.Checkpoint(run),
@@ -327,18 +276,94 @@ def start_from(model, path):
 
 
 def parse_arguments(argv):
-    """Reads the flags; those not given take the preset's values."""
+    """Reads the flags; settings that are not given take the preset's values."""
     parser = argparse.ArgumentParser(
         description="Train a generator that inverts a classifier's logits.",
-        epilog="presets: "
-        + "; ".join(
-            f"{name}: "
-            + ", ".join(f"{key} {value}" for key, value in preset.items())
-            for name, preset in presets.PRESETS.items()
-        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=presets.describe(),
     )
-    main = parser.add_argument_group("main")
-    add = main.add_argument
+    add_classifier_flags(parser.add_argument_group("classifier"))
+    add_training_flags(parser.add_argument_group("training"))
+    data = parser.add_argument_group("data")
+    cli.add_data_flags(data)
+    data.add_argument(
+        "--cache-logits",
+        metavar="DIR",
+        help="compute the logits of the training images once and keep them, "
+        "with the images, in DIR, which runs may share; an interrupted pass "
+        "goes on. For --crop center. The classifier still reads "
+        "reconstructions and held-out images",
+    )
+    cli.add_run_flags(parser.add_argument_group("run"))
+
+    options = parser.parse_args(argv)
+    settings = vars(options)
+    preset = presets.PRESETS[options.preset]
+    assigned = dict(settings.pop("set"))
+    of_classes = ("class-centered", "one-hot")
+    if options.layer and preset["logit_normalization"] in of_classes:
+        assigned = {"logit_normalization": LAYER_NORMALIZATION, **assigned}
+    for name, value in {**preset, **assigned}.items():
+        if settings.get(name) is None:
+            settings[name] = value
+    if options.layer and options.logit_normalization in of_classes:
+        parser.error(
+            "argument --set: expected logit_normalization to be none, "
+            "standardize or whiten with --layer, since features do not tell "
+            f"the class; received {options.logit_normalization}"
+        )
+    if options.cache_logits and options.crop != "center":
+        parser.error(
+            "argument --cache-logits: expected --crop center, of which logits "
+            f"can be kept, received --crop {options.crop}"
+        )
+    return options
+
+
+def add_training_flags(group):
+    """The preset, what differs from it, and what a run begins with."""
+    add = group.add_argument
+    add(
+        "--preset",
+        choices=presets.PRESETS,
+        default="small",
+        help="values of the settings below (default: small)",
+    )
+    for name in ("image_size", "batch_size", "steps"):
+        values, meaning = presets.SETTINGS[name]
+        add(
+            "--" + name.replace("_", "-"),
+            type=values,
+            metavar="NUMBER",
+            help=meaning,
+        )
+    add(
+        "--set",
+        type=presets.assignment,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other values of settings, such as --set pixel_weight=10",
+    )
+    add(
+        "--generator",
+        metavar="FILE",
+        help="generator.keras of another run with the same networks, to start "
+        "from; such as a decoder's, trained with discriminator_steps=0",
+    )
+    add(
+        "--seed",
+        type=errors.non_negative_int,
+        default=8,
+        help="of weights, noise and the order of images (default: 8, the "
+        "paper's)",
+    )
+
+
+def add_classifier_flags(group):
+    """What is inverted, and how its file is to be taken."""
+    add = group.add_argument
     add(
         "--classifier",
         required=True,
@@ -368,15 +393,6 @@ def parse_arguments(argv):
         help="what becomes of a layer's maps: the mean of each channel, or all "
         "numbers, at most 4096 (default: pool)",
     )
-    add(
-        "--preset",
-        choices=presets.PRESETS,
-        default="small",
-        help="defaults of the flags without one of their own (default: small)",
-    )
-
-    classifier = parser.add_argument_group("classifier")
-    add = classifier.add_argument
     add(
         "--output",
         metavar="NAME",
@@ -411,239 +427,6 @@ def parse_arguments(argv):
         "or Keras's imagenet_class_index.json (default: ImageNet's of its "
         "classifiers, else the data set's)",
     )
-
-    training = parser.add_argument_group("training")
-    add = training.add_argument
-    add(
-        "--steps",
-        type=errors.positive_int,
-        metavar="STEPS",
-        help="generator updates, rounded up to whole epochs",
-    )
-    add(
-        "--batch-size",
-        type=errors.positive_int,
-        metavar="IMAGES",
-        help="images "
-        "per update, over all devices; a step takes this times (discriminator "
-        "steps + 1)",
-    )
-    add(
-        "--micro-batches",
-        type=errors.positive_int,
-        default=1,
-        metavar="PARTS",
-        help="parts of every batch that are computed one after the other and "
-        "make one update, to save memory. Exact but for the generator's batch "
-        "norm, which takes the moments of each part: keep them large "
-        "(default: 1)",
-    )
-    add(
-        "--discriminator-steps",
-        type=errors.non_negative_int,
-        metavar="STEPS",
-        help="discriminator updates per generator update; 0 for no adversary",
-    )
-    add(
-        "--generator-learning-rate",
-        type=errors.positive_float,
-        metavar="RATE",
-        help="Adam's, at first",
-    )
-    add(
-        "--discriminator-learning-rate",
-        type=errors.positive_float,
-        metavar="RATE",
-        help="Adam's, at first",
-    )
-    add(
-        "--learning-rate-decay",
-        choices=("none", "cosine"),
-        help=f"of both rates over --steps: none as the paper, or a cosine to "
-        f"{presets.LAST_LEARNING_RATE:.0%}".replace("%", " %%"),
-    )
-    add(
-        "--adversary",
-        choices=("hinge", "relativistic"),
-        help="the adversary's loss: hinge as the paper, or relativistic, of "
-        "image and reconstruction of the same logits",
-    )
-    add(
-        "--adversary-weight",
-        type=errors.non_negative_float,
-        metavar="WEIGHT",
-        help="weight of the adversary in the generator's loss; 1 as the paper",
-    )
-    add(
-        "--score-weight",
-        type=errors.non_negative_float,
-        metavar="WEIGHT",
-        help="weight of the energy score of two reconstructions per image, "
-        "which asks for what the logits know and that noise varies what they "
-        "leave open; 0 as the paper",
-    )
-    add(
-        "--readback-weight",
-        type=errors.non_negative_float,
-        metavar="WEIGHT",
-        help="weight of the distance between the logits that a reconstruction "
-        "was made of and those that the classifier reads from it; 0 as the "
-        "paper",
-    )
-    add(
-        "--pixel-weight",
-        type=errors.non_negative_float,
-        default=0.0,
-        metavar="WEIGHT",
-        help="weight of the squared distance between image and reconstruction, "
-        "pixels in [-1, 1]: a decoder, which passes over the noise "
-        "(default: 0)",
-    )
-    add(
-        "--ema-decay",
-        type=errors.non_negative_float,
-        metavar="DECAY",
-        help="decay of the averaged generator, in [0, 1)",
-    )
-    add(
-        "--ema-start-step",
-        type=errors.non_negative_int,
-        metavar="STEP",
-        help="generator update at which averaging starts",
-    )
-    add(
-        "--generator",
-        metavar="FILE",
-        help="generator.keras of another run with the same networks, to start "
-        "from; such as a decoder's, trained with --discriminator-steps 0",
-    )
-    add(
-        "--seed",
-        type=errors.non_negative_int,
-        default=8,
-        help="of weights, "
-        "noise and the order of images (default: 8, the paper's)",
-    )
-
-    network = parser.add_argument_group("networks")
-    add = network.add_argument
-    add(
-        "--image-size",
-        type=errors.positive_int,
-        metavar="PIXELS",
-        help="height and width of reconstructions: 8, 32, 64 or 128",
-    )
-    add(
-        "--base-channels",
-        type=errors.positive_int,
-        metavar="CHANNELS",
-        help="width of both networks",
-    )
-    add(
-        "--noise-dim",
-        type=errors.positive_int,
-        default=120,
-        metavar="NUMBERS",
-        help="length of the noise vector (default: 120)",
-    )
-    add(
-        "--embedding-dim",
-        type=errors.positive_int,
-        default=128,
-        metavar="NUMBERS",
-        help="length of the embedded logits (default: 128)",
-    )
-    add(
-        "--embedding-layers",
-        type=errors.non_negative_int,
-        metavar="LAYERS",
-        help="hidden layers before the embedding of the logits: 0 as the paper",
-    )
-    add(
-        "--gain-offset",
-        type=errors.non_negative_float,
-        metavar="GAIN",
-        help="added to the conditional norms' gains: 0 as the paper's code, 1 "
-        "as BigGAN",
-    )
-    add(
-        "--norms-per-block",
-        type=int,
-        choices=(2, 3),
-        default=2,
-        help="conditional norms per generator block (default: 2)",
-    )
-    add(
-        "--upsampling",
-        choices=("zeros", "nearest"),
-        help="of the generator's blocks: zeros between the values as the "
-        "paper, or every value four times, without a chequered pattern",
-    )
-    add(
-        "--no-attention",
-        dest="attention",
-        action="store_false",
-        help="leave out the self-attention blocks",
-    )
-    add(
-        "--logit-normalization",
-        choices=(
-            "none",
-            "standardize",
-            "whiten",
-            "class-centered",
-            "one-hot",
-        ),
-        help="fixed map of the logits before both networks: none as the paper; "
-        "standardize; whiten (principal components); class-centered, also what "
-        "they are beyond their class; one-hot, the class alone (a control). "
-        "With --layer the preset's class-centered becomes whiten",
-    )
-
-    data = parser.add_argument_group("data")
-    cli.add_data_flags(data)
-    add = data.add_argument
-    add(
-        "--validation-images",
-        type=errors.positive_int,
-        default=1000,
-        metavar="IMAGES",
-        help="images measured after every epoch (default: 1000)",
-    )
-    add(
-        "--cache-logits",
-        metavar="DIR",
-        help="compute the logits of the training images once and keep them, "
-        "with the images, in DIR, which runs may share; an interrupted pass "
-        "goes on. For --crop center. The classifier still reads "
-        "reconstructions for --readback-weight, and held-out images",
-    )
-
-    cli.add_run_flags(parser.add_argument_group("run"))
-
-    known = parser.parse_known_args(argv)[0]
-    parser.set_defaults(**presets.PRESETS[known.preset])
-    of_classes = ("class-centered", "one-hot")
-    if known.layer and parser.get_default("logit_normalization") in of_classes:
-        parser.set_defaults(logit_normalization=LAYER_NORMALIZATION)
-    options = parser.parse_args(argv)
-    if options.layer and options.logit_normalization in of_classes:
-        parser.error(
-            "argument --logit-normalization: expected none, standardize or "
-            "whiten with --layer, since features do not tell the class; "
-            f"received {options.logit_normalization}"
-        )
-    if options.cache_logits and options.crop != "center":
-        parser.error(
-            "argument --cache-logits: expected --crop center, of which logits "
-            f"can be kept, received --crop {options.crop}"
-        )
-    if options.ema_decay >= 1:
-        parser.error(
-            f"argument --ema-decay: expected a number in [0, 1), received "
-            f"{options.ema_decay}"
-        )
-    return options
 
 
 if __name__ == "__main__":

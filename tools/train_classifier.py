@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Trains a classifier to be inverted: standard, or robust by PGD.
 
 The run directory receives config.json (these options), classifier.keras,
@@ -170,7 +171,7 @@ def train(options, strategy, chief):
     if chief:
         writers = [
             checkpoints.MetricsTable(run / "metrics.csv"),
-            keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False),
+            callbacks.Scalars(run / "tensorboard"),
             checkpoints.Checkpoint(run),
         ]
     start = time.monotonic()
@@ -200,7 +201,7 @@ def train(options, strategy, chief):
             callbacks.TimeRemaining(),
             *writers,
         ],
-        verbose=options.verbose,
+        verbose=cli.verbosity(),
     )
     minutes = (time.monotonic() - start) / 60
     if chief:

@@ -129,8 +129,8 @@ def check_gradient(classifier, name):
     if gradient is None:
         raise errors.InputError(
             "Expected a classifier whose gradient reaches its input, for "
-            f"--readback-weight. Received: {name}, {reason}. Give "
-            "--readback-weight 0."
+            f"readback_weight. Received: {name}, {reason}. Give "
+            "readback_weight=0."
         )
 
 

@@ -1,6 +1,7 @@
 """Training the inversion model: one `train_step`, section 7 of the paper."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -10,8 +11,14 @@ from kinv.inversion import (
     losses,
     micro_batches,
     networks,
+    presets,
     validation,
 )
+
+# Defaults, here as in `tools/train.py`.
+SMALL = presets.PRESETS["small"]
+# Images that the logits' normalisation is fitted to.
+ADAPT_IMAGES = 10_000
 
 DISCRIMINATOR_LOSSES = {
     "hinge": losses.hinge_discriminator_loss,
@@ -19,6 +26,7 @@ DISCRIMINATOR_LOSSES = {
 }
 
 
+@keras.saving.register_keras_serializable(package="kinv")
 class InversionGAN(keras.Model):
     """Trains a generator to make images of a frozen classifier's logits.
 
@@ -29,14 +37,11 @@ class InversionGAN(keras.Model):
 
     The generator's loss is a weighted sum. The adversary is the paper's whole
     loss; it rewards pictures that look real, and neither that they show what
-    the logits know nor that the noise does what they leave open. The score asks
-    for both: with it, of each image two reconstructions are made with different
-    noise, and their energy score (`losses.energy_score`) is smallest when they
-    are drawn from the distribution of images given the logits. The read-back
-    asks that the frozen classifier finds in every reconstruction the logits
-    that it was made of. A squared error of pixels, the fourth, teaches what
-    logits know and to pass over the noise; with it alone the generator is a
-    decoder as of Dosovitskiy and Brox, a control.
+    the logits know nor that the noise does what they leave open. The energy
+    score of two reconstructions of each image asks for both. The read-back asks
+    that the classifier finds in every reconstruction the logits that it was
+    made of. The squared error of pixels, a control, teaches what logits know
+    and to pass over the noise (Dosovitskiy and Brox).
 
     Noise is a function of the seed, the step and the example's place in the
     batch. So a resumed run repeats an uninterrupted one, and several replicas
@@ -50,34 +55,30 @@ class InversionGAN(keras.Model):
         classifier: frozen Keras model, float32 images `(batch, size, size, 3)`
             in [0, 255] to logits `(batch, num_classes)`, or to these and
             features `(batch, condition_dim)`.
-        generator: `networks.Generator`.
+        generator: `networks.Generator`. Without it, both networks are made by
+            the preset `small`.
         discriminator: `networks.Discriminator` of the same sizes.
-        discriminator_steps: discriminator updates per step. The paper: 2. With
-            0 there is no adversary.
-        ema_decay: decay of the averaged generator, in [0, 1). The paper's
-            code: 0.9999.
-        ema_start_step: the average is a copy of the generator until then. The
-            paper's code: 40,000.
         seed: seed of the noise.
-        adversary: `relativistic`, or `hinge` as the paper.
-        adversary_weight: weight of the adversary in the generator's loss.
-        score_weight: weight of the energy score. 0 as the paper.
-        readback_weight: weight of the logits read back, their difference in
-            units of what they vary within a class
-            (`conditioning.ClassCenteredWhitening`), features in those of their
-            principal components. 0 as the paper. Of a classifier that sees
-            more pixels than `image_size` it is their energy score, against
-            what it reads from the image at that size.
-        pixel_weight: weight of the squared error of pixels in [-1, 1].
-        micro_batches: parts, one after the other, into which every update
-            splits each replica's share of the batch, so that the activations
-            of one part are in memory at a time. Exact but for the moments: in
-            the generator each part (over all replicas) is normalised by its
-            own.
+        discriminator_steps, adversary, adversary_weight, score_weight,
+            readback_weight, pixel_weight, ema_decay, ema_start_step,
+            micro_batches: settings of the objective, as `presets.SETTINGS`
+            says; by default the preset `small`'s. The read-back is measured in
+            units of what logits vary within a class, features in those of
+            their principal components. Of a classifier that sees more pixels
+            than `image_size` it is an energy score, against what the
+            classifier reads from the image at that size.
+        **kwargs: of `keras.Model`; without `generator` also settings of
+            networks, such as `image_size`.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
             reconstructs and is exported. It keeps spectral vectors of its own.
+
+    Example:
+        model = InversionGAN(classifier)
+        model.compile(steps=2000)
+        model.fit(images, steps_per_epoch=500, epochs=4)
+        reconstructions = model.predict(images)
 
     Reference:
         Supplementary, sections 7.1 and 7.2; Dosovitskiy and Brox, Generating
@@ -85,49 +86,47 @@ class InversionGAN(keras.Model):
         NeurIPS 2016.
     """
 
+    MODELS = ("classifier", "generator", "discriminator")
+    SETTINGS = (
+        "seed",
+        "discriminator_steps",
+        "adversary",
+        "adversary_weight",
+        "score_weight",
+        "readback_weight",
+        "pixel_weight",
+        "ema_decay",
+        "ema_start_step",
+        "micro_batches",
+    )
+
     def __init__(
         self,
         classifier,
-        generator,
-        discriminator,
-        discriminator_steps,
-        ema_decay,
-        ema_start_step,
-        seed,
-        adversary="hinge",
-        adversary_weight=1.0,
-        score_weight=0.0,
-        readback_weight=0.0,
-        pixel_weight=0.0,
-        micro_batches=1,
+        generator=None,
+        discriminator=None,
+        seed=8,
+        discriminator_steps=SMALL["discriminator_steps"],
+        adversary=SMALL["adversary"],
+        adversary_weight=SMALL["adversary_weight"],
+        score_weight=SMALL["score_weight"],
+        readback_weight=SMALL["readback_weight"],
+        pixel_weight=SMALL["pixel_weight"],
+        ema_decay=SMALL["ema_decay"],
+        ema_start_step=SMALL["ema_start_step"],
+        micro_batches=SMALL["micro_batches"],
         **kwargs,
     ):
+        if generator is None:
+            network_settings = {
+                name: kwargs.pop(name, SMALL[name])
+                for name in presets.NETWORK_SETTINGS
+            }
+            generator, discriminator = presets.make_networks(
+                classifier, network_settings
+            )
         # Pixel values above 128 are whole numbers in bfloat16.
         super().__init__(autocast=False, **kwargs)
-        condition_dim = classifier.outputs[-1].shape[-1]
-        if (
-            not condition_dim
-            == generator.condition_dim
-            == discriminator.condition_dim
-        ):
-            kind = "logits" if len(classifier.outputs) == 1 else "features"
-            raise errors.InputError(
-                f"Expected networks for the classifier's {condition_dim} "
-                f"{kind}. Received: a generator for {generator.condition_dim} "
-                f"and a discriminator for {discriminator.condition_dim}."
-            )
-        if adversary not in DISCRIMINATOR_LOSSES:
-            raise errors.InputError(
-                f"Expected one of {', '.join(DISCRIMINATOR_LOSSES)}. "
-                f"Received: adversary={adversary!r}."
-            )
-        weights = (score_weight, readback_weight, pixel_weight)
-        if not (discriminator_steps and adversary_weight or any(weights)):
-            raise errors.InputError(
-                "Expected something for the generator to learn: an adversary "
-                "(discriminator steps and a weight), or a score, read-back or "
-                "pixel weight. Received: 0 of each."
-            )
         classifier.trainable = False
         self.classifier = classifier
         self.generator = generator
@@ -148,13 +147,14 @@ class InversionGAN(keras.Model):
         # Reconstructions of an image in a generator update.
         self.noises = 2 if score_weight else 1
         self.micro_batches = micro_batches
+        self._check_settings()
         # Features do not tell the class whose mean they deviate from.
         self.class_centered_whitening = (
             conditioning.ClassCenteredWhitening()
             if len(classifier.outputs) == 1
             else conditioning.LogitNormalization("whiten")
         )
-        self.class_centered_whitening.build((None, condition_dim))
+        self.class_centered_whitening.build((None, generator.condition_dim))
         self.trackers = [
             keras.metrics.Mean(name=name)
             for name in ("discriminator_loss", "generator_loss")
@@ -164,21 +164,152 @@ class InversionGAN(keras.Model):
         ]
         self.built = True
 
-    def compile(self, generator_optimizer, discriminator_optimizer, **kwargs):
+    def _check_settings(self):
+        condition_dim = self.classifier.outputs[-1].shape[-1]
+        received = (
+            self.generator.condition_dim,
+            self.discriminator.condition_dim,
+        )
+        if received != (condition_dim, condition_dim):
+            kind = "logits" if len(self.classifier.outputs) == 1 else "features"
+            raise errors.InputError(
+                f"Expected networks for the classifier's {condition_dim} "
+                f"{kind}. Received: a generator for {received[0]} and a "
+                f"discriminator for {received[1]}."
+            )
+        if self.adversary not in DISCRIMINATOR_LOSSES:
+            raise errors.InputError(
+                f"Expected one of {', '.join(DISCRIMINATOR_LOSSES)}. "
+                f"Received: adversary={self.adversary!r}."
+            )
+        weights = (self.score_weight, self.readback_weight, self.pixel_weight)
+        adversary = self.discriminator_steps and self.adversary_weight
+        if not (adversary or any(weights)):
+            raise errors.InputError(
+                "Expected something for the generator to learn: an adversary "
+                "(discriminator steps and a weight), or a score, read-back or "
+                "pixel weight. Received: 0 of each."
+            )
+
+    def compile(
+        self,
+        generator_optimizer=None,
+        discriminator_optimizer=None,
+        steps=None,
+        **kwargs,
+    ):
         """Takes the two optimizers and builds them.
 
         Args:
-            generator_optimizer: Keras optimizer.
-            discriminator_optimizer: another one.
+            generator_optimizer: Keras optimizer or its name; by default
+                `presets.make_optimizer` at the preset `small`'s rate.
+            discriminator_optimizer: another one, as the first.
+            steps: number of generator updates over which the rates of the
+                default optimizers decay; constant without.
             **kwargs: of `keras.Model.compile`, such as `jit_compile`.
         """
         super().compile(**kwargs)
+        self.generator_optimizer = keras.optimizers.get(
+            generator_optimizer
+            or presets.make_optimizer(SMALL["generator_learning_rate"], steps)
+        )
+        self.discriminator_optimizer = keras.optimizers.get(
+            discriminator_optimizer
+            or presets.make_optimizer(
+                SMALL["discriminator_learning_rate"], steps
+            )
+        )
         # Keras builds only `self.optimizer`. Unbuilt ones fail on several
         # replicas, and a checkpoint cannot be restored into them.
-        generator_optimizer.build(self.generator.trainable_variables)
-        discriminator_optimizer.build(self.discriminator.trainable_variables)
-        self.generator_optimizer = generator_optimizer
-        self.discriminator_optimizer = discriminator_optimizer
+        self.generator_optimizer.build(self.generator.trainable_variables)
+        self.discriminator_optimizer.build(
+            self.discriminator.trainable_variables
+        )
+
+    def get_compile_config(self):
+        """The two optimizers, for `save`."""
+        if not self.compiled:
+            return None
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "generator_optimizer": serialize(self.generator_optimizer),
+            "discriminator_optimizer": serialize(self.discriminator_optimizer),
+        }
+
+    def compile_from_config(self, config):
+        """Compiles with the two optimizers that were saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def get_config(self):
+        """The networks and settings, from which `load_model` makes another."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **{name: serialize(getattr(self, name)) for name in self.MODELS},
+            **{name: getattr(self, name) for name in self.SETTINGS},
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes the model that `get_config` describes."""
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+    def fit(self, x, y=None, batch_size=SMALL["batch_size"], **kwargs):
+        """Trains on images; labels are not needed.
+
+        The first `fit` adapts the normalisation of the logits.
+
+        Args:
+            x: float32 images `(examples, height, width, 3)` in [0, 255], or a
+                `tf.data.Dataset` of batches of them, with or without labels,
+                each of which is the images of one step. A last batch that is
+                not full is dropped.
+            y: labels, which are not used.
+            batch_size: images of one update, where `x` is an array. A step
+                takes this times `discriminator_steps + 1`.
+            **kwargs: of `keras.Model.fit`.
+        """
+        if not isinstance(x, tf.data.Dataset):
+            size = batch_size * (self.discriminator_steps + 1)
+            if len(x) < size:
+                raise errors.InputError(
+                    f"Expected at least {size} images, one step's worth. "
+                    f"Received: {len(x)}. Lower batch_size."
+                )
+            x = tf.data.Dataset.from_tensor_slices(x)
+            x = x.shuffle(x.cardinality(), self.seed).batch(size, True)
+        first = tf.nest.flatten(x.element_spec)[0]
+        if first.shape[0] is None:
+            x = _without_partial(x)
+        if not self._is_adapted():
+            self.adapt(x)
+        return super().fit(x, **{"shuffle": False, **kwargs})
+
+    def adapt(self, images):
+        """Fits the normalisation of the logits, and the read-back's units.
+
+        It does nothing for a model that has neither.
+
+        Args:
+            images: array or `tf.data.Dataset` of batches, as of `fit`, of
+                which the first 10,000 images are used.
+        """
+        if not isinstance(images, tf.data.Dataset):
+            images = tf.data.Dataset.from_tensor_slices(images).batch(500)
+        if not (self.generator.normalize_condition or self.readback_weight):
+            return
+        condition_of = tf.function(self._condition_of)
+        conditions, count = [], 0
+        for batch in images:
+            conditions.append(condition_of(_unpack(batch)[0]))
+            count += len(conditions[-1])
+            if count >= ADAPT_IMAGES:
+                break
+        self.set_logit_statistics(np.concatenate(conditions)[:ADAPT_IMAGES])
+
+    def _is_adapted(self):
+        transform = np.asarray(self.class_centered_whitening.transform)
+        return not np.array_equal(transform, np.eye(len(transform)))
 
     @property
     def metrics(self):
@@ -249,8 +380,12 @@ class InversionGAN(keras.Model):
                 where they are known. The images of a batch lie `batches`
                 apart, so that replicas share out every batch.
         """
-        images, _, *known = data
-        [condition] = known or [self._in_parts(self._condition_of, images)]
+        images, known = _unpack(data)
+        condition = (
+            self._in_parts(self._condition_of, images)
+            if known is None
+            else known
+        )
         images = resize(images, self.generator.image_size)
         batches = self.discriminator_steps + 1
 
@@ -409,7 +544,7 @@ class InversionGAN(keras.Model):
 
         The logs are what `validation.measure` and `validation.shares` give.
         """
-        images, _ = data
+        images, _ = _unpack(data)
         logits, condition = self._classify(images)
         samples = self._validation_samples(condition)
         readings, _ = self._classify(samples[0])
@@ -435,6 +570,28 @@ class InversionGAN(keras.Model):
             {"condition": condition, "noise": noise}, training=True
         )
         return tf.split(samples, measures.ERROR_RATIO_NOISES)
+
+
+def _without_partial(batches):
+    """Leaves out the batch that is smaller than the first, of a dataset."""
+
+    def size(*batch):
+        return tf.shape(tf.nest.flatten(batch)[0])[0]
+
+    full = size(next(iter(batches)))
+    count = int(batches.cardinality())
+    if count < 0:
+        return batches.filter(lambda *batch: size(*batch) == full)
+    # Keras is told how many there are.
+    last = size(next(iter(batches.skip(count - 1))))
+    return batches.take(count if last == full else count - 1)
+
+
+def _unpack(data):
+    """Images of a batch, and their logits where they are known, or None."""
+    if not isinstance(data, (tuple, list)):
+        return data, None
+    return data[0], data[2] if len(data) == 3 else None
 
 
 def _num_replicas():

@@ -1,5 +1,120 @@
-"""What the presets of `tools/train.py` are: one table."""
+"""The settings of a training: what each one is, and the presets' values."""
 
+import argparse
+import textwrap
+
+from kinv import errors
+
+# Settings that have a flag of their own in `tools/train.py`.
+FLAGS = ("image_size", "batch_size", "steps", "steps_per_epoch")
+# Those of the networks; the discriminator has the first four.
+NETWORK_SETTINGS = (
+    "image_size",
+    "base_channels",
+    "attention",
+    "logit_normalization",
+    "noise_dim",
+    "embedding_dim",
+    "embedding_layers",
+    "gain_offset",
+    "norms_per_block",
+    "upsampling",
+)
+# By name: the values it takes, as an argument type or a tuple of choices, and
+# what it is.
+SETTINGS = {
+    "image_size": (
+        errors.positive_int,
+        "height and width of reconstructions: 8, 32, 64 or 128",
+    ),
+    "base_channels": (errors.positive_int, "width of both networks"),
+    "noise_dim": (errors.positive_int, "length of the noise vector"),
+    "embedding_dim": (errors.positive_int, "length of the embedded logits"),
+    "embedding_layers": (
+        errors.non_negative_int,
+        "hidden layers before the embedding of the logits",
+    ),
+    "gain_offset": (
+        errors.non_negative_float,
+        "added to the conditional norms' gains; 1 as BigGAN",
+    ),
+    "norms_per_block": (
+        (2, 3),
+        "conditional norms of a generator block: 2, or 3",
+    ),
+    "upsampling": (
+        ("zeros", "nearest"),
+        "zeros between the values, or every value four times, without a "
+        "chequered pattern",
+    ),
+    "attention": (errors.boolean, "self-attention blocks"),
+    "logit_normalization": (
+        ("none", "standardize", "whiten", "class-centered", "one-hot"),
+        "fixed map of the logits before both networks: none; standardize; "
+        "whiten (principal components); class-centered, also what they are "
+        "beyond their class; one-hot, the class alone (a control)",
+    ),
+    "adversary": (
+        ("hinge", "relativistic"),
+        "its loss; relativistic: of image and reconstruction of the same "
+        "logits",
+    ),
+    "adversary_weight": (
+        errors.non_negative_float,
+        "weight of the adversary in the generator's loss",
+    ),
+    "score_weight": (
+        errors.non_negative_float,
+        "weight of the energy score of two reconstructions per image, which "
+        "asks for what the logits know and that noise varies what they leave "
+        "open",
+    ),
+    "readback_weight": (
+        errors.non_negative_float,
+        "weight of the distance between the logits that a reconstruction was "
+        "made of and those that the classifier reads from it",
+    ),
+    "pixel_weight": (
+        errors.non_negative_float,
+        "weight of the squared distance between image and reconstruction, "
+        "pixels in [-1, 1]: a decoder, which passes over the noise",
+    ),
+    "discriminator_steps": (
+        errors.non_negative_int,
+        "discriminator updates per generator update; 0 for no adversary",
+    ),
+    "batch_size": (
+        errors.positive_int,
+        "images per update, over all devices; a step takes this times "
+        "(discriminator_steps + 1)",
+    ),
+    "micro_batches": (
+        errors.positive_int,
+        "parts of every batch that are computed one after the other and make "
+        "one update, to save memory. Exact but for the generator's batch norm, "
+        "which takes the moments of each part: keep them large",
+    ),
+    "steps": (errors.positive_int, "generator updates, in whole epochs"),
+    "steps_per_epoch": (
+        errors.positive_int,
+        "updates between checkpoints and measurements",
+    ),
+    "validation_images": (
+        errors.positive_int,
+        "held-out images measured after every epoch",
+    ),
+    "generator_learning_rate": (errors.positive_float, "Adam's, at first"),
+    "discriminator_learning_rate": (errors.positive_float, "Adam's, at first"),
+    "learning_rate_decay": (
+        ("none", "cosine"),
+        "of both rates over the steps",
+    ),
+    "ema_decay": (errors.share, "decay of the averaged generator, in [0, 1)"),
+    "ema_start_step": (
+        errors.non_negative_int,
+        "generator update at which averaging starts",
+    ),
+}
 # `paper` is section 7.2 of the supplementary to the letter, `paper-small` its
 # objective and networks at 32 px, a control. `small` is kinv's own objective
 # (docs/measurements.md; docs/departures.md).
@@ -7,45 +122,53 @@ PRESETS = {
     "small": {
         "image_size": 32,
         "base_channels": 16,
-        "upsampling": "nearest",
+        "noise_dim": 120,
+        "embedding_dim": 128,
         "embedding_layers": 2,
         "gain_offset": 1.0,
+        "norms_per_block": 2,
+        "upsampling": "nearest",
+        "attention": True,
         "logit_normalization": "class-centered",
         "adversary": "relativistic",
         "adversary_weight": 0.5,
         "score_weight": 20.0,
         "readback_weight": 2.0,
-        "batch_size": 32,
+        "pixel_weight": 0.0,
         "discriminator_steps": 1,
+        "batch_size": 32,
+        "micro_batches": 1,
         "steps": 11000,
         "steps_per_epoch": 500,
+        "validation_images": 1000,
         "generator_learning_rate": 1e-3,
         "discriminator_learning_rate": 4e-4,
         "learning_rate_decay": "cosine",
         "ema_decay": 0.995,
         "ema_start_step": 200,
     },
-    "paper": {
-        "image_size": 64,
-        "base_channels": 96,
-        "upsampling": "zeros",
-        "embedding_layers": 0,
-        "gain_offset": 0.0,
-        "logit_normalization": "none",
-        "adversary": "hinge",
-        "adversary_weight": 1.0,
-        "score_weight": 0.0,
-        "readback_weight": 0.0,
-        "batch_size": 2048,
-        "discriminator_steps": 2,
-        "steps": 250000,
-        "steps_per_epoch": 2500,
-        "generator_learning_rate": 1e-4,
-        "discriminator_learning_rate": 5e-4,
-        "learning_rate_decay": "none",
-        "ema_decay": 0.9999,
-        "ema_start_step": 40000,
-    },
+}
+PRESETS["paper"] = {
+    **PRESETS["small"],
+    "image_size": 64,
+    "base_channels": 96,
+    "embedding_layers": 0,
+    "gain_offset": 0.0,
+    "upsampling": "zeros",
+    "logit_normalization": "none",
+    "adversary": "hinge",
+    "adversary_weight": 1.0,
+    "score_weight": 0.0,
+    "readback_weight": 0.0,
+    "discriminator_steps": 2,
+    "batch_size": 2048,
+    "steps": 250000,
+    "steps_per_epoch": 2500,
+    "generator_learning_rate": 1e-4,
+    "discriminator_learning_rate": 5e-4,
+    "learning_rate_decay": "none",
+    "ema_decay": 0.9999,
+    "ema_start_step": 40000,
 }
 PRESETS["paper-small"] = {
     **PRESETS["paper"],
@@ -63,3 +186,73 @@ PRESETS["paper-small"] = {
 }
 # What a cosine ends at, over what it starts at.
 LAST_LEARNING_RATE = 0.02
+
+
+def assignment(text):
+    """Argument type: `NAME=VALUE` with the name of a setting.
+
+    Returns:
+        The name and the value, of the setting's type.
+    """
+    name, _, value = text.partition("=")
+    names = [name for name in SETTINGS if name not in FLAGS]
+    if name not in names:
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=VALUE with one of {', '.join(names)}; received "
+            f"{text!r}"
+        )
+    values = SETTINGS[name][0]
+    if not isinstance(values, tuple):
+        return name, values(value)
+    for choice in values:
+        if str(choice) == value:
+            return name, choice
+    raise argparse.ArgumentTypeError(
+        f"expected {name} to be one of {values}; received {value!r}"
+    )
+
+
+def describe():
+    """The table of settings and presets as text, for `--help`."""
+    lines = ["settings, their values in the presets " + ", ".join(PRESETS)]
+    for name, (_, meaning) in SETTINGS.items():
+        values = (str(preset[name]) for preset in PRESETS.values())
+        lines += [f"  {name}: {', '.join(values)}"]
+        lines += textwrap.wrap(
+            meaning, 78, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
+
+
+def make_networks(classifier, settings):
+    """Generator and discriminator for a classifier, not trained.
+
+    Args:
+        classifier: as of `gan.InversionGAN`.
+        settings: dict that has the `NETWORK_SETTINGS`, and may have others.
+    """
+
+    # Tools read the table before they load TensorFlow.
+    from kinv.inversion import networks
+
+    sizes = {name: settings[name] for name in NETWORK_SETTINGS[:4]}
+    sizes["condition_dim"] = classifier.outputs[-1].shape[-1]
+    of_generator = {name: settings[name] for name in NETWORK_SETTINGS[4:]}
+    generator = networks.Generator(**sizes, **of_generator)
+    return generator, networks.Discriminator(**sizes)
+
+
+def make_optimizer(learning_rate, steps=None):
+    """Adam as of section 7.2; its rate decays along a cosine over `steps`."""
+    import keras
+
+    if steps:
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate, steps, LAST_LEARNING_RATE
+        )
+    optimizer = keras.optimizers.Adam(
+        learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
+    )
+    if keras.config.dtype_policy().name == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
