@@ -6,7 +6,7 @@ import pathlib
 from kinv import errors, files
 
 # Options that may differ between any run and its resumption.
-MAY_CHANGE = {"resume", "out", "strategy", "data_dir", "verbose"}
+MAY_CHANGE = {"resume", "out", "strategy", "data_dir"}
 # How many changes of a data set a message names.
 MOST_CHANGES = 5
 
@@ -57,17 +57,16 @@ def open_run(path, options, may_change=()):
     free = MAY_CHANGE.union(may_change)
     for name, value in options.items():
         if name not in free and recorded.get(name) != value:
-            flag = "--" + name.replace("_", "-")
             raise errors.InputError(
                 f"Expected the options that {config} records, to resume the "
-                f"run: {flag} {recorded.get(name)}. Received: {flag} {value}. "
+                f"run: {name} = {recorded.get(name)}. Received: {value}. "
                 "Repeat the option, or start a new run in another directory."
             )
     return found
 
 
 def record(path, options, **facts):
-    """Writes `config.json`, the first file of a run, with its digest.
+    """Writes `config.json`, the first file of a run, and tells TensorBoard.
 
     Args:
         path: directory of the run.
@@ -84,6 +83,7 @@ def record(path, options, **facts):
         },
         digest=True,
     )
+    _summarize(pathlib.Path(path) / "tensorboard", options, facts)
 
 
 def describe_data(train, validation):
@@ -128,3 +128,25 @@ def check_data(recorded, found, name):
             + ("; ".join(changes) or "other names or sizes of files")
             + ". Put them back as they were, or train a new run on them."
         )
+
+
+def _summarize(directory, options, facts):
+    """Writes a run's hyperparameters and what it is, as text."""
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api
+
+    plain = (bool, int, float, str)
+    hyperparameters = {
+        name: value if isinstance(value, plain) else str(value)
+        for name, value in options.items()
+        if name not in MAY_CHANGE
+    }
+    rows = "\n".join(
+        f"| {name} | {value} |"
+        for name, value in {**facts, **hyperparameters}.items()
+    )
+    writer = tf.summary.create_file_writer(str(directory))
+    with writer.as_default(step=0):
+        api.hparams(hyperparameters)
+        tf.summary.text("run", f"| what | value |\n|---|---|\n{rows}")
+    writer.close()

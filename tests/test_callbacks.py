@@ -293,8 +293,11 @@ def test_reconstruction_summary_shows_originals_over_reconstructions(tmp_path):
     assert [event.step for event in written] == [1, 2]
     picture = tf.io.decode_png(written[0].tensor_proto.string_val[2]).numpy()
     grid = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 255]])
-    expected = np.repeat(np.repeat(grid, 2, axis=0), 2, axis=1)
-    np.testing.assert_array_equal(picture, np.stack([expected] * 3, axis=-1))
+    # Two pixels a side, each enlarged twice, behind the captions.
+    expected = np.repeat(np.repeat(grid, 4, axis=0), 4, axis=1)
+    margin, pictures = np.split(picture, [callbacks.MARGIN], axis=1)
+    np.testing.assert_array_equal(pictures, np.stack([expected] * 3, axis=-1))
+    assert margin.min() < 128 and margin.max() == 255
 
 
 def test_table_of_a_resumed_run_has_one_row_per_epoch(tmp_path):

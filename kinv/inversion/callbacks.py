@@ -12,9 +12,13 @@ import pathlib
 import time
 
 import keras
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
 import tensorflow as tf
 
 from kinv import errors, measures
+from kinv.images import to_uint8
 from kinv.inversion import checkpoints
 
 # What `best_epoch` allows: so much less than the best agreement, and this range
@@ -29,6 +33,9 @@ FIGURES = (
     "val_spread_skill",
     "val_energy_score",
 )
+# Of the summary: what a pixel is enlarged to, and the width of captions.
+PIXEL = 2
+MARGIN = 96
 # By what share the last energy score may exceed the best without a warning.
 WORSE = 0.2
 
@@ -94,12 +101,29 @@ class TimeRemaining(keras.callbacks.Callback):
         logs["minutes_left"] = epochs_left * seconds / epochs_measured / 60
 
 
+class Scalars(keras.callbacks.TensorBoard):
+    """Writes losses and measures to TensorBoard, each under one name.
+
+    Args:
+        log_dir: TensorBoard directory.
+    """
+
+    def __init__(self, log_dir):
+        super().__init__(log_dir, write_graph=False)
+
+    def on_test_end(self, logs=None):
+        """Leaves the measures to `on_epoch_end`, which writes them as well."""
+        super().on_test_end({})
+
+
 class ReconstructionSummary(keras.callbacks.Callback):
     """Writes the same reconstructions to TensorBoard after every epoch.
 
     One picture: a row of images, a row of reconstructions, further rows of
-    resamples (the same logits, other noise), from `model.reconstruct`. It
-    shows the first images; the others take part in the batch's moments.
+    resamples (the same logits, other noise), from `model.reconstruct`, with a
+    caption before each. Pixels are enlarged so that a row is as high as its
+    caption. It shows the first images; the others take part in the batch's
+    moments.
 
     Args:
         log_dir: TensorBoard directory; the pictures go to `reconstructions`
@@ -125,13 +149,17 @@ class ReconstructionSummary(keras.callbacks.Callback):
         originals = tf.image.resize(
             self.images, rows[0].shape[1:3], antialias=True
         )
-        # Each row: images side by side; then the rows one above the other.
-        rows = [
-            tf.concat(tf.unstack(row[: self.COLUMNS]), 1)
-            for row in (originals, *rows)
-        ]
-        picture = tf.concat(rows, 0)
-        picture = tf.cast(tf.clip_by_value(picture + 0.5, 0, 255), tf.uint8)
+        captions = ["image", "reconstruction"]
+        captions += [f"noise {2 + i}" for i in range(len(rows) - 1)]
+        # Each row: caption, images side by side; then the rows on each other.
+        picture = np.concatenate(
+            [
+                _captioned_row(caption, to_uint8(row[: self.COLUMNS]))
+                for caption, row in zip(
+                    captions, (originals, *rows), strict=True
+                )
+            ]
+        )
         if self._writer is None:
             self._writer = tf.summary.create_file_writer(self.directory)
         with self._writer.as_default(step=epoch + 1):
@@ -143,6 +171,15 @@ class ReconstructionSummary(keras.callbacks.Callback):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _captioned_row(caption, pictures):
+    """Pictures `(number, size, size, 3)` side by side behind a caption."""
+    pictures = pictures.repeat(PIXEL, axis=1).repeat(PIXEL, axis=2)
+    margin = PIL.Image.new("RGB", (MARGIN, pictures.shape[1]), "white")
+    middle = (4, margin.height / 2)
+    PIL.ImageDraw.Draw(margin).text(middle, caption, "black", anchor="lm")
+    return np.concatenate([np.asarray(margin), *pictures], axis=1)
 
 
 class BestGenerator(keras.callbacks.Callback):
