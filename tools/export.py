@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Exports a trained run as one SavedModel, measured on held-out images.
 
 Example:
@@ -14,7 +15,7 @@ from kinv import cli, errors, files, runs
 BATCH_SIZE = 250
 
 # Options of a run that tell about the machine, not about the model.
-PRIVATE_OPTIONS = {"data_dir", "resume", "strategy", "verbose"}
+PRIVATE_OPTIONS = {"data_dir", "resume", "strategy"}
 
 
 def parse_arguments(argv):
@@ -75,7 +76,7 @@ def write_version(options):
     import keras
 
     from kinv.data import datasets, labels
-    from kinv.inversion import export
+    from kinv.inversion import export, model_card
     from kinv.serving import pipeline
 
     config = read_config(pathlib.Path(options.run))
@@ -135,6 +136,8 @@ def write_version(options):
             ),
             options.seed,
         )
+        card = temporary / "assets.extra" / "README.md"
+        card.write_text(model_card.text(metadata), "utf-8")
         export.write_metadata(temporary, metadata)
     return metadata, final[0]
 

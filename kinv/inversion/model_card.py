@@ -1,0 +1,77 @@
+"""The model card of an export: what it is, how good it is, what it is not."""
+
+from kinv import measures
+
+LIMITS = """\
+A reconstruction shows what the generator reads of the classifier's {condition},
+no more: what it does not show, the classifier may still know. Compare the share
+of the within-class information above with 1, and pictures of several noises.
+It knows images like those that it was trained on and makes of others something
+of their kind. It is no compression, and no evidence of what a photograph shows
+beyond what the classifier takes it for."""
+
+
+def text(metadata):
+    """A page of Markdown.
+
+    Args:
+        metadata: dict, the export's `kinv.json`.
+    """
+    training = metadata["training"]
+    names = metadata["class_names"]
+    condition = "logits"
+    if layer := metadata.get("layer"):
+        condition = f"features of the layer {layer}"
+    rows = "\n".join(
+        f"| {name} | {value} |" for name, value in _measured(metadata)
+    )
+    return f"""\
+# Inversion of an image classifier
+
+A classifier and a generator that makes pictures of its {condition} and noise,
+trained by kinv after Teterwak et al., *Understanding
+Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
+(ICML 2021).
+
+* Classifier: `{training["classifier"]}`, {metadata["num_classes"]} classes
+  ({", ".join(names[:3])}, ...), images of {metadata["classifier_size"]} pixels.
+* Trained on: `{metadata["dataset"]}`, split `{training["train_split"]}`. The
+  licence of these images is their owner's; kinv's own scenes are Apache-2.0.
+* Training: preset `{training["preset"]}`, {training["steps"]:,} updates of
+  {training["batch_size"]} images, seed {training["seed"]}.
+* Pictures: {metadata["image_size"]} pixels, float32 in [0, 255].
+
+| Measured on held-out images | |
+|---|---|
+{rows}
+
+## Limits
+
+{LIMITS.format(condition=condition)}
+"""
+
+
+def _measured(metadata):
+    """Rows of names and values, without what could not be measured."""
+    metrics = metadata["metrics"]
+    if not metrics:
+        return
+    yield "images", f"{metrics['images']:,}"
+    if (accuracy := metrics.get("accuracy")) is not None:
+        yield "accuracy of the classifier", f"{accuracy:.1%}"
+    low, high = metrics["agreement_interval"]
+    yield (
+        "agreement: the reconstruction gets the image's class",
+        f"{metrics['agreement']:.1%} ({low:.1%} to {high:.1%})",
+    )
+    if (shown := metrics["within_class_r2"]) is not None:
+        yield "share of the within-class information shown", f"{shown:.2f}"
+    if (ratio := metrics["error_ratio"]) is not None:
+        low, high = metrics["error_ratio_interval"]
+        spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
+        kind = "features" if "layer" in metadata else "logits"
+        yield (
+            "error ratio E8/E1 (.5625 is calibrated)",
+            f"{ratio:.3f} ({low:.3f} to {high:.3f}): "
+            + measures.calibration_verdict(spread_skill, kind),
+        )
