@@ -16,12 +16,36 @@ setup(
     description="Shows what an image classifier still knows at its logits",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The kinv authors",
     license="Apache-2.0",
-    packages=find_packages(include=["kinv", "kinv.*"]),
+    keywords="invariance, feature inversion, interpretability, GAN, Keras",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    packages=[
+        *find_packages(include=["kinv", "kinv.*"]),
+        "kinv.tools",
+        "kinv.exported",
+    ],
+    package_dir={"kinv.tools": "tools", "kinv.exported": "exported"},
     package_data={
         "kinv.analysis": ["report.html", "scene_factors.keras"],
         "kinv.serving": ["explorer.html"],
+        # The one pipeline that is installed, found by its name.
+        "kinv.exported": ["scenes32-robust/**/*"],
     },
+    entry_points={"console_scripts": ["kinv = kinv.__main__:main"]},
     python_requires=">=3.10",
     # Lower bounds are what was tested, upper bounds the next release that may
     # break. constraints.txt has the exact versions, such as TensorFlow 2.21 and

@@ -3,4 +3,26 @@
 docs/architecture.md shows the way of an image through the packages.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+# What a notebook needs. Imported on first use: a pipeline needs nothing of the
+# training, and neither is needed to read a file.
+_MODULES = {
+    "Pipeline": "kinv.serving.pipeline",
+    "InversionGAN": "kinv.inversion.gan",
+    "Generator": "kinv.inversion.networks",
+    "Discriminator": "kinv.inversion.networks",
+    "load_classifier": "kinv.classifiers.loading",
+}
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'kinv' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__():
+    return [*globals(), *_MODULES]

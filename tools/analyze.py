@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Runs the paper's experiments on exported models and writes a report.
 
 Example:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Trains and generates with BigGAN-PyTorch, for `tools/benchmark.py --peer`.
 
 A process of its own, since PyTorch and TensorFlow in one would share neither

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Measures a server under load: one client, then many at once.
 
 Rounds of one and of many clients alternate within one run, so that whatever

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Runs the whole chain on the embedded images, half an hour to an hour.
 
 Trains a classifier and its inversion model, exports them as one SavedModel

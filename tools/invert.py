@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Shows what a classifier's logits keep of given images.
 
 Example:

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Serves exported models on this machine, as TensorFlow Serving would.
 
 Example:

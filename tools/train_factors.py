@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Trains the network that reads the factors of rendered scenes.
 
 `tools/analyze.py` reads reconstructions with it. The trained network is part of

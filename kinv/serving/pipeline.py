@@ -1,5 +1,6 @@
 """Pipeline: an exported inversion model, as three functions of arrays."""
 
+import importlib.util
 import logging
 import math
 import pathlib
@@ -88,7 +89,8 @@ class Pipeline:
 
         Args:
             target: directory of one version, or of all of them, of which the
-                highest is taken; or the address of a served model,
+                highest is taken; or `scenes32-robust`, which is installed with
+                kinv; or the address of a served model,
                 `grpc://HOST:PORT/NAME` or `http://HOST:PORT/v1/models/NAME`.
 
         Raises:
@@ -288,6 +290,12 @@ class Pipeline:
 
 def _version_directory(path):
     path = pathlib.Path(path)
+    # The pipeline that is installed with kinv, by its name.
+    installed = importlib.util.find_spec("kinv.exported")
+    if installed and not path.exists():
+        for place in installed.submodule_search_locations:
+            if pathlib.Path(place, path).is_dir():
+                path = pathlib.Path(place, path)
     if not path.is_dir():
         raise errors.InputError(
             "Expected a directory written by tools/export.py. Received: "

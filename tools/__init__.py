@@ -1,0 +1,1 @@
+"""One script per verb; installed they are `kinv.tools` and the command kinv."""
