@@ -1,9 +1,11 @@
 """Kills and flipped bits: what kinv leaves on disk, and reads back."""
 
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,10 +15,29 @@ from kinv.classifiers import loading
 from kinv.inversion import callbacks, checkpoints
 from kinv.inversion import export as export_lib
 from kinv.serving import pipeline
-from tools import export, train
+from tools import (
+    analyze,
+    demo,
+    export,
+    train,
+    train_classifier,
+    train_factors,
+)
 
-EXPORTED = pathlib.Path(__file__).parent.parent / "exported/scenes32-standard/1"
+ROOT = pathlib.Path(__file__).parent.parent
+EXPORTED = ROOT / "exported/scenes32-standard/1"
 FLIPS = 10
+
+
+def training(folder, classifier, run):
+    """Arguments of two short epochs."""
+    return [
+        *(f"--dataset={folder}", f"--classifier={classifier}", f"--out={run}"),
+        *("--preset=paper-small", "--image-size=8", "--batch-size=8"),
+        *("--steps=2", "--steps-per-epoch=1", "--precision=float32"),
+        *("--set", "base_channels=4", "attention=False"),
+        *("discriminator_steps=0", "pixel_weight=1", "validation_images=10"),
+    ]
 
 
 @pytest.mark.slow
@@ -27,6 +48,54 @@ def test_killed_tools_end_as_undisturbed_ones():
         [sys.executable, script, "--kills", "6"], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_keeps_the_last_epoch(image_folder, classifier_file, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "tools/train.py"]
+    command += training(image_folder, classifier_file, run)
+    process = subprocess.Popen(
+        [*command, "--steps=1000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    for _ in range(3000):
+        if (run / checkpoints.CHECKPOINTS[0]).exists():
+            break
+        time.sleep(0.1)
+    process.terminate()
+    printed = process.communicate()[1]
+    assert process.returncode == 143
+    assert "stopped by SIGTERM; finished epochs are kept" in printed
+    assert printed.rstrip().endswith("--resume")
+    left = {path.name for path in run.iterdir()}
+    assert checkpoints.CHECKPOINTS[0] in left
+    assert not [name for name in left if name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "tool, words",
+    [
+        (train, ["--dataset=d", "--classifier=c.keras"]),
+        (train, ["--dataset=d", "--classifier=c.keras", "--resume"]),
+        (train_classifier, ["--dataset=d"]),
+        (train_factors, []),
+        (export, ["--run=r"]),
+        (analyze, ["--model=m"]),
+        (demo, []),
+    ],
+)
+def test_a_directory_that_another_process_holds_is_refused(
+    tmp_path, tool, words
+):
+    with files.lock(tmp_path):
+        with pytest.raises(errors.InputError) as raised:
+            tool.main([*words, f"--out={tmp_path}"])
+    message = str(raised.value)
+    assert f"which process {os.getpid()} on " in message
+    assert "\n" not in message
 
 
 def check_flips(path, read):
@@ -65,17 +134,7 @@ def test_flipped_bits_of_a_run_are_found(
     image_folder, classifier_file, tmp_path
 ):
     run = tmp_path / "run"
-    train.main(
-        [
-            *(f"--dataset={image_folder}", f"--classifier={classifier_file}"),
-            *(f"--out={run}", "--preset=paper-small", "--image-size=8"),
-            *("--batch-size=8", "--steps=2", "--steps-per-epoch=1"),
-            *("--set", "base_channels=4", "attention=False"),
-            *("discriminator_steps=0", "pixel_weight=1"),
-            "validation_images=10",
-            "--precision=float32",
-        ]
-    )
+    train.main(training(image_folder, classifier_file, run))
     readers = {
         "config.json": lambda: export.read_config(run),
         "metrics.csv": lambda: callbacks.describe_best(run),

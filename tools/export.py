@@ -75,7 +75,7 @@ def write_version(options):
     """Exports the run as the next version; returns its metadata and path."""
     import keras
 
-    from kinv.data import datasets, labels
+    from kinv.data import labels
     from kinv.inversion import export, model_card
     from kinv.serving import pipeline
 
@@ -83,18 +83,7 @@ def write_version(options):
     trained = config["options"]
     classifier, generator = load_networks(options.run, trained)
     classifier_size = classifier.input_shape[1]
-    source, validation = (
-        datasets.open_dataset(
-            trained["dataset"],
-            trained[split],
-            options.data_dir or trained.get("data_dir"),
-            trained.get("skip_unreadable", False),
-        )
-        for split in ("train_split", "validation_split")
-    )
-    cli.print_left_out(source, validation)
-    data = runs.describe_data(source, validation)
-    runs.check_data(config, data, trained["dataset"])
+    source, validation = open_data(options, config)
     labelled, line = labels.match(validation, config["class_names"])
     print(line)
 
@@ -112,11 +101,13 @@ def write_version(options):
     inputs = export.generator_inputs(
         classifier, image_batches, generator.noise_dim, options.seed
     )
-    metadata = describe(config, classifier, generator)
-    metadata["data"] = data
-    metadata["export"] = {
-        "statistics_examples": num_batches * batch_size,
-        "seed": options.seed,
+    metadata = {
+        **describe(config, classifier, generator),
+        "data": runs.describe_data(source, validation),
+        "export": {
+            "statistics_examples": num_batches * batch_size,
+            "seed": options.seed,
+        },
     }
     with export.new_version(options.out) as (temporary, final):
         print(f"filling statistics with {num_batches * batch_size} images")
@@ -140,6 +131,37 @@ def write_version(options):
         card.write_text(model_card.text(metadata), "utf-8")
         export.write_metadata(temporary, metadata)
     return metadata, final[0]
+
+
+def open_data(options, config):
+    """Opens the two splits that a run was trained and measured on.
+
+    Args:
+        options: of `parse_arguments`.
+        config: dict, `config.json` of the run.
+
+    Returns:
+        Two `data.source.Source`.
+
+    Raises:
+        errors.InputError: if they are not what they were in training.
+    """
+    from kinv.data import datasets
+
+    trained = config["options"]
+    source, validation = (
+        datasets.open_dataset(
+            trained["dataset"],
+            trained[split],
+            options.data_dir or trained.get("data_dir"),
+            trained.get("skip_unreadable", False),
+        )
+        for split in ("train_split", "validation_split")
+    )
+    cli.print_left_out(source, validation)
+    data = runs.describe_data(source, validation)
+    runs.check_data(config, data, trained["dataset"])
+    return source, validation
 
 
 def load_networks(run, trained):
@@ -297,27 +319,21 @@ def measure(model, batches, bar, seed):
     import numpy as np
 
     from kinv import measures
-    from kinv.analysis import reconstructions, study
+    from kinv.analysis import study
 
     random = np.random.default_rng(seed)
     samples = measures.ERROR_RATIO_NOISES
     found, pairs, errors_of, right = [], [], [], []
     for images, labels in batches:
-        images, labels = np.asarray(images), np.asarray(labels)
         noise = random.standard_normal(
             (len(images), samples, model.noise_dim), "float32"
         )
-        logits = model.logits(images)
-        made = model.reconstruct(images, noise)
-        pictures = made[:, 0]
-        again = model.logits(pictures)
-        of_mean, of_single = measures.reconstruction_errors(
-            study.target(images, model), made
-        )
-        errors_of.append({"mean": of_mean, "single": of_single})
-        right.extend((logits.argmax(-1) == labels)[labels >= 0])
-        found.append(reconstructions.compare(images, pictures, logits, again))
-        pairs.append({"logits": logits, "again": again})
+        parts = measure_batch(model, np.asarray(images), noise)
+        for rows, part in zip((found, pairs, errors_of), parts, strict=True):
+            rows.append(part)
+        predicted = pairs[-1]["logits"].argmax(-1)
+        labels = np.asarray(labels)
+        right.extend((predicted == labels)[labels >= 0])
         bar.add(len(images))
     found, pairs = study.concatenate(found), study.concatenate(pairs)
     same = found["agreement"]
@@ -342,6 +358,31 @@ def measure(model, batches, bar, seed):
         "error_ratio_interval": None if np.isnan(ratio) else (low, high),
         "spread_skill": spread_skill if np.isfinite(spread_skill) else None,
     }
+
+
+def measure_batch(model, images, noise):
+    """Per image: measures, logits of image and reconstruction, and errors.
+
+    Args:
+        model: `pipeline.Pipeline`.
+        images: `(batch, height, width, 3)` in [0, 255].
+        noise: `(batch, samples, noise_dim)`.
+
+    Returns:
+        Three dicts of arrays.
+    """
+    from kinv import measures
+    from kinv.analysis import reconstructions, study
+
+    logits = model.logits(images)
+    made = model.reconstruct(images, noise)
+    again = model.logits(made[:, 0])
+    of_mean, of_single = measures.reconstruction_errors(
+        study.target(images, model), made
+    )
+    found = reconstructions.compare(images, made[:, 0], logits, again)
+    pairs = {"logits": logits, "again": again}
+    return found, pairs, {"mean": of_mean, "single": of_single}
 
 
 def size(path):
