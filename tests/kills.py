@@ -124,10 +124,12 @@ def tools(work):
 
 def digests(out, pattern):
     """Digests of the files of a pattern, by name."""
-    return {
+    found = {
         str(path.relative_to(out)): files.sha256(path)
         for path in sorted(out.glob(pattern))
     }
+    assert found, f"{out} has no {pattern}"
+    return found
 
 
 def content_of_run(run):

@@ -305,7 +305,9 @@ def check_data(metadata, source, dataset, split):
             same split has the same images.
         split: its split.
     """
-    same = pathlib.PurePath(dataset).name == metadata.get("dataset")
+    # An export keeps of a folder the last part of its path alone.
+    names = (dataset, pathlib.PurePath(dataset).name)
+    same = metadata.get("dataset") in names
     of_validation = metadata.get("training", {}).get("validation_split")
     if same and split == of_validation:
         runs.check_data(metadata, {"validation": source.describe()}, dataset)

@@ -243,7 +243,8 @@ def build_model(options, num_classes, steps):
         metrics=["accuracy"],
         jit_compile=one_gpu,
     )
-    optimizer.build(classifier.trainable_variables)
+    # Mixed float16 puts another optimizer around it.
+    classifier.optimizer.build(classifier.trainable_variables)
     return classifier, classifier
 
 
