@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import PIL.Image
@@ -575,3 +576,31 @@ def test_grids_keep_their_pixels_at_the_report_s_resolution():
     cell = drawn[margin:-margin, margin:-margin]
     assert cell.shape == (128, 128, 3)
     np.testing.assert_array_equal(cell[8::16, 8::16], images.to_uint8(picture))
+
+
+@pytest.mark.parametrize(
+    "dataset, split, changed, message",
+    [
+        ("/data/pets", "validation", {}, None),
+        ("/data/pets", "validation", {"digest": "b"}, "other names or sizes"),
+        # Images that the model has not seen: of the same classes.
+        ("/data/pets", "test", {"digest": "b", "num_examples": 5}, None),
+        ("/other/zoo", "validation", {"num_examples": 5}, None),
+        ("/other/zoo", "test", {"class_names": ["eel"]}, "'cat' is gone"),
+    ],
+)
+def test_data_that_the_model_was_not_made_of(dataset, split, changed, message):
+    described = {"class_names": ["cat"], "num_examples": 9, "digest": "a"}
+    metadata = {
+        "dataset": "pets",
+        "training": {"validation_split": "validation"},
+        "data": {"train": described, "validation": described},
+    }
+    source = types.SimpleNamespace(describe=lambda: {**described, **changed})
+    if message is None:
+        analyze.check_data(metadata, source, dataset, split)
+        return
+    with pytest.raises(errors.InputError, match=message):
+        analyze.check_data(metadata, source, dataset, split)
+    # Nothing is known of older exports.
+    analyze.check_data({**metadata, "data": None}, source, dataset, split)
