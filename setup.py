@@ -87,6 +87,7 @@ setup(
             "pytest>=8,<10",  # runs the tests
             "pytest-xdist>=3.6,<4",  # on several cores
             "ruff>=0.14,<1",  # make lint, make format
+            "build>=1.2,<2",  # the wheel that .ci/run installs
             "scikit-learn>=1.6,<2",  # the digits of docs/data.md
             "hypothesis>=6.130,<7",  # requests that nobody thought of
             # The explorer in a browser. Needs Debian's chromium; without it
