@@ -318,6 +318,8 @@ def kinds():
     yield "lzw.tiff", pixels, save(rgb, compression="tiff_lzw")
     yield "lossless.webp", pixels, save(rgb, lossless=True)
     yield "lossless.jp2", pixels, save(rgb)
+    gamma = (b"gAMA", struct.pack(">I", 100_000))
+    yield "gamma.png", pixels, write(png(pixels, 8, 2, gamma))
     yield "grey.png", of_grey, save(grey)
     yield "grey.bmp", of_grey, save(grey)
     yield "grey.pgm", of_grey, save(grey)
@@ -365,6 +367,8 @@ def kinds():
     yield "plain.jpg", pixels, save(rgb, **lossy)
     yield "progressive.jpg", pixels, save(rgb, progressive=True, **lossy)
     yield "grey.jpg", of_grey, save(grey, quality=95)
+    yield "rgb.jpg", pixels, save(rgb, keep_rgb=True, **lossy)
+    yield "thin.jpg", pixels, save(rgb, quality=95, subsampling=2)
     yield "two.mpo", pixels, save(rgb, format="MPO", **frames, **lossy)
     for orientation in range(2, 9):
         yield turned(f"turned{orientation}.jpg", orientation, **lossy)
@@ -471,6 +475,9 @@ def test_damaged_metadata_stop_no_reading(tmp_path, exif):
 def test_plain_files_are_told_from_their_headers(tmp_path):
     plain = {
         "plain.png",
+        "gamma.png",
+        "rgb.jpg",
+        "thin.jpg",
         "grey.png",
         "plain.jpg",
         "progressive.jpg",

@@ -211,6 +211,7 @@ def analyze(options, words):
         lambda split: open_source(dataset, split), options.split
     )
     cli.print_left_out(source)
+    print(f"{dataset}, {split}: {source.num_examples:,} images")
     print(line)
     for label, model in models.items():
         check_data(model.metadata, source, dataset, split)

@@ -150,11 +150,12 @@ def _refuse_doubtful(directory, like_splits):
     deep = any(_sub_folders(directory / folder) for folder in like_splits)
     if len(like_splits) > 1 or deep:
         names = " and ".join(f"{folder}/" for folder in like_splits)
+        first = min(like_splits, key=lambda x: not x.lower().startswith("tr"))
         raise errors.InputError(
             f"Expected classes in {directory}, or its splits in train/, "
             f"validation/ and test/. Received: {names}, which may be either. "
-            f"Name the split, such as --train-split {like_splits[0]}, or "
-            "rename the folders."
+            f"Name the split, such as --train-split {first}, or rename the "
+            "folders."
         )
 
 
