@@ -183,6 +183,7 @@ def test_idx_files(tmp_path, ending):
     assert shown[:, 0, 0, 0].tolist() == [90, 91, 92, 93]
     assert opened.class_names == []
     assert everything(path, "validation")[1].shape[0] == 1
+    assert everything(tmp_path, "test")[0].num_examples == 4
     with pytest.raises(errors.InputError, match="no file of split dev"):
         datasets.open_dataset(str(path), "dev")
 

@@ -21,13 +21,14 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
     Args:
         name: a TFDS name such as `kinv_scenes/32` or `cifar10`, prepared on
             first use; a directory of images; or a file of arrays, `.npz` or
-            IDX, as of `arrays.open_arrays`. A directory may have a sub-folder
-            per split (`train`, `validation`, `test`), and there, or at once, a
-            sub-folder per class (the classes are those of `train`). Images that
-            lie in no sub-folders have no labels. Without sub-folders per split
-            its one split, `train`, is in an arbitrary but fixed order;
-            `train[:80%]` and `train[80%:]` part it, and `validation` is short
-            for the last tenth where `train` is then the rest.
+            IDX, as of `arrays.open_arrays`, or the folder of the latter. A
+            directory may have a sub-folder per split (`train`, `validation`,
+            `test`), and there, or at once, a sub-folder per class (the classes
+            are those of `train`). Images that lie in no sub-folders have no
+            labels. Without sub-folders per split its one split, `train`, is in
+            an arbitrary but fixed order; `train[:80%]` and `train[80%:]` part
+            it, and `validation` is short for the last tenth where `train` is
+            then the rest.
         split: TFDS split syntax, such as `train` or `test[:1000]`; of
             directories and files, a name with or without percent borders.
         data_dir: where TFDS keeps its data. Defaults to TFDS's own place.
@@ -45,6 +46,8 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
             images, or if an image cannot be read.
     """
     path = pathlib.Path(name)
+    # MNIST's and its like, as they are downloaded.
+    path = next(iter(sorted(path.glob("train-images*idx3*"))), path)
     if path.is_dir():
         return folders.open_folder(path, split, skip_unreadable)
     if path.is_file():

@@ -195,11 +195,12 @@ def _to_square(image, image_size):
     side = tf.minimum(shape[0], shape[1])
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     image = image[top : top + side, left : left + side]
-    image = _to_rgb(tf.cast(image, tf.float32))
-    # A bilinear resize to the size an image has already changes nothing.
+    image = _to_rgb(image)
+    # A bilinear resize to the size an image has already changes nothing. It
+    # reads bytes: as float32 a large photograph takes gigabytes.
     image = tf.cond(
         side == image_size,
-        lambda: image,
+        lambda: tf.cast(image, tf.float32),
         lambda: tf.image.resize(image, (image_size,) * 2, antialias=True),
     )
     return tf.ensure_shape(
@@ -211,6 +212,7 @@ def _to_rgb(image):
     """Grey as three channels, and a last channel of opacity over white."""
     if image.shape[2] == 3:
         return image
+    image = tf.cast(image, tf.float32)
     channels = tf.shape(image)[2]
 
     def over_white():
