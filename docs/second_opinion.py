@@ -31,7 +31,7 @@ readers = {path: loading.load_classifier(path) for path in options.reader}
 def row(model, reader, logits, again):
     """Agreement, and what beyond the class the reader finds again."""
     agreement = np.mean(logits.argmax(axis=-1) == again.argmax(axis=-1))
-    shown = measures.within_class_r2(
+    shown = measures.explained_variance(
         *measures.within_class_errors(logits, again)
     )
     print(f"{model:<36} {reader:<44} {100 * agreement:5.1f} % {shown:6.2f}")

@@ -1,108 +1,20 @@
-"""How near images, logits and groups are to each other, and how surely."""
+"""How near images, logits and distributions are to each other."""
 
 import math
 
 import numpy as np
 import scipy.special
-import scipy.stats
 import tensorflow as tf
 
-CONFIDENCE = 0.95
 # Reconstructions of an image whose mean the error ratio is of.
 ERROR_RATIO_NOISES = 8
-# Spread-skill ratios within which the noise may be read as what logits leave
-# open; beyond them tools and report warn.
+# Spread-skill ratios beyond which tools and report warn.
 CALIBRATED = (0.85, 1.15)
-# The share below which most of what logits know beyond the class is missing in
-# the pictures, and what to do about it.
+# The share shown of what logits know beyond the class below which they warn.
 LOW_WITHIN_CLASS_R2 = 0.5
 WITHIN_CLASS_ADVICE = (
     "Train it longer, or with the objective and the networks of --preset small."
 )
-
-
-def wilson_interval(num_hits, num_trials):
-    """Wilson's 95 % interval of a share, `(low, high)` in [0, 1].
-
-    Without trials nothing is known: (0, 1).
-    """
-    if not num_trials:
-        return 0.0, 1.0
-    test = scipy.stats.binomtest(int(num_hits), int(num_trials))
-    interval = test.proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def newcombe_interval(first, second):
-    """95 % interval of the difference of two shares.
-
-    Args:
-        first: `(hits, trials)`.
-        second: `(hits, trials)` of other trials.
-
-    Returns:
-        `(difference, low, high)` of first minus second; NaN without trials.
-
-    Reference:
-        Newcombe, Interval estimation for the difference between independent
-        proportions (1998), method 10.
-    """
-    if not (first[1] and second[1]):
-        return math.nan, math.nan, math.nan
-    (one, two) = (hits / trials for hits, trials in (first, second))
-    (low_1, high_1), (low_2, high_2) = (
-        wilson_interval(*group) for group in (first, second)
-    )
-    difference = one - two
-    return (
-        difference,
-        difference - math.hypot(one - low_1, high_2 - two),
-        difference + math.hypot(high_1 - one, two - low_2),
-    )
-
-
-def mean_interval(values):
-    """Mean and its 95 % interval by Student's t.
-
-    Args:
-        values: `(examples,)` or `(examples, ...)`; the mean is over examples.
-
-    Returns:
-        `(mean, low, high)`, floats or arrays. Without two examples the
-        interval is NaN.
-    """
-    values = np.asarray(values, "float64")
-    count = len(values)
-    mean = values.mean(axis=0) if count else math.nan
-    if count < 2:
-        return mean, mean * math.nan, mean * math.nan
-    error = values.std(axis=0, ddof=1) / math.sqrt(count)
-    margin = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
-    return mean, mean - margin, mean + margin
-
-
-def bootstrap_interval(statistic, arrays, random, repetitions=500):
-    """Value of a statistic and its 95 % percentile interval over examples.
-
-    Args:
-        statistic: function of the arrays.
-        arrays: arrays `(examples, ...)`, resampled together.
-        random: `np.random.Generator`.
-        repetitions: number of resamplings.
-
-    Returns:
-        `(value, low, high)`; NaN without examples.
-    """
-    count = len(arrays[0])
-    if not count:
-        return (math.nan,) * 3
-    draws = []
-    for _ in range(repetitions):
-        rows = random.integers(count, size=count)
-        draws.append(statistic(*(array[rows] for array in arrays)))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return float(statistic(*arrays)), float(low), float(high)
 
 
 def logit_cosine(logits, others):
@@ -117,19 +29,20 @@ def logit_distance(logits, others):
     return np.linalg.norm(logits - others, axis=-1) / np.maximum(lengths, 1e-12)
 
 
-def within_class_errors(logits, again, classes=None):
-    """How far logits are read back, from own pictures and from others'.
+def within_class_errors(logits, reconstruction_logits, classes=None):
+    """How far logits are read back, from own reconstructions and others'.
 
     Args:
         logits: `(images, num_classes)` of images.
-        again: the same, read from the images' reconstructions.
+        reconstruction_logits: the same, read from their reconstructions.
         classes: `(images,)`, predicted; None for the highest of `logits`.
 
     Returns:
         `(own, other)`, each `(pairs,)`: squared distances from an image's
         logits to those of its own reconstruction, and to those of the
         reconstruction of another image of the same predicted class: the one
-        before it. Of several classes the first image of each is left out.
+        before it. The first image of each class is left out if there are
+        several classes.
     """
     if classes is None:
         classes = logits.argmax(axis=-1)
@@ -139,23 +52,29 @@ def within_class_errors(logits, again, classes=None):
     paired &= order != partners
     rows, partners = order[paired], partners[paired]
     return tuple(
-        np.sum((logits[rows] - again[of]) ** 2, axis=-1, dtype="float64")
+        np.sum(
+            (logits[rows] - reconstruction_logits[of]) ** 2,
+            axis=-1,
+            dtype="float64",
+        )
         for of in (rows, partners)
     )
 
 
-def within_class_r2(own, other):
-    """Share of what logits know beyond the class that pictures show.
+def explained_variance(residuals, totals):
+    """Share of squared deviations that is explained, R².
 
     Args:
-        own: as of `within_class_errors`.
-        other: as of `within_class_errors`.
+        residuals: `(images,)`, squared errors that are left.
+        totals: `(images,)`, squared errors without explanation.
 
     Returns:
-        1 for pictures from which all is read back; 0 for pictures of the right
-        class in which the image's own logits made no difference.
+        1 - sum of residuals / sum of totals: 1 explains all, 0 nothing. Of
+        `within_class_errors` the share of what logits know beyond the class
+        that reconstructions show; 0 where the image's own logits made no
+        difference.
     """
-    return 1 - own.sum() / max(other.sum(), 1e-12)
+    return 1 - residuals.sum() / max(totals.sum(), 1e-12)
 
 
 def pixel_mse(images, others):
@@ -191,45 +110,12 @@ def psnr(images, others):
     )
 
 
-class FeatureStatistics:
-    """Mean and covariance of features, in constant memory and float64.
-
-    Args:
-        width: length of a feature vector.
-    """
-
-    def __init__(self, width):
-        self._count = 0
-        self._sum = np.zeros(width)
-        self._products = np.zeros((width, width))
-
-    def add(self, features):
-        """Takes in a batch, `(batch, width)`."""
-        features = np.asarray(features, "float64")
-        self._count += len(features)
-        self._sum += features.sum(axis=0)
-        self._products += features.T @ features
-
-    @property
-    def mean(self):
-        """`(width,)`."""
-        return self._sum / self._count
-
-    @property
-    def covariance(self):
-        """`(width, width)`, unbiased; NaN of fewer than two examples."""
-        if self._count < 2:
-            return self._products * math.nan
-        scatter = self._products - self._count * np.outer(self.mean, self.mean)
-        return scatter / (self._count - 1)
-
-
 def frechet_distance(first, second):
     """Squared distance of two normal distributions of features.
 
     Args:
-        first: `FeatureStatistics`.
-        second: `FeatureStatistics` of as wide features.
+        first: `(examples, width)`, at least two.
+        second: `(examples, width)`, at least two.
 
     Returns:
         `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`. With the features of
@@ -239,16 +125,17 @@ def frechet_distance(first, second):
         Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to
         a Local Nash Equilibrium, NeurIPS 2017, equation 6.
     """
-    difference = first.mean - second.mean
+    first, second = (np.asarray(x, "float64") for x in (first, second))
+    difference = first.mean(axis=0) - second.mean(axis=0)
+    one, two = (np.atleast_2d(np.cov(x.T)) for x in (first, second))
     # The eigenvalues of S1 S2 are those of S1^(1/2) S2 S1^(1/2), which is
     # symmetric: no square root of a matrix that is nearly singular.
-    values, vectors = np.linalg.eigh(first.covariance)
+    values, vectors = np.linalg.eigh(one)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    mixed = np.linalg.eigvalsh(root @ second.covariance @ root)
+    mixed = np.linalg.eigvalsh(root @ two @ root)
     return float(
         difference @ difference
-        + np.trace(first.covariance)
-        + np.trace(second.covariance)
+        + np.trace(one + two)
         - 2 * np.sqrt(np.maximum(mixed, 0)).sum()
     )
 
@@ -304,7 +191,7 @@ def inception_score(probabilities):
 
 
 def noise_spread(samples):
-    """How much pictures of one image differ, one value per image.
+    """How much reconstructions of an image differ, one value per image.
 
     Args:
         samples: `(images, samples, height, width, 3)` in [0, 255], at least
@@ -348,8 +235,8 @@ def error_ratio(of_mean, of_single):
         of_single: `(images,)`, as of `reconstruction_errors`.
 
     Returns:
-        From 1 / K, nothing but noise, to 1, no noise. NaN where all pictures
-        equal their images.
+        From 1 / K, nothing but noise, to 1, no noise. NaN where all
+        reconstructions equal their images.
     """
     of_mean, of_single = np.mean(of_mean), np.mean(of_single)
     return float(of_mean / of_single) if of_single > 0 else math.nan
@@ -442,8 +329,7 @@ def rank_histogram(ranks, num_samples):
 def rank_distance(histogram):
     """Total variation distance of a rank histogram from a flat one.
 
-    Half the sum of absolute differences: the share of images whose rank would
-    have to be another. 0 is flat; all ranks alike, nearly 1.
+    The share of images whose rank would have to be another: 0 is flat.
     """
     histogram = np.asarray(histogram)
     return float(np.abs(histogram - 1 / len(histogram)).sum() / 2)
@@ -476,33 +362,25 @@ def contrast(images):
 def sharpness(images):
     """Mean absolute Laplacian of luminance, in grey levels; one per image."""
     grey = luminance(images)
-    center = grey[..., 1:-1, 1:-1]
-    neighbours = (
-        grey[..., :-2, 1:-1]
-        + grey[..., 2:, 1:-1]
-        + grey[..., 1:-1, :-2]
-        + grey[..., 1:-1, 2:]
-    )
-    return np.abs(neighbours - 4 * center).mean(axis=(-2, -1))
+    across = np.diff(grey, 2, axis=-1)[..., 1:-1, :]
+    down = np.diff(grey, 2, axis=-2)[..., 1:-1]
+    return np.abs(across + down).mean(axis=(-2, -1))
 
 
 def gradients(images):
-    """Horizontal and vertical slope of luminance, in grey levels per pixel.
+    """Slopes of luminance in grey levels per pixel, by central differences.
 
-    Central differences, so that a rotation of the image by 90 degrees rotates
-    them and leaves their lengths.
+    A rotation of the image by 90 degrees rotates them and leaves their lengths.
 
     Returns:
         `(..., 2, height - 2, width - 2)`.
     """
-    grey = luminance(images)
-    across = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]
-    down = grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
-    return np.stack([across, down], axis=-3) / 2
+    down, across = np.gradient(luminance(images), axis=(-2, -1))
+    return np.stack([across, down], axis=-3)[..., 1:-1, 1:-1]
 
 
 def path_smoothness(points):
-    """How straight and how even a sequence of pictures or vectors is.
+    """How straight and how even a sequence of images or vectors is.
 
     Args:
         points: `(paths, steps, ...)`, at least two steps.

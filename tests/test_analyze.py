@@ -1,6 +1,7 @@
 """tools/analyze.py on the exported pipelines, and on what it must refuse."""
 
 import csv
+import html
 import json
 import pathlib
 import re
@@ -14,7 +15,8 @@ import PIL.Image
 import pytest
 
 from kinv import errors, images, measures
-from kinv.analysis import controls, factors, grids, report, study
+from kinv.analysis import controls, factors, grids, report
+from kinv.analysis import results as results_lib
 from kinv.data import datasets
 from tools import analyze
 
@@ -197,13 +199,70 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
     # The experiment, where it was run, comes before the export's figures.
     metrics = {"narrow": {"error_ratio": summary(0.5625)}}
     metrics["good"] = {"error_ratio": dict.fromkeys(("value", "low", "high"))}
-    result = study.Result(metrics, {}, [])
+    result = results_lib.Result(metrics, {}, [])
     report.write_result(tmp_path / "calibration", "Calibration", result)
     head = head_of(tmp_path, ["calibration"], exported)
     assert "narrow: the noise says 1.00" in head
     assert "wide: the noise says 2.00" in head
     equal = "the pictures equal the images: the logits leave nothing open."
     assert f'class="trust">good: {equal} <p' in head
+
+
+def test_the_page_begins_with_what_was_found(tmp_path):
+    measured = {
+        "factors": {
+            "robust": {
+                "shape": {"knows": summary(1.0)},
+                "wall_hue": {"knows": summary(0.92)},
+            },
+            "standard": {
+                "shape": {"knows": summary(0.8)},
+                "wall_hue": {"knows": summary(0.54)},
+            },
+        },
+        "reconstructions": {
+            "robust": {"within_class_r2": summary(0.81)},
+            "standard": {"within_class_r2": summary(0.68)},
+        },
+        # Spread-skill ratios of 1 and, (0.1 / 0.775)^(1/2), of 0.36.
+        "calibration": {
+            "robust": {"error_ratio": summary(0.5625)},
+            "standard": {"error_ratio": summary(0.9)},
+        },
+    }
+    for name, metrics in measured.items():
+        result = results_lib.Result(metrics, {}, [])
+        report.write_result(tmp_path / name, name, result)
+    models = {
+        name: {
+            **{"path": "p", "metadata": "m", "inverted": "logits"},
+            "error_ratio": None,
+        }
+        for name in ("robust", "standard")
+    }
+    about = {**ABOUT, "models": models}
+    report.write_report(tmp_path, list(measured), about)
+    page = (tmp_path / "report.html").read_text()
+    [(before, found)] = re.findall(
+        '(.*)<p class="findings">(.*?)</p>', page, re.DOTALL
+    )
+    assert "<table" not in before
+    assert html.unescape(found) == (
+        "Of the scenes' factors, the logits of robust keep shape (1), wall hue "
+        "(0.920); the logits of standard keep shape (0.800) (share of the "
+        "variance that can be read; 1 is all). What they drop, in part or "
+        "wholly: robust nothing; standard wall hue (0.540). The inversion of "
+        "robust can be trusted: it shows 0.810 of what is known beyond the "
+        "class, and the noise says 1.00 of what the logits leave open; that of "
+        "standard can be trusted only with care: it shows 0.680 of what is "
+        "known beyond the class, and the noise says 0.36 of what the logits "
+        "leave open: it understates what the classifier threw away."
+    )
+    # Of nothing that was measured, nothing is said.
+    (tmp_path / "other").mkdir()
+    report.write_report(tmp_path / "other", [], about)
+    page = (tmp_path / "other" / "report.html").read_text()
+    assert '<p class="findings">' not in page
 
 
 def test_error_ratio_of_an_export():
@@ -228,7 +287,7 @@ def test_tables_of_the_page(tmp_path, monkeypatch):
         for index in range(5)
     ]
     rows[1] |= {"a_value": None, "a_low": None, "a_high": None}
-    result = study.Result({}, {"numbers": rows}, [])
+    result = results_lib.Result({}, {"numbers": rows}, [])
     report.write_result(tmp_path / "x", "X", result)
     report.write_report(tmp_path, ["x"], ABOUT)
     page = (tmp_path / "report.html").read_text()
@@ -278,11 +337,11 @@ def test_finished_experiments_are_not_repeated(
 
 def test_what_a_finished_experiment_did_not_write(tmp_path):
     picture = grids.captioned_grid([[np.zeros((8, 8, 3))]], cell_size=8)
-    figure = study.Figure("picture", "A picture.", picture)
-    with_figure = study.Result({"number": 1.0}, {}, [figure])
+    figure = results_lib.Figure("picture", "A picture.", picture)
+    with_figure = results_lib.Result({"number": 1.0}, {}, [figure])
     report.write_result(tmp_path / "old", "Old", with_figure)
     report.write_result(tmp_path / "new", "New", with_figure, with_pdf=True)
-    report.write_result(tmp_path / "table", "T", study.Result({}, {}, []))
+    report.write_result(tmp_path / "table", "T", results_lib.Result({}, {}, []))
     report.write_summaries(tmp_path / "tensorboard", "new", with_figure)
     again = f"remove {tmp_path / 'old'} and repeat the command"
     assert analyze.missing(tmp_path, "old", True, True) == [
@@ -300,7 +359,7 @@ def test_results_are_not_written_over(tmp_path):
     (tmp_path / "x" / "mine").write_text("stays")
     with pytest.raises(OSError):
         report.write_result(
-            tmp_path / "x", "X", study.Result({}, {}, []), with_pdf=False
+            tmp_path / "x", "X", results_lib.Result({}, {}, []), with_pdf=False
         )
     assert [path.name for path in tmp_path.rglob("*")] == ["x", "mine"]
 
@@ -327,7 +386,7 @@ def test_an_interrupted_experiment_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(report.files, "write_json", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            report.write_result(out, "x", study.Result({}, {}, []))
+            report.write_result(out, "x", results_lib.Result({}, {}, []))
     assert not out.exists()
     analyze.main(command)
     assert (out / "report.html").exists()
@@ -495,7 +554,7 @@ def test_served_models_give_what_local_ones_give(
     "arguments, message",
     [
         (["--model", "nowhere"], "nowhere, which does not exist"),
-        (["--experiments", "rotations"], "received 'rotations'"),
+        (["--experiments", "rotations"], "invalid choice: 'rotations'"),
         (["--dataset", "no_such_data"], "Received: no_such_data"),
         (MODELS[:2], "of label 'scenes32-robust' again"),
     ],

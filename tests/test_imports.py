@@ -14,7 +14,10 @@ MAY_IMPORT = {
     "analysis": ["kinv.serving", "kinv.data", "kinv.classifiers.features"],
 }
 # Lower ones first: each may import those before it.
-SHARED = ["errors", "files", "images", "measures", "devices", "runs", "cli"]
+SHARED = [
+    *("errors", "files", "images", "intervals", "measures"),
+    *("devices", "runs", "cli"),
+]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

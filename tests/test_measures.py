@@ -9,7 +9,7 @@ import scipy.integrate
 import scipy.linalg
 from scipy import stats
 
-from kinv import measures
+from kinv import intervals, measures
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def random():
     ],
 )
 def test_wilson_interval(hits, trials, expected):
-    interval = measures.wilson_interval(hits, trials)
+    interval = intervals.wilson_interval(hits, trials)
     np.testing.assert_allclose(interval, expected, atol=5e-5)
 
 
@@ -43,41 +43,41 @@ def test_wilson_interval(hits, trials, expected):
     ],
 )
 def test_newcombe_interval(first, second, expected):
-    interval = measures.newcombe_interval(first, second)
+    interval = intervals.newcombe_interval(first, second)
     np.testing.assert_allclose(interval, expected, atol=5e-5)
 
 
-def test_within_class_r2_by_hand():
+def test_what_is_shown_within_classes_by_hand():
     logits = np.array([[9.0, 1], [9, 3], [0, 5], [9, 2]])
-    again = np.array([[9.0, 0], [9, 3], [7, 7], [9, 4]])
-    own, other = measures.within_class_errors(logits, again)
+    read = np.array([[9.0, 0], [9, 3], [7, 7], [9, 4]])
+    own, other = measures.within_class_errors(logits, read)
     # The second meets the first's picture, the fourth the second's; the third
     # has no other of its class.
     np.testing.assert_array_equal(own, [0, 4])
     np.testing.assert_array_equal(other, [9, 1])
-    assert measures.within_class_r2(own, other) == pytest.approx(0.6)
-    assert measures.within_class_r2(0 * own, other) == 1
+    assert measures.explained_variance(own, other) == pytest.approx(0.6)
+    assert measures.explained_variance(0 * own, other) == 1
     # Nor has a single image another.
-    for one in measures.within_class_errors(logits[2:3], again[2:3]):
+    for one in measures.within_class_errors(logits[2:3], read[2:3]):
         assert one.shape == (0,)
-    nothing = measures.within_class_errors(logits[1:3], again[1:3])
-    found = measures.bootstrap_interval(
-        measures.within_class_r2, nothing, np.random.default_rng(0)
+    nothing = measures.within_class_errors(logits[1:3], read[1:3])
+    found = intervals.bootstrap_interval(
+        measures.explained_variance, nothing, np.random.default_rng(0)
     )
     assert np.isnan(found).all()
 
 
 def test_no_trials_no_difference():
-    assert all(map(math.isnan, measures.newcombe_interval((0, 0), (1, 2))))
+    assert all(map(math.isnan, intervals.newcombe_interval((0, 0), (1, 2))))
 
 
 def test_mean_interval_is_students(random):
     values = random.normal(3, 2, 40)
-    mean, low, high = measures.mean_interval(values)
+    mean, low, high = intervals.mean_interval(values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean == pytest.approx(values.mean())
     np.testing.assert_allclose((low, high), expected)
-    assert math.isnan(measures.mean_interval(values[:1])[1])
+    assert math.isnan(intervals.mean_interval(values[:1])[1])
 
 
 def test_bootstrap_interval_covers(random):
@@ -85,7 +85,7 @@ def test_bootstrap_interval_covers(random):
     covered = 0
     for _ in range(200):
         values = random.normal(0, 1, 50)
-        _, low, high = measures.bootstrap_interval(
+        _, low, high = intervals.bootstrap_interval(
             np.mean, (values,), random, 200
         )
         covered += low < 0 < high
@@ -282,20 +282,6 @@ def test_path_smoothness():
     np.testing.assert_allclose(found["largest_step"], [0.2, 1])
 
 
-def statistics(features):
-    found = measures.FeatureStatistics(features.shape[1])
-    for start in range(0, len(features), 7):
-        found.add(features[start : start + 7])
-    return found
-
-
-def test_streamed_statistics_are_numpy_s(random):
-    features = random.normal(1e3, 1, (50, 4))
-    found = statistics(features)
-    np.testing.assert_allclose(found.mean, features.mean(axis=0))
-    np.testing.assert_allclose(found.covariance, np.cov(features.T), atol=1e-6)
-
-
 def test_frechet_distance_is_scipy_s(random):
     first = random.normal(size=(40, 5)) @ random.normal(size=(5, 5))
     second = random.normal(1, 2, size=(60, 5))
@@ -304,18 +290,19 @@ def test_frechet_distance_is_scipy_s(random):
     expected = difference @ difference + np.trace(
         one + two - 2 * scipy.linalg.sqrtm(one @ two).real
     )
-    found = measures.frechet_distance(statistics(first), statistics(second))
+    found = measures.frechet_distance(first, second)
     assert found == pytest.approx(expected)
-    same = measures.frechet_distance(statistics(first), statistics(first))
+    same = measures.frechet_distance(first, first)
     assert same == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_distance_of_two_normals_in_closed_form(random):
     # Exactly of moments (0, 1) and (3, 4), in each of two directions.
     features = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]) * np.sqrt(0.75)
-    one, two = statistics(features), statistics(2 * features + 3)
     # 2 (3^2 + (1 - 2)^2).
-    assert measures.frechet_distance(one, two) == pytest.approx(20)
+    assert measures.frechet_distance(
+        features, 2 * features + 3
+    ) == pytest.approx(20)
 
 
 def test_kernel_distance_by_hand():

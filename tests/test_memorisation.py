@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from kinv import errors
-from kinv.analysis import memorisation, study
+from kinv.analysis import memorisation
+from kinv.analysis import study as study_lib
 from kinv.data import source as source_lib
 from kinv.serving import pipeline
 from tools import analyze
@@ -51,11 +52,14 @@ def always(picture, **training):
 
 
 def run(model, training_source, quick=False):
-    data = study.Study(
-        {"model": model}, make_source(HELD_OUT), training_source, SIZE
+    study = study_lib.Study(
+        {"model": model},
+        make_source(HELD_OUT),
+        training_source,
+        SIZE,
+        quick=quick,
     )
-    data.quick = quick
-    return memorisation.run(data)
+    return memorisation.run(study)
 
 
 @pytest.mark.parametrize("place, quick", [(20_500, False), (4_500, True)])

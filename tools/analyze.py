@@ -19,7 +19,7 @@ import time
 from kinv import cli, errors, files, runs
 
 # In the order of the report. One more experiment: a module in kinv/analysis
-# with a TITLE and `run(data)`, and its name here.
+# with a TITLE and `run(study)`, and its name here.
 EXPERIMENTS = (
     "reconstructions",
     "noise_resampling",
@@ -64,8 +64,9 @@ def parse_arguments(argv):
     add(
         "--experiments",
         nargs="+",
+        choices=EXPERIMENTS,
         metavar="NAME",
-        default=list(EXPERIMENTS),
+        default=EXPERIMENTS,
         help="which ones to run (default: all)",
     )
     add(
@@ -139,14 +140,7 @@ def parse_arguments(argv):
         metavar="DIR",
         help="where TFDS keeps data sets (default: TFDS's own)",
     )
-    options = parser.parse_args(argv)
-    for name in options.experiments:
-        if name not in EXPERIMENTS:
-            parser.error(
-                f"argument --experiments: expected some of "
-                f"{', '.join(EXPERIMENTS)}, received {name!r}"
-            )
-    return options
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
@@ -159,12 +153,42 @@ def main(argv=None):
 
 def analyze(options, words):
     """As `main`; `words` are those of the command."""
-    from kinv.analysis import report, study
+    from kinv.analysis import report
+    from kinv.analysis import study as study_lib
+
+    paths = labelled(options.model)
+    study, settings = open_study(options, paths)
+    out = open_results(options.out, settings)
+    seconds, skipped = run_experiments(study, options, out)
+    done = [name for name in EXPERIMENTS if (out / name).exists()]
+    about = {
+        **settings,
+        "models": {
+            label: {
+                "path": paths[label],
+                "metadata": describe(model.metadata),
+                "inverted": study_lib.inverted(model),
+                "error_ratio": exported_error_ratio(model.metadata),
+            }
+            for label, model in study.models.items()
+        },
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *words]),
+        "versions": files.versions(),
+        "git_commit": files.git_commit(),
+        "seconds": {name: seconds[name] for name in done if name in seconds},
+        "skipped": skipped,
+    }
+    report.write_report(out, done, about)
+    print(f"written: {out / 'report.html'}")
+
+
+def open_study(options, paths):
+    """Opens models and data: a `Study`, and the settings it depends on."""
+    from kinv.analysis import study as study_lib
     from kinv.classifiers import features as features_lib
     from kinv.data import datasets, labels
     from kinv.serving import pipeline
 
-    paths = labelled(options.model)
     models = {
         label: pipeline.Pipeline.load(path) for label, path in paths.items()
     }
@@ -175,20 +199,6 @@ def analyze(options, words):
             "Expected --dataset. Received: a model on a server that does not "
             "tell what it was trained on, as TensorFlow Serving does not."
         )
-    sizes = {
-        label: model.metadata.get("classifier_size", options.classifier_size)
-        for label, model in models.items()
-    }
-    for label, size in sizes.items():
-        if size is None:
-            raise errors.InputError(
-                "Expected --classifier-size, the height of the images that "
-                f"the classifier takes. Received: {paths[label]}, a model on "
-                "a server that does not tell it. Look for classifier_size in "
-                "the model's assets.extra/kinv.json."
-            )
-
-    names = common_names(models.values())
 
     def open_source(name=dataset, split=options.training_split):
         # An export keeps of a folder the last part of its path alone.
@@ -204,51 +214,74 @@ def analyze(options, words):
             return without, f"labels: not used, since {unlabelled}"
         return labels.match(opened, names)
 
-    def open_training(*arguments):
-        return open_source(*arguments)[0]
-
+    image_size = classifier_size(options, paths, models)
+    names = common_names(models.values())
     (source, line), split = open_held_out(
         lambda split: open_source(dataset, split), options.split
     )
     cli.print_left_out(source)
     print(f"{dataset}, {split}: {source.num_examples:,} images")
     print(line)
-    for label, model in models.items():
+    for model in models.values():
         check_data(model.metadata, source, dataset, split)
-    settings = {
+    features, perceptual = None, None
+    if options.features:
+        features = (
+            features_lib.load_features(options.features),
+            options.features,
+        )
+    if options.perceptual:
+        perceptual = features_lib.load_perceptual(options.perceptual)
+    study = study_lib.Study(
+        models,
+        source,
+        lambda *place: open_source(*place)[0],
+        image_size,
+        options.seed,
+        options.quick,
+        features,
+        perceptual,
+    )
+    return study, {
         "models": {
             label: {"path": path, "digest": digest(models[label].metadata)}
             for label, path in paths.items()
         },
         "dataset": dataset,
         "split": split,
-        "training_split": options.training_split,
-        "classifier_size": options.classifier_size,
-        "features": options.features,
-        "perceptual": options.perceptual,
-        "quick": options.quick,
-        "seed": options.seed,
+        **{
+            name: getattr(options, name)
+            for name in (
+                *("training_split", "classifier_size", "features"),
+                *("perceptual", "quick", "seed"),
+            )
+        },
     }
-    features = None
-    if options.features:
-        features = (
-            features_lib.load_features(options.features),
-            options.features,
-        )
-    perceptual = None
-    if options.perceptual:
-        perceptual = features_lib.load_perceptual(options.perceptual)
-    out = open_results(options.out, settings)
-    data = study.Study(
-        models,
-        source,
-        open_training,
-        max(sizes.values()),
-        options.seed,
-        options.quick,
-        features,
-        perceptual,
-    )
+
+
+def classifier_size(options, paths, models):
+    """Height of the images that the classifiers take, at most."""
+    sizes = {
+        label: model.metadata.get("classifier_size", options.classifier_size)
+        for label, model in models.items()
+    }
+    for label, size in sizes.items():
+        if size is None:
+            raise errors.InputError(
+                "Expected --classifier-size, the height of the images that "
+                f"the classifier takes. Received: {paths[label]}, a model on "
+                "a server that does not tell it. Look for classifier_size in "
+                "the model's assets.extra/kinv.json."
+            )
+    return max(sizes.values())
+
+
+def run_experiments(study, options, out):
+    """Runs those that are missing, each written as soon as it is done.
+
+    Returns seconds by experiment, and lines about those that were left out.
+    """
+    from kinv.analysis import report, results
 
     skipped = []
     times_path = out / "seconds.json"
@@ -261,9 +294,10 @@ def analyze(options, words):
                 print(f"  {line}")
             continue
         start = time.perf_counter()
+        study.title = module.TITLE
         try:
-            result = module.run(data)
-        except study.NotApplicable as need:
+            result = module.run(study)
+        except results.NotApplicable as need:
             skipped.append(f"{name}: {need}")
             print(f"left out: {skipped[-1]}")
             continue
@@ -273,27 +307,7 @@ def analyze(options, words):
         seconds[name] = time.perf_counter() - start
         files.write_json(times_path, seconds)
         print(f"{module.TITLE}: {seconds[name]:.0f} s")
-
-    done = [name for name in EXPERIMENTS if (out / name).exists()]
-    about = {
-        **settings,
-        "models": {
-            label: {
-                "path": path,
-                "metadata": describe(models[label].metadata),
-                "inverted": study.inverted(models[label]),
-                "error_ratio": exported_error_ratio(models[label].metadata),
-            }
-            for label, path in paths.items()
-        },
-        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *words]),
-        "versions": files.versions(),
-        "git_commit": files.git_commit(),
-        "seconds": {name: seconds[name] for name in done if name in seconds},
-        "skipped": skipped,
-    }
-    report.write_report(out, done, about)
-    print(f"written: {out / 'report.html'}")
+    return seconds, skipped
 
 
 def check_data(metadata, source, dataset, split):
@@ -368,19 +382,7 @@ def open_held_out(open_split, split):
 
 
 def missing(out, name, pdf, tensorboard):
-    """What a finished experiment did not write, and how to get it.
-
-    Figures are not kept, only their PNGs: it has to run again.
-
-    Args:
-        out: directory of the results.
-        name: of the experiment.
-        pdf: whether its figures are wanted as PDF.
-        tensorboard: whether its summaries are wanted.
-
-    Returns:
-        List of lines.
-    """
+    """Lines about what a finished experiment, whose PNGs remain, lacks."""
     kinds = []
     directory = out / name
     has_figures = any(directory.glob("*.png"))

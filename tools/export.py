@@ -311,14 +311,14 @@ def measure(model, batches, bar, seed):
         dict of `images` (their number), `accuracy` of the classifier on those
         whose label is known (None without any), `agreement` (share of
         reconstructions that get their image's class) with its Wilson 95 %
-        interval, `within_class_r2` (`measures.within_class_r2`), `error_ratio`
-        (`measures.error_ratio` of eight noises) with its bootstrap interval,
-        `spread_skill`, and the means of the measures of
+        interval, `within_class_r2` (`measures.within_class_errors`),
+        `error_ratio` (`measures.error_ratio` of eight noises) with its
+        bootstrap interval, `spread_skill`, and the means of the measures of
         `analysis.reconstructions.compare`. None for what is not finite.
     """
     import numpy as np
 
-    from kinv import measures
+    from kinv import intervals, measures
     from kinv.analysis import study
 
     random = np.random.default_rng(seed)
@@ -338,7 +338,7 @@ def measure(model, batches, bar, seed):
     found, pairs = study.concatenate(found), study.concatenate(pairs)
     same = found["agreement"]
     own, other = measures.within_class_errors(**pairs)
-    ratio, low, high = measures.bootstrap_interval(
+    ratio, low, high = intervals.bootstrap_interval(
         measures.error_ratio,
         tuple(study.concatenate(errors_of).values()),
         random,
@@ -348,10 +348,10 @@ def measure(model, batches, bar, seed):
         "images": len(same),
         "accuracy": float(np.mean(right)) if right else None,
         **{name: float(values.mean()) for name, values in found.items()},
-        "agreement_interval": measures.wilson_interval(same.sum(), len(same)),
+        "agreement_interval": intervals.wilson_interval(same.sum(), len(same)),
         # None where no two images share a class.
         "within_class_r2": (
-            measures.within_class_r2(own, other) if len(own) else None
+            measures.explained_variance(own, other) if len(own) else None
         ),
         # Where all pictures equal their images there is no ratio.
         "error_ratio": None if np.isnan(ratio) else ratio,
@@ -381,7 +381,7 @@ def measure_batch(model, images, noise):
         study.target(images, model), made
     )
     found = reconstructions.compare(images, made[:, 0], logits, again)
-    pairs = {"logits": logits, "again": again}
+    pairs = {"logits": logits, "reconstruction_logits": again}
     return found, pairs, {"mean": of_mean, "single": of_single}
 
 

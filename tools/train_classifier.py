@@ -326,7 +326,7 @@ def make_attack(options, steps, step_size=None):
 
 def measure(options, classifier, held_out):
     """Accuracy as it is and under PGD-20, with 95 % Wilson intervals."""
-    from kinv import measures
+    from kinv import intervals
     from kinv.classifiers import attacks
 
     attack = make_attack(options, steps=20)
@@ -351,7 +351,7 @@ def measure(options, classifier, held_out):
         correct, total = attacks.accuracy(
             classifier, batches, attack=by, seed=options.seed
         )
-        low, high = measures.wilson_interval(correct, total)
+        low, high = intervals.wilson_interval(correct, total)
         metrics[f"{name}_accuracy"] = correct / total
         metrics[f"{name}_interval"] = [low, high]
         metrics[f"{name}_examples"] = total

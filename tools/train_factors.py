@@ -66,11 +66,11 @@ def train(options, out):
     import keras
 
     from kinv import devices
-    from kinv.analysis import factors
+    from kinv.analysis import scene_factors
     from kinv.classifiers import small
     from kinv.inversion import checkpoints
 
-    size = factors.NETWORK_IMAGE_SIZE
+    size = scene_factors.NETWORK_IMAGE_SIZE
     images, targets = read_all("train", options.data_dir)
     keras.utils.set_random_seed(options.seed)
     devices.set_precision("auto")
@@ -97,8 +97,10 @@ def train(options, out):
     images, targets = read_all("test", options.data_dir)
     readings = network.predict(images, verbose=0)
     r_squared = {
-        name: float(factors.r_squared(targets[:, part], readings[:, part]))
-        for name, part in factors.PARTS.items()
+        name: float(
+            scene_factors.r_squared(targets[:, part], readings[:, part])
+        )
+        for name, part in scene_factors.PARTS.items()
     }
     checkpoints.save_model(network, out / "factors.keras")
     files.write_json(out / "metrics.json", r_squared)
@@ -111,14 +113,14 @@ def read_all(split, data_dir):
     """Images, uint8, and encoded factors of a whole split."""
     import numpy as np
 
-    from kinv.analysis import factors
+    from kinv.analysis import scene_factors
     from kinv.data import datasets
 
-    size = factors.NETWORK_IMAGE_SIZE
+    size = scene_factors.NETWORK_IMAGE_SIZE
     source = datasets.open_dataset(f"kinv_scenes/{size}", split, data_dir)
     batches = source.evaluation_batches(size, 1000, with_factors=True)
     rows = [
-        (np.uint8(images), factors.encode(values))
+        (np.uint8(images), scene_factors.encode(values))
         for images, _, values in batches.as_numpy_iterator()
     ]
     return [np.concatenate(column) for column in zip(*rows, strict=True)]

@@ -4,7 +4,8 @@ import numpy as np
 
 from kinv import errors, measures
 from kinv import images as images_lib
-from kinv.analysis import plots, study
+from kinv.analysis import plots, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Calibration"
 IMAGES = 500
@@ -20,60 +21,53 @@ THIRDS = ("least spread", "middle", "most spread")
 SPREAD_SKILLS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 4)
 
 
-def run(data):
+def run(study):
     """Compares reconstructions with samples of what the logits leave open.
 
     By the error ratio (`measures.error_ratio`) of 8 noises. Also in thirds of
     the images by the spread over 8 other noises, so that images with too little
     and images with too much do not make up for each other. (Of the same noises,
     a third would be of images whose 8 vary much by chance.) Also of images that
-    the model was trained on: a ratio that is lower there, of pictures that are
-    nearer, was learned by heart.
+    the model was trained on: a ratio that is lower there, of reconstructions
+    that are nearer, was learned by heart.
 
     And by the ranks of the image among 16 reconstructions
     (`component_ranks`), which see what errors of all pixels together hide.
 
-    Args:
-        data: `study.Study`. Training images are compared where its
-            `training_source` can open some.
-
     Returns:
-        `study.Result`. By model: `error_ratio` and `spread_skill`, with
+        `results.Result`. By model: `error_ratio` and `spread_skill`, with
         bootstrap intervals over images, `verdict` in words, the same figures by
         group of images in `groups`, `training_set`, `rank_distance` from a flat
         histogram of all components' ranks, and `flat_rank_distance`, which
         chance leaves.
 
     Raises:
-        study.NotApplicable: of fewer than six images.
+        results.NotApplicable: of fewer than six images.
     """
-    if data.source.num_examples < FEWEST:
-        raise study.NotApplicable(f"needs at least {FEWEST} images")
+    study.require_images(FEWEST)
     metrics, ranks = {}, {}
-    for name, model, batches in data.by_model(
-        data.count(IMAGES), "calibration"
-    ):
-        found = _measure(data, model, batches, SAMPLES)
-        groups = {"all": found, **_thirds(found)}
-        training, training_set = _training_images(data, name, model)
-        if training:
-            groups["training images"] = training
+    for name, model in study.models.items():
+        per_image = study.per_image(_measure, name, study.count(IMAGES))
+        order = per_image["spread"].argsort(kind="stable")
+        thirds = zip(THIRDS, np.array_split(order, len(THIRDS)), strict=True)
         groups = {
-            group: _ratios(data, values, name, group)
-            for group, values in groups.items()
+            group: _ratios(study, per_image, rows, name, group)
+            for group, rows in (("all", slice(None)), *thirds)
         }
-        ranks[name] = component_ranks(found["images"], found["samples"])
+        training, training_set = _training_images(study, name)
+        if training:
+            groups["training images"] = _ratios(
+                study, training, slice(None), name, "training images"
+            )
+        ranks[name] = component_ranks(per_image["images"], per_image["samples"])
         metrics[name] = {
             **groups["all"],
             "verdict": _verdict(groups["all"], model),
             "groups": groups,
             "training_set": training_set,
-            "rank_distance": _rank_distance(ranks[name][0]),
-            "flat_rank_distance": measures.flat_rank_distance(
-                ranks[name][0].size, SAMPLES
-            ),
+            **_rank_distances(ranks[name][0]),
         }
-    return study.Result(
+    return results.Result(
         metrics, _tables(metrics, ranks), _figures(metrics, ranks)
     )
 
@@ -115,143 +109,70 @@ def component_ranks(images, samples, components=COMPONENTS):
 
 def _directions(residuals, components):
     """The first principal axes about zero, `(width, components)`."""
-    # Of the images' products, which are far fewer than those of pixels.
-    _, vectors = np.linalg.eigh(residuals @ residuals.T)
-    axes = residuals.T @ vectors[:, : -components - 1 : -1]
-    lengths = np.maximum(np.linalg.norm(axes, axis=0), 1e-12)
+    _, _, axes = np.linalg.svd(residuals, full_matrices=False)
+    axes = axes[:components].T
     # Towards brighter pictures in both halves.
-    return axes * np.where(axes.sum(axis=0) < 0, -1, 1) / lengths
+    return axes * np.where(axes.sum(axis=0) < 0, -1, 1)
 
 
-def _measure(data, model, batches, num_samples):
+def _measure(study, model, batch, num_samples=SAMPLES):
     """What is measured of each image; samples beyond 8 tell its spread."""
-    parts = []
-    for index, (images, _, _) in enumerate(batches):
-        noise = data.noise(
-            model, len(images), num_samples, "calibration", str(index)
-        )
-        pictures = model.reconstruct(images, noise)
-        images = study.target(images, model)
-        first, others = np.split(
-            pictures, [measures.ERROR_RATIO_NOISES], axis=1
-        )
-        of_mean, of_single = measures.reconstruction_errors(images, first)
-        part = {"of_mean": of_mean, "of_single": of_single}
-        if others.shape[1]:
-            part["spread"] = others.var(axis=1, dtype="float64").mean((1, 2, 3))
-            part["images"] = _flat(images)
-            part["samples"] = _flat(
-                pictures.reshape(-1, *pictures.shape[2:])
-            ).reshape(*pictures.shape[:2], -1)
-        parts.append(part)
-    return study.concatenate(parts)
+    noise = study.noise(
+        model, len(batch.images), num_samples, "calibration", batch.key
+    )
+    made = model.reconstruct(batch.images, noise)
+    images = study_lib.target(batch.images, model)
+    first, others = np.split(made, [measures.ERROR_RATIO_NOISES], axis=1)
+    of_mean, of_single = measures.reconstruction_errors(images, first)
+    per_image = {"of_mean": of_mean, "of_single": of_single}
+    if others.shape[1]:
+        size = min(COMPONENT_SIZE, model.image_size)
+        small = images_lib.resize(made.reshape(-1, *made.shape[2:]), size)
+        per_image |= {
+            "spread": others.var(axis=1, dtype="float64").mean((1, 2, 3)),
+            "images": images_lib.resize(images, size).reshape(len(images), -1),
+            "samples": small.reshape(*made.shape[:2], -1),
+        }
+    return per_image
 
 
-def _flat(images):
-    size = min(COMPONENT_SIZE, images.shape[1])
-    return images_lib.resize(images, size).reshape(len(images), -1)
-
-
-def _training_images(data, name, model):
+def _training_images(study, name):
     """The same of training images, or None; and whose they are."""
     try:
-        source, training_set = study.training_images(data, model)
+        source, training_set = study.training_images(study.models[name])
     except errors.InputError:
         return None, None
-    limit = min(data.count(IMAGES), source.num_examples)
-    batches = data.progress(
-        data.batches(limit, source),
-        f"calibration on training images, {name}",
-        -(-limit // study.BATCH_SIZE),
+    per_image = study.per_image(
+        _measure,
+        name,
+        study.count(IMAGES),
+        source,
+        num_samples=measures.ERROR_RATIO_NOISES,
     )
-    found = _measure(data, model, batches, measures.ERROR_RATIO_NOISES)
-    return found, training_set
+    return per_image, training_set
 
 
-def _ratios(data, found, *key):
-    value, low, high = measures.bootstrap_interval(
-        measures.error_ratio,
-        (found["of_mean"], found["of_single"]),
-        data.random("calibration", *key),
+def _ratios(study, per_image, rows, *key):
+    of_mean, of_single = (
+        per_image[error][rows] for error in ("of_mean", "of_single")
+    )
+    ratio = study.bootstrap(
+        measures.error_ratio, (of_mean, of_single), "calibration", *key
     )
     return {
-        "images": len(found["of_mean"]),
-        "squared_error": float(found["of_single"].mean()),
-        "error_ratio": study.summary((value, low, high)),
+        "images": len(of_mean),
+        "squared_error": float(of_single.mean()),
+        "error_ratio": ratio,
         # The lower the one, the higher the other.
-        "spread_skill": study.summary(
-            measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
-            for ratio in (value, high, low)
+        "spread_skill": results.summary(
+            *(_spread_skill(ratio[end]) for end in ("value", "high", "low"))
         ),
     }
 
 
-def _thirds(found):
-    """The errors of the images in each third of the predicted spread."""
-    order = found["spread"].argsort(kind="stable")
-    return {
-        third: {key: found[key][rows] for key in ("of_mean", "of_single")}
-        for third, rows in zip(
-            THIRDS, np.array_split(order, len(THIRDS)), strict=True
-        )
-    }
-
-
-def _verdict(found, model):
-    ratio = found["error_ratio"]["value"]
-    return measures.calibration_verdict(
-        measures.spread_skill(
-            np.nan if ratio is None else ratio, measures.ERROR_RATIO_NOISES
-        ),
-        study.inverted(model),
-    )
-
-
-def _rank_distance(ranks):
-    return measures.rank_distance(measures.rank_histogram(ranks, SAMPLES))
-
-
-def _tables(metrics, ranks):
-    ratio_rows = [
-        {
-            "model": name,
-            "group": group,
-            "images": values["images"],
-            "squared_error": values["squared_error"],
-            **{
-                f"{measure}_{end}": value
-                for measure in ("error_ratio", "spread_skill")
-                for end, value in values[measure].items()
-            },
-        }
-        for name, found in metrics.items()
-        for group, values in found["groups"].items()
-    ]
-    rank_rows = [
-        {
-            "model": name,
-            "component": component,
-            "share_of_error": share,
-            "rank_distance": _rank_distance(along),
-            "flat_rank_distance": measures.flat_rank_distance(
-                len(along), SAMPLES
-            ),
-        }
-        for name, (found, shares) in ranks.items()
-        for component, (along, share) in enumerate(
-            zip(found.T, shares, strict=True), start=1
-        )
-    ]
-    histogram_rows = [
-        {"model": name, "rank": rank, "share": share}
-        for name, (found, _) in ranks.items()
-        for rank, share in enumerate(measures.rank_histogram(found, SAMPLES))
-    ]
-    return {
-        "error_ratios": ratio_rows,
-        "rank_distances": rank_rows,
-        "rank_histograms": histogram_rows,
-    }
+def _spread_skill(error_ratio):
+    error_ratio = np.nan if error_ratio is None else error_ratio
+    return measures.spread_skill(error_ratio, measures.ERROR_RATIO_NOISES)
 
 
 def _error_ratio(spread_skill):
@@ -260,28 +181,87 @@ def _error_ratio(spread_skill):
     return (1 + variance / measures.ERROR_RATIO_NOISES) / (1 + variance)
 
 
+def _verdict(ratios, model):
+    return measures.calibration_verdict(
+        _spread_skill(ratios["error_ratio"]["value"]), study_lib.inverted(model)
+    )
+
+
+def _rank_distances(ranks):
+    return {
+        "rank_distance": measures.rank_distance(
+            measures.rank_histogram(ranks, SAMPLES)
+        ),
+        "flat_rank_distance": measures.flat_rank_distance(ranks.size, SAMPLES),
+    }
+
+
+def _tables(metrics, ranks):
+    return {
+        "error_ratios": [
+            {
+                "model": name,
+                "group": group,
+                "images": ratios["images"],
+                "squared_error": ratios["squared_error"],
+                **results.ends(
+                    {
+                        key: ratios[key]
+                        for key in ("error_ratio", "spread_skill")
+                    }
+                ),
+            }
+            for name, measured in metrics.items()
+            for group, ratios in measured["groups"].items()
+        ],
+        "rank_distances": [
+            {
+                "model": name,
+                "component": component,
+                "share_of_error": share,
+                **_rank_distances(along),
+            }
+            for name, (by_image, shares) in ranks.items()
+            for component, (along, share) in enumerate(
+                zip(by_image.T, shares, strict=True), start=1
+            )
+        ],
+        "rank_histograms": [
+            {"model": name, "rank": rank, "share": share}
+            for name, (by_image, _) in ranks.items()
+            for rank, share in enumerate(
+                measures.rank_histogram(by_image, SAMPLES)
+            )
+        ],
+    }
+
+
 def _figures(metrics, ranks):
     groups = ["all", *THIRDS]
-    if any("training images" in found["groups"] for found in metrics.values()):
+    if any("training images" in of["groups"] for of in metrics.values()):
         groups.append("training images")
-    unknown = dict.fromkeys(("value", "low", "high"))
+    unknown = {"error_ratio": results.summary(np.nan)}
     series = {
         name: np.array(
             [
                 list(
-                    found["groups"]
-                    .get(group, {"error_ratio": unknown})["error_ratio"]
+                    measured["groups"]
+                    .get(group, unknown)["error_ratio"]
                     .values()
                 )
                 for group in groups
             ],
             "float64",
         )
-        for name, found in metrics.items()
+        for name, measured in metrics.items()
     }
     low, high = measures.CALIBRATED
+    histograms = {
+        name: np.bincount(by_image.ravel(), minlength=SAMPLES + 1)
+        for name, (by_image, _) in ranks.items()
+    }
     return [
-        study.Figure(
+        results.Figure(
             "error_ratio",
             "Squared error of the mean of 8 reconstructions over that of "
             "single ones, with 95 % intervals: of held-out images, of their "
@@ -301,7 +281,7 @@ def _figures(metrics, ranks):
                 },
             ),
         ),
-        study.Figure(
+        results.Figure(
             "ranks",
             "Ranks of held-out images among 16 reconstructions along the "
             f"first {COMPONENTS} principal components of the residuals, all "
@@ -309,13 +289,6 @@ def _figures(metrics, ranks):
             "the image cannot be told from reconstructions. High ends: the "
             "noise varies too little; a hill: too much; a slope: the mean is "
             "wrong.",
-            plots.rank_histograms(
-                [
-                    {
-                        name: np.bincount(found.ravel(), minlength=SAMPLES + 1)
-                        for name, (found, _) in ranks.items()
-                    }
-                ]
-            ),
+            plots.rank_histograms([histograms]),
         ),
     ]

@@ -4,8 +4,8 @@ import numpy as np
 import scipy.special
 
 from kinv import measures
-from kinv.analysis import factors as factors_lib
-from kinv.analysis import study
+from kinv.analysis import results, scene_factors
+from kinv.analysis import study as study_lib
 
 TITLE = "Distributions"
 IMAGES = 2000
@@ -13,96 +13,59 @@ IMAGES = 2000
 FEWEST = 4
 
 
-def run(data):
+def run(study):
     """Compares the features of reconstructions with those of images.
 
     Feature networks: the one that the tool was given; of scenes, the network
     that reads their factors, before its last layer. Distances of different
     networks cannot be compared, nor those of different numbers of images: the
     bias of the Frechet distance falls with their number. It is taken between
-    one half of the images and the pictures of the other half, both ways, and
-    `floor` between the two halves of the images: as many, and as little in
-    pairs. So pictures that cannot be told from images have the floor.
-
-    Args:
-        data: `study.Study`.
+    one half of the images and the reconstructions of the other half, both ways,
+    and `floor` between the two halves of the images: as many, and as little in
+    pairs. So reconstructions that cannot be told from images have the floor.
 
     Returns:
-        `study.Result`. By model: `frechet_distance` (with InceptionV3, the
+        `results.Result`. By model: `frechet_distance` (with InceptionV3, the
         FID, of half the images), `floor`, the same of images alone,
         `kernel_distance` (KID, without bias), mean over batches of 50 with its
-        interval, `inception_score` of the model's own classifier for pictures
-        and for images.
+        interval, `inception_score` of the model's own classifier for
+        reconstructions and for images.
 
     Raises:
-        study.NotApplicable: without a feature network, or of fewer than four
+        results.NotApplicable: without a feature network, or of fewer than four
             images.
     """
-    features_of, name_of = _features(data)
-    if data.source.num_examples < FEWEST:
-        raise study.NotApplicable(f"needs at least {FEWEST} images")
+    study.require_images(FEWEST)
+    known = scene_factors.are_known(study)
+    study.require(
+        study.features or known,
+        "a feature network, --features keras.applications:InceptionV3 or a "
+        ".keras file",
+    )
+    features_of, network = study.features or (
+        scene_factors.load_features(),
+        "scene factors",
+    )
     metrics, rows = {}, []
-    for name, model, batches in data.by_model(
-        data.count(IMAGES), "distributions"
-    ):
-        # Of images and of pictures, of every other image and of the rest.
-        statistics = {}
-        parts, kernel_distances, previous = [], [], None
-        for index, (images, _, _) in enumerate(batches):
-            noise = data.noise(model, len(images), 1, str(index))
-            pictures = model.reconstruct(images, noise)[:, 0]
-            features = {
-                "images": features_of(study.target(images, model)),
-                "pictures": features_of(pictures),
+    for name, model in study.models.items():
+
+        def measure(study, model, batch):
+            noise = study.noise(model, len(batch.images), 1, batch.key)
+            made = model.reconstruct(batch.images, noise)[:, 0]
+            return {
+                "images": features_of(study_lib.target(batch.images, model)),
+                "made": features_of(made),
+                "logits": model.logits(batch.images),
+                "reconstruction_logits": model.logits(made),
             }
-            for kind, values in features.items():
-                for half in range(2):
-                    if (kind, half) not in statistics:
-                        width = values.shape[1]
-                        statistics[kind, half] = measures.FeatureStatistics(
-                            width
-                        )
-                    statistics[kind, half].add(values[half::2])
-            # The last batch may be smaller, and its distance then noisier.
-            if previous is not None and len(images) >= len(previous):
-                # Pictures of other images: those of the same are too alike.
-                kernel_distances.append(
-                    measures.kernel_distance(features["images"], previous)
-                )
-            previous = features["pictures"]
-            parts.append(
-                {
-                    "logits": model.logits(images),
-                    "again": model.logits(pictures),
-                }
-            )
-        found = study.concatenate(parts)
+
+        per_image = study.per_image(measure, name, study.count(IMAGES))
         metrics[name] = {
-            "images": len(found["logits"]),
-            "features": name_of,
-            "frechet_distance": float(
-                np.mean(
-                    [
-                        measures.frechet_distance(
-                            statistics["images", half],
-                            statistics["pictures", 1 - half],
-                        )
-                        for half in range(2)
-                    ]
-                )
-            ),
-            "floor": measures.frechet_distance(
-                statistics["images", 0], statistics["images", 1]
-            ),
-            "kernel_distance": study.summary(
-                measures.mean_interval(kernel_distances)
-            ),
-            "inception_score": measures.inception_score(
-                scipy.special.softmax(found["again"], axis=-1)
-            ),
-            "inception_score_of_images": measures.inception_score(
-                scipy.special.softmax(found["logits"], axis=-1)
-            ),
+            "images": len(per_image["logits"]),
+            "features": network,
+            **_distances(per_image["images"], per_image["made"]),
+            "inception_score": _score(per_image["reconstruction_logits"]),
+            "inception_score_of_images": _score(per_image["logits"]),
         }
         rows.append(
             {
@@ -113,15 +76,30 @@ def run(data):
                 },
             }
         )
-    return study.Result(metrics, {"distances": rows}, [])
+    return results.Result(metrics, {"distances": rows}, [])
 
 
-def _features(data):
-    if data.features:
-        return data.features
-    if factors_lib.are_known(data):
-        return factors_lib.load_features(), "scene factors"
-    raise study.NotApplicable(
-        "needs a feature network, --features keras.applications:InceptionV3 or "
-        "a .keras file"
-    )
+def _distances(images, made):
+    """Of features `(images, width)`, of images and of reconstructions."""
+    step = study_lib.BATCH_SIZE
+    halves = [(images[half::2], made[1 - half :: 2]) for half in range(2)]
+    return {
+        "frechet_distance": np.mean(
+            [measures.frechet_distance(*half) for half in halves]
+        ).item(),
+        "floor": measures.frechet_distance(images[::2], images[1::2]),
+        # Reconstructions of other images: those of the same are too alike.
+        # Only full batches: the distance of fewer is noisier.
+        "kernel_distance": results.mean(
+            [
+                measures.kernel_distance(
+                    images[start : start + step], made[start - step : start]
+                )
+                for start in range(step, len(images) - step + 1, step)
+            ]
+        ),
+    }
+
+
+def _score(logits):
+    return measures.inception_score(scipy.special.softmax(logits, axis=-1))

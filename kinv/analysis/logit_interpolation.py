@@ -1,9 +1,10 @@
-"""Pictures on the way between two images' logits: section 2."""
+"""Reconstructions on the way between two images' logits: section 2."""
 
 import numpy as np
 
 from kinv import measures
-from kinv.analysis import grids, study
+from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Logit interpolation"
 SHOWN = 4
@@ -11,108 +12,69 @@ PAIRS = 100
 STEPS = 9
 
 
-def run(data):
+def run(study):
     """Interpolates linearly between the logits of pairs of images.
 
     Of a model that inverts another layer, between the layer's features.
 
-    Args:
-        data: `study.Study`.
-
     Returns:
-        `study.Result`. `length` is the length of the path of pictures over the
-        distance of its ends, `largest_step` its longest step over that
+        `results.Result`. `length` is the length of the path of reconstructions
+        over the distance of its ends, `largest_step` its longest step over that
         distance; in pixels, and in the logits that the model's classifier
-        reads from the pictures.
+        reads from the reconstructions.
+
+    Raises:
+        results.NotApplicable: of a single image.
     """
-    pairs = _pairs(data)
+    study.require_images(2)
+    pairs = _pairs(study)
     metrics, rows, figures, lengths = {}, [], [], {}
-    for name, model in data.models.items():
-        found, shown = [], []
-        progress = data.progress(pairs, f"logit interpolation, {name}", None)
-        for index, (first, second) in enumerate(progress):
-            noise = data.noise(model, 1, 1, str(index))
-            pictures = interpolate(model, first, second, noise)
-            logits = model.logits(pictures)
-            found.append(
-                {
-                    f"{space}_{measure}": values
-                    for space, points in (
-                        ("pixel", pictures),
-                        ("logit", logits),
-                    )
-                    for measure, values in measures.path_smoothness(
-                        points[None]
-                    ).items()
-                }
-            )
+    for name, model in study.models.items():
+        parts, grid = [], []
+        progress = study.progress(pairs, len(pairs), name)
+        for index, pair in enumerate(progress):
+            noise = study.noise(model, 1, 1, str(index))
+            reconstructions = interpolate(model, *pair, noise)
+            parts.append(_smoothness(model, reconstructions))
             if index < SHOWN:
-                start, stop = study.target(np.stack([first, second]), model)
-                shown.append([start, *pictures, stop])
-        found = study.concatenate(found)
-        lengths[name] = found["pixel_length"]
+                start, stop = study_lib.target(np.stack(pair), model)
+                grid.append([start, *reconstructions, stop])
+        per_pair = study_lib.concatenate(parts)
+        lengths[name] = per_pair["pixel_length"]
         metrics[name] = {
-            "pairs": len(found["pixel_length"]),
+            "pairs": len(pairs),
             "steps": STEPS,
-            **{
-                key: study.summary(measures.mean_interval(values))
-                for key, values in found.items()
-            },
+            **results.summaries(per_pair),
         }
-        rows += [
-            {
-                "model": name,
-                "pair": pair,
-                **dict(zip(found, values, strict=True)),
-            }
-            for pair, values in enumerate(zip(*found.values(), strict=True))
-        ]
-        figures.append(
-            study.Figure(
-                name,
-                f"{name}: linear interpolation between the "
-                f"{study.inverted(model)} of two images with one noise. The "
-                "ends, left and right, are the images themselves; beside them "
-                "their reconstructions.",
-                grids.captioned_grid(
-                    shown,
-                    column_captions=[
-                        "image",
-                        *(f"{t:.3g}" for t in np.linspace(0, 1, STEPS)),
-                        "image",
-                    ],
-                    cell_size=80,
-                ),
-            )
-        )
-    claims = []
-    if data.pair:
-        robust, standard = data.pair
-        interval = measures.mean_interval(lengths[standard] - lengths[robust])
-        claims.append(
-            study.Claim(
-                "2",
-                "The robust model's sequence between two logits is smoother.",
-                "length of the path of pictures over the distance of its ends, "
-                "standard minus robust",
-                *map(float, interval),
-                study.decide(*interval[1:]),
-            )
-        )
-    return study.Result(metrics, {"pairs": rows}, figures, claims)
-
-
-def _pairs(data):
-    """Pairs of images at random, those of one class left out."""
-    count = data.count(PAIRS)
-    images, labels, _ = data.first(2 * count)
-    first, second = np.split(
-        data.random("pairs").permutation(len(images) // 2 * 2), 2
+        rows += results.image_rows(per_pair, "pair", model=name)
+        figures.append(_figure(name, model, grid))
+    claims = study.contrast(
+        "2",
+        "The robust model's sequence between two logits is smoother.",
+        "length of the path of reconstructions over the distance of its ends",
+        lengths,
     )
-    different = labels[first] != labels[second]
+    return results.Result(metrics, {"pairs": rows}, figures, claims)
+
+
+def _smoothness(model, reconstructions):
+    spaces = {"pixel": reconstructions, "logit": model.logits(reconstructions)}
+    return {
+        f"{space}_{measure}": values
+        for space, points in spaces.items()
+        for measure, values in measures.path_smoothness(points[None]).items()
+    }
+
+
+def _pairs(study):
+    """Pairs of images at random, those of one class left out."""
+    batch = study.first(2 * study.count(PAIRS))
+    places = study.random("pairs").permutation(len(batch.images) // 2 * 2)
+    first, second = np.split(places, 2)
+    different = batch.labels[first] != batch.labels[second]
     if different.any():
         first, second = first[different], second[different]
-    return list(zip(images[first], images[second], strict=True))
+    return list(zip(batch.images[first], batch.images[second], strict=True))
 
 
 def interpolate(model, first, second, noise, steps=STEPS):
@@ -123,13 +85,26 @@ def interpolate(model, first, second, noise, steps=STEPS):
         first: image `(height, width, 3)` in [0, 255].
         second: another of the same size.
         noise: `(1, 1, noise_dim)`, the same all along.
-        steps: number of pictures, ends included.
+        steps: number of reconstructions, ends included.
 
     Returns:
         float32 `(steps, image_size, image_size, 3)` in [0, 255].
     """
     t = np.linspace(0, 1, steps, dtype="float32")
-    _, given = model.classify(second[None])
-    shift = t[None, :, None] * given[:, None]
+    _, condition = model.classify(second[None])
+    shift = t[None, :, None] * condition[:, None]
     noise = np.repeat(noise, steps, axis=1)
     return model.reconstruct(first[None], noise, 1 - t[None], shift)[0]
+
+
+def _figure(name, model, grid):
+    steps = [f"{t:.3g}" for t in np.linspace(0, 1, STEPS)]
+    return results.Figure(
+        name,
+        f"{name}: linear interpolation between the {study_lib.inverted(model)} "
+        "of two images with one noise. The ends, left and right, are the "
+        "images themselves; beside them their reconstructions.",
+        grids.captioned_grid(
+            grid, column_captions=["image", *steps, "image"], cell_size=80
+        ),
+    )

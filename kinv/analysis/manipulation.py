@@ -3,7 +3,8 @@
 import numpy as np
 
 from kinv import measures
-from kinv.analysis import grids, plots, study
+from kinv.analysis import grids, plots, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Logit manipulation"
 SHOWN = 3
@@ -25,80 +26,62 @@ EFFECTS = {
 }
 
 
-def run(data):
-    """Manipulates logits and measures what becomes of the pictures.
+def run(study):
+    """Manipulates logits and measures what becomes of the reconstructions.
 
     Shift adds a constant to every logit, scale multiplies them, perturb adds
     Gaussian noise. Two controls part the classifier from the generator, whose
     norms are linear in the logits: `control` displaces the logits as far as
     the shift does, in a random direction for each image; and `read_back`
-    tells how much of a shift or scale the classifier finds in the picture, 1
-    for all of it, 0 for none.
-
-    Args:
-        data: `study.Study`.
+    tells how much of a shift or scale the classifier finds in the
+    reconstruction, 1 for all of it, 0 for none.
 
     Returns:
-        `study.Result`. Effects are differences from the picture of the same
-        noise and unchanged logits.
+        `results.Result`. Effects are differences from the reconstruction of the
+        same noise and unchanged logits.
 
     Raises:
-        study.NotApplicable: of models that invert another layer.
+        results.NotApplicable: of models that invert another layer, and of a
+            single image, whose logits vary by nothing.
     """
-    for name, model in data.models.items():
-        if model.layer:
-            raise study.NotApplicable(
-                f"needs models that invert logits, {name} inverts the "
-                f"{study.inverted(model)}: to shift or scale them all alike "
-                "means nothing"
-            )
+    study.require_images(2)
+    for name, model in study.models.items():
+        study.require(
+            not model.layer,
+            f"models that invert logits, {name} inverts the "
+            f"{study_lib.inverted(model)}: to shift or scale them all alike "
+            "means nothing",
+        )
+    count = study.count(IMAGES)
     metrics, rows, figures = {}, [], []
-    for name, model, batches in data.by_model(
-        data.count(IMAGES), "manipulation"
-    ):
-        parts, shown = {}, None
-        units = units_of(model.logits(data.first(data.count(IMAGES))[0]))
-        for index, (images, _, _) in enumerate(batches):
-            found = _measure(data, model, images, units, str(index))
-            for key, values in found.items():
-                parts.setdefault(key, []).append(values)
-            if shown is None:
-                shown = images[:SHOWN]
-        metrics[name] = {"units": units}
-        for kind, values in VALUES.items():
-            metrics[name][kind] = []
-            for value in values:
-                found = study.concatenate(parts[kind, value])
-                same = found.pop("agreement")
-                row = {
-                    "value": value,
-                    "agreement": study.summary(
-                        (
-                            same.mean(),
-                            *measures.wilson_interval(same.sum(), len(same)),
-                        )
-                    ),
-                    **{
-                        key: study.summary(measures.mean_interval(effect))
-                        for key, effect in found.items()
-                    },
+    for name, model in study.models.items():
+        units = units_of(model.logits(study.first(count).images))
+        per_image = study.per_image(_measure, name, count, units=units)
+        metrics[name] = {"units": units} | {kind: [] for kind in VALUES}
+        for kind, value in _manipulations():
+            effects = results.summaries(
+                {
+                    effect: values
+                    for (*key, effect), values in per_image.items()
+                    if key == [kind, value]
                 }
-                metrics[name][kind].append(row)
-                rows += [
-                    {
-                        "model": name,
-                        "kind": kind,
-                        "value": value,
-                        "effect": key,
-                        **row[key],
-                    }
-                    for key in row
-                    if key != "value"
-                ]
-        figures.append(_grid(data, name, model, shown, units))
-    for effect in EFFECTS:
-        figures.append(_plot(effect, metrics))
-    return study.Result(metrics, {"effects": rows}, figures)
+            )
+            metrics[name][kind].append({"value": value, **effects})
+            rows += [
+                {
+                    **{"model": name, "kind": kind, "value": value},
+                    "effect": effect,
+                    **found,
+                }
+                for effect, found in effects.items()
+            ]
+        figures.append(_grid(study, name, units))
+    figures += [_plot(effect, metrics) for effect in EFFECTS]
+    return results.Result(metrics, {"effects": rows}, figures)
+
+
+def _manipulations():
+    return [(kind, value) for kind in VALUES for value in VALUES[kind]]
 
 
 def manipulation(logits, kind, value, units, random):
@@ -137,98 +120,93 @@ def units_of(logits):
     return {"shift": mean, "control": mean, "perturb": float(logits.std())}
 
 
-def _measure(data, model, images, units, key):
-    logits = model.logits(images)
-    noise = data.noise(model, len(images), 1, key)
+def _measure(study, model, batch, units):
+    """Effects `(batch,)` by kind, value and name."""
+    logits = model.logits(batch.images)
+    noise = study.noise(model, len(logits), 1, batch.key)
 
-    def pictures_of(kind, value):
-        scale, shift = manipulation(
-            logits, kind, value, units, data.random("directions", kind, key)
-        )
-        return model.reconstruct(images, noise, scale, shift)[:, 0]
+    def reconstruct(kind, value):
+        random = study.random("directions", kind, batch.key)
+        change = manipulation(logits, kind, value, units, random)
+        return model.reconstruct(batch.images, noise, *change)[:, 0]
 
-    unchanged = pictures_of("scale", 1.0)
-    logits_of_unchanged = model.logits(unchanged)
-    before = {key: effect(unchanged) for key, effect in EFFECTS.items()}
-    found = {}
-    for kind, values in VALUES.items():
-        for value in values:
-            pictures = pictures_of(kind, value)
-            again = model.logits(pictures)
-            result = {
-                key: effect(pictures) - before[key]
-                for key, effect in EFFECTS.items()
-            }
-            result["pixel_change"] = np.sqrt(
-                measures.pixel_mse(pictures, unchanged)
+    unchanged = reconstruct("scale", 1.0)
+    unchanged_logits = model.logits(unchanged)
+    per_image = {}
+    for kind, value in _manipulations():
+        made = reconstruct(kind, value)
+        read = model.logits(made)
+        effects = {
+            effect: measure(made) - measure(unchanged)
+            for effect, measure in EFFECTS.items()
+        }
+        effects["pixel_change"] = np.sqrt(measures.pixel_mse(made, unchanged))
+        effects["agreement"] = read.argmax(-1) == logits.argmax(-1)
+        if kind in ("shift", "scale") and value != IDENTITY[kind]:
+            effects["read_back"] = _read_back(
+                read, unchanged_logits, kind, value, units
             )
-            result["agreement"] = again.argmax(-1) == logits.argmax(-1)
-            if kind == "shift" and value:
-                difference = (again - logits_of_unchanged).mean(axis=-1)
-                result["read_back"] = difference / (value * units[kind])
-            if kind == "scale" and value != 1:
-                # Least squares of again = factor * logits_of_unchanged.
-                factor = np.sum(again * logits_of_unchanged, axis=-1)
-                factor /= np.sum(logits_of_unchanged**2, axis=-1)
-                result["read_back"] = (factor - 1) / (value - 1)
-            found[kind, value] = result
-    return found
+        per_image |= {
+            (kind, value, effect): values for effect, values in effects.items()
+        }
+    return per_image
 
 
-def _grid(data, name, model, images, units):
+def _read_back(logits, unchanged, kind, value, units):
+    if kind == "shift":
+        return (logits - unchanged).mean(axis=-1) / (value * units[kind])
+    # Least squares of logits = factor * unchanged.
+    factor = np.sum(logits * unchanged, axis=-1) / np.sum(unchanged**2, axis=-1)
+    return (factor - 1) / (value - 1)
+
+
+def _grid(study, name, units):
+    model, images = study.models[name], study.first(SHOWN).images
     logits = model.logits(images)
-    noise = data.noise(model, len(images), 1, "shown")
+    noise = study.noise(model, len(images), 1, "shown")
     rows, names, captions = [], [], []
     for kind in ("shift", "scale", "perturb"):
-        for index, image in enumerate(study.target(images, model)):
-            row = [image]
-            for value in VALUES[kind]:
-                # The same direction at every strength.
-                random = data.random("directions", "shown")
-                scale, shift = manipulation(logits, kind, value, units, random)
-                pictures = model.reconstruct(images, noise, scale, shift)
-                row.append(pictures[index, 0])
-            rows.append(row)
-            names.append(kind)
-            last = index == len(images) - 1
-            captions.append(
-                ["image", *map(_sign(kind), VALUES[kind])] if last else [""] * 6
-            )
-    return study.Figure(
+        columns = [study_lib.target(images, model)]
+        for value in VALUES[kind]:
+            # The same direction at every strength.
+            random = study.random("directions", "shown")
+            change = manipulation(logits, kind, value, units, random)
+            columns.append(model.reconstruct(images, noise, *change)[:, 0])
+        rows += list(zip(*columns, strict=True))
+        names += [kind] * len(images)
+        sign = "× {:g}" if kind == "scale" else "{:+g} σ"
+        captions += [[]] * (len(images) - 1)
+        captions.append(["image", *map(sign.format, VALUES[kind])])
+    return results.Figure(
         name,
-        f"{name}: pictures of manipulated logits, one noise per row. Shift "
-        "adds a constant to every logit, in standard deviations σ of the "
+        f"{name}: reconstructions of manipulated logits, one noise per row. "
+        "Shift adds a constant to every logit, in standard deviations σ of the "
         "images' mean logits; scale multiplies; perturb adds Gaussian noise, "
         "in standard deviations σ of all logits.",
         grids.captioned_grid(rows, captions, row_captions=names, cell_size=96),
     )
 
 
-def _sign(kind):
-    return (
-        (lambda v: f"× {v:g}") if kind == "scale" else (lambda v: f"{v:+g} σ")
-    )
-
-
 def _plot(effect, metrics):
     panels = {
         f"{kind}, {'factor' if kind == 'scale' else 'standard deviations'}": (
-            VALUES[kind],
+            values,
             {
                 name: np.array(
-                    [list(row[effect].values()) for row in found[kind]], float
+                    [list(row[effect].values()) for row in measured[kind]],
+                    float,
                 )
-                for name, found in metrics.items()
+                for name, measured in metrics.items()
             },
             IDENTITY[kind],
         )
-        for kind in VALUES
+        for kind, values in VALUES.items()
     }
-    return study.Figure(
+    return results.Figure(
         effect,
-        f"Change of {effect} of the pictures when the logits are manipulated, "
-        "mean over images with its 95 % interval. The control moves the logits "
-        "as far as the shift does, in random directions: what it brings about "
-        "is the generator's answer to any displacement.",
+        f"Change of {effect} of reconstructions when the logits are "
+        "manipulated, mean over images with its 95 % interval. The control "
+        "moves the logits as far as the shift does, in random directions: what "
+        "it brings about is the generator's answer to any displacement.",
         plots.panels(panels, f"change of {effect} (grey levels)"),
     )

@@ -1,123 +1,130 @@
-"""Are pictures copies of training images?"""
+"""Are reconstructions copies of training images?"""
 
 import numpy as np
 
 from kinv import images as images_lib
-from kinv import measures
-from kinv.analysis import grids, study
+from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Memorisation"
 SHOWN = 8
 IMAGES = 100
-# That are searched at most: the first. 240,000 scenes of 32 pixels take 75
-# seconds a model, on 2 cores beside two trainings.
+# That are searched at most: the first.
 TRAINING_IMAGES = 300_000
+# Blurred pictures are near to everything: small ones are compared, too.
+BLURRED_SIZE = 8
 
 
-def run(data):
+def run(study):
     """Looks for the training image nearest to each reconstruction.
 
-    A generator that has learned its training images by heart makes pictures
-    nearer to one of them than new images are. The comparison is with the held-
-    out images themselves: `ratio` is the mean distance of reconstructions to
-    their nearest training image over that of the images to theirs. Copies of
-    images that were searched: 0. Blurred pictures are near to everything:
-    `blur_ratio` takes both as 8 x 8 pixels.
-
-    Args:
-        data: `study.Study`, whose `training_source` takes, if a model names
-            what it was trained on, the name of a data set and a split.
+    A generator that has learned its training images by heart makes
+    reconstructions nearer to one of them than new images are. The comparison is
+    with the held-out images themselves: `ratio` is the mean distance of
+    reconstructions to their nearest training image over that of the images to
+    theirs. Copies of images that were searched: 0. `blur_ratio` takes both as 8
+    x 8 pixels. Models of the same training images share one search.
 
     Returns:
-        `study.Result`. By model: the ratios, with bootstrap intervals; the
+        `results.Result`. By model: the ratios, with bootstrap intervals; the
         number of images `searched`, also with `--quick` all of the
         `training_images` if they are no more than `TRAINING_IMAGES`; and
         whose these are, `training_set`.
     """
+    images = study.first(study.count(IMAGES)).images
+    searches = {}
+    for name, model in study.models.items():
+        source, training_set = study.training_images(model)
+        noise = study.noise(model, len(images), 1, "memorisation")
+        _, _, reconstructions = searches.setdefault(
+            (training_set, model.image_size),
+            (source, study_lib.target(images, model), {}),
+        )
+        reconstructions[name] = model.reconstruct(images, noise)[:, 0]
     metrics, rows, figures = {}, [], []
-    images, _, _ = data.first(data.count(IMAGES))
-    for name, model in data.models.items():
-        originals = study.target(images, model)
-        noise = data.noise(model, len(images), 1, "memorisation")
-        pictures = model.reconstruct(images, noise)[:, 0]
-        both = np.concatenate([originals, pictures])
-        source, training_set = study.training_images(data, model)
-        limit = min(TRAINING_IMAGES, source.num_examples)
-
-        batches = data.progress(
-            data.batches(limit, source, batch_size=500),
-            f"memorisation, {name}",
-            -(-limit // 500),
-        )
-        small = _flat(both, 8)
-        small_distances = np.full(len(both), np.inf)
-
-        def embed(
-            images, model=model, small=small, small_distances=small_distances
-        ):
-            found = study.squared_distances(small, _flat(images, 8))
-            np.minimum(small_distances, found.min(axis=1), out=small_distances)
-            return _flat(images, model.image_size)
-
-        nearest, distances = study.nearest(
-            batches, _flat(both, model.image_size), embed
-        )
-        found = {"ratio": distances, "blur_ratio": small_distances}
-        ratios = {
-            key: _ratio(data, name, np.sqrt(values), len(images))
-            for key, values in found.items()
-        }
+    for (training_set, _), search in searches.items():
+        source, images, reconstructions = search
         searched = {
-            "searched": limit,
+            "searched": min(TRAINING_IMAGES, source.num_examples),
             "training_images": source.num_examples,
             "training_set": training_set,
         }
-        metrics[name] = {**ratios, **searched}
-        rows += [
-            {"model": name, "measure": key, **value, **searched}
-            for key, value in ratios.items()
-        ]
-        figures.append(
-            study.Figure(
-                name,
-                f"{name}: held-out images, their reconstructions, and the "
-                "training images that are nearest to each of the two in "
-                f"squared pixel differences. Searched: {limit:,} of "
-                f"{source.num_examples:,} training images, {training_set}.",
-                grids.captioned_grid(
-                    [
-                        list(row[:SHOWN])
-                        for row in (
-                            originals,
-                            study.target(nearest[: len(images)], model),
-                            pictures,
-                            study.target(nearest[len(images) :], model),
-                        )
-                    ],
-                    row_captions=[
-                        "image",
-                        "nearest training image",
-                        "reconstruction",
-                        "nearest training image",
-                    ],
-                    cell_size=96,
-                ),
-            )
+        distances, nearest = _nearest(
+            study, source, [images, *reconstructions.values()]
         )
-    return study.Result(metrics, {"ratios": rows}, figures)
+        for row, (name, made) in enumerate(reconstructions.items(), start=1):
+            ratios = {
+                measure: study.bootstrap(
+                    lambda made, own: made.mean() / max(own.mean(), 1e-12),
+                    (of[row], of[0]),
+                    "memorisation",
+                    name,
+                )
+                for measure, of in distances.items()
+            }
+            metrics[name] = {**ratios, **searched}
+            rows += results.rows({name: ratios}, **searched)
+            grid = [images, nearest[0], made, nearest[row]]
+            figures.append(_figure(name, grid, searched))
+    return results.Result(metrics, {"ratios": rows}, figures)
+
+
+def _nearest(study, source, groups):
+    """The training images nearest to groups of images, in one pass.
+
+    Args:
+        study: `study.Study`.
+        source: `source.Source` of the training images.
+        groups: list of images, `(images, size, size, 3)` each.
+
+    Returns:
+        Distances `(groups, images)`, a dict of `ratio` and `blur_ratio`, and
+        the nearest images `(groups, images, size, size, 3)`.
+    """
+    queries = np.concatenate(groups)
+    sizes = {"ratio": queries.shape[1], "blur_ratio": BLURRED_SIZE}
+    flat = {measure: _flat(queries, size) for measure, size in sizes.items()}
+    best = {measure: np.full(len(queries), np.inf) for measure in sizes}
+    nearest = np.zeros_like(queries)
+    for batch in study.read(
+        TRAINING_IMAGES, source, study_lib.TRAINING_BATCH_SIZE
+    ):
+        images = images_lib.resize(batch.images, sizes["ratio"])
+        for measure, size in sizes.items():
+            distances = study_lib.squared_distances(
+                flat[measure], _flat(images, size)
+            )
+            nearer = distances.min(axis=1) < best[measure]
+            best[measure][nearer] = distances.min(axis=1)[nearer]
+            if measure == "ratio":
+                nearest[nearer] = images[distances.argmin(axis=1)[nearer]]
+    shape = len(groups), len(groups[0])
+    return (
+        {measure: np.sqrt(of).reshape(shape) for measure, of in best.items()},
+        nearest.reshape(*shape, *nearest.shape[1:]),
+    )
 
 
 def _flat(images, size):
-    pixels = images_lib.resize(images, size)
-    return pixels.reshape(len(pixels), -1)
+    return images_lib.resize(images, size).reshape(len(images), -1)
 
 
-def _ratio(data, name, distances, count):
-    own, made = distances[:count], distances[count:]
-    return study.summary(
-        measures.bootstrap_interval(
-            lambda made, own: made.mean() / max(own.mean(), 1e-12),
-            (made, own),
-            data.random("memorisation", name),
-        )
+def _figure(name, grid, searched):
+    return results.Figure(
+        name,
+        f"{name}: held-out images, their reconstructions, and the training "
+        "images that are nearest to each of the two in squared pixel "
+        f"differences. Searched: {searched['searched']:,} of "
+        f"{searched['training_images']:,} training images, "
+        f"{searched['training_set']}.",
+        grids.captioned_grid(
+            [list(row[:SHOWN]) for row in grid],
+            row_captions=[
+                "image",
+                "nearest training image",
+                "reconstruction",
+                "nearest training image",
+            ],
+            cell_size=96,
+        ),
     )

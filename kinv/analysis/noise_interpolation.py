@@ -1,9 +1,10 @@
-"""Pictures on the way between two noises of one image: section 3."""
+"""Reconstructions on the way between two noises of one image: section 3."""
 
 import numpy as np
 
 from kinv import measures
-from kinv.analysis import grids, study
+from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Noise interpolation"
 SHOWN = 4
@@ -11,105 +12,55 @@ IMAGES = 100
 STEPS = 9
 
 
-def run(data):
+def run(study):
     """Interpolates linearly between two noises, with the logits of one image.
 
-    Args:
-        data: `study.Study`.
-
     Returns:
-        `study.Result`. `end_distance` is the distance between the logits that
+        `results.Result`. `end_distance` is the distance between the logits that
         the classifier reads from the two ends, over that between the logits
         of two images; `class_changes` the share of ends of different classes;
         `length` and `largest_step` as for logit interpolation, in pixels.
     """
     metrics, rows, figures, distances = {}, [], [], {}
-    for name, model, batches in data.by_model(
-        data.count(IMAGES), "noise interpolation"
-    ):
-        found, shown = [], []
-        for index, (images, _, _) in enumerate(batches):
-            ends = data.noise(model, len(images), 2, str(index))
-            pictures = model.reconstruct(images, between(ends, STEPS))
-            first, last = (model.logits(pictures[:, end]) for end in (0, -1))
-            logits = model.logits(images)
-            found.append(
-                {
-                    "end_distance": np.linalg.norm(first - last, axis=-1),
-                    "image_distance": np.linalg.norm(
-                        logits - np.roll(logits, 1, axis=0), axis=-1
-                    ),
-                    "class_changes": first.argmax(-1) != last.argmax(-1),
-                    **measures.path_smoothness(pictures),
-                }
-            )
-            if not shown:
-                originals = study.target(images[:SHOWN], model)
-                shown = [
-                    [image, *row]
-                    for image, row in zip(originals, pictures, strict=False)
-                ]
-        found = study.concatenate(found)
-        scale = found.pop("image_distance").mean()
-        found["end_distance"] /= max(scale, 1e-12)
-        distances[name] = found["end_distance"]
-        changes = found.pop("class_changes")
+    for name in study.models:
+        per_image = study.per_image(_measure, name, study.count(IMAGES))
+        scale = per_image.pop("image_distance").mean()
+        distances[name] = per_image["end_distance"] / max(scale, 1e-12)
+        per_image["end_distance"] = distances[name]
         metrics[name] = {
-            "images": len(changes),
+            "images": len(distances[name]),
             "steps": STEPS,
-            "class_changes": study.summary(
-                (
-                    changes.mean(),
-                    *measures.wilson_interval(changes.sum(), len(changes)),
-                )
-            ),
-            **{
-                key: study.summary(measures.mean_interval(values))
-                for key, values in found.items()
-            },
+            **results.summaries(per_image),
         }
-        found["class_changes"] = changes.astype(int)
-        rows += [
-            {
-                "model": name,
-                "image": image,
-                **dict(zip(found, row, strict=True)),
-            }
-            for image, row in enumerate(zip(*found.values(), strict=True))
-        ]
-        figures.append(
-            study.Figure(
-                name,
-                f"{name}: linear interpolation between two noises. Left, the "
-                "image whose logits all pictures of its row are made of.",
-                grids.captioned_grid(
-                    shown,
-                    column_captions=[
-                        "image",
-                        *(f"{t:.3g}" for t in np.linspace(0, 1, STEPS)),
-                    ],
-                    cell_size=80,
-                ),
-            )
-        )
-    claims = []
-    if data.pair:
-        robust, standard = data.pair
-        interval = measures.mean_interval(
-            distances[standard] - distances[robust]
-        )
-        claims.append(
-            study.Claim(
-                "3",
-                "The ends of the robust model's noise sequences are "
-                "semantically closer.",
-                "distance of the ends' logits over that of two images, "
-                "standard minus robust",
-                *map(float, interval),
-                study.decide(*interval[1:]),
-            )
-        )
-    return study.Result(metrics, {"images": rows}, figures, claims)
+        rows += results.image_rows(per_image, "image", model=name)
+        figures.append(_figure(study, name))
+    claims = study.contrast(
+        "3",
+        "The ends of the robust model's noise sequences are semantically "
+        "closer.",
+        "distance of the ends' logits over that of two images",
+        distances,
+    )
+    return results.Result(metrics, {"images": rows}, figures, claims)
+
+
+def _measure(study, model, batch):
+    reconstructions = _interpolate(study, model, batch)
+    first, last = (model.logits(reconstructions[:, end]) for end in (0, -1))
+    logits = model.logits(batch.images)
+    return {
+        "end_distance": np.linalg.norm(first - last, axis=-1),
+        "image_distance": np.linalg.norm(
+            logits - np.roll(logits, 1, axis=0), axis=-1
+        ),
+        "class_changes": first.argmax(-1) != last.argmax(-1),
+        **measures.path_smoothness(reconstructions),
+    }
+
+
+def _interpolate(study, model, batch):
+    ends = study.noise(model, len(batch.images), 2, batch.key)
+    return model.reconstruct(batch.images, between(ends, STEPS))
 
 
 def between(ends, steps):
@@ -124,3 +75,24 @@ def between(ends, steps):
     """
     t = np.linspace(0, 1, steps, dtype="float32")[None, :, None]
     return (1 - t) * ends[:, :1] + t * ends[:, 1:]
+
+
+def _figure(study, name):
+    model, batch = study.models[name], study.first(SHOWN)
+    images = study_lib.target(batch.images, model)
+    steps = [f"{t:.3g}" for t in np.linspace(0, 1, STEPS)]
+    return results.Figure(
+        name,
+        f"{name}: linear interpolation between two noises. Left, the image of "
+        "whose logits all reconstructions in its row are made.",
+        grids.captioned_grid(
+            [
+                [image, *row]
+                for image, row in zip(
+                    images, _interpolate(study, model, batch), strict=True
+                )
+            ],
+            column_captions=["image", *steps],
+            cell_size=80,
+        ),
+    )

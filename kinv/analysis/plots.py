@@ -1,6 +1,7 @@
 """Plots with intervals, in one style."""
 
 import contextlib
+import itertools
 
 import matplotlib
 import matplotlib.ticker
@@ -105,15 +106,17 @@ def filled_bars(groups, y_label):
     with _styled((3.4 * len(groups) + 0.5, 3.1)) as figure:
         row = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
         for axes, color, (title, bars) in zip(
-            row, _repeat(COLORS), groups.items(), strict=False
+            row, itertools.cycle(COLORS), groups.items(), strict=False
         ):
             places = np.arange(len(bars))
-            outline, filling = (
-                [bar[part] for bar in bars.values()] for part in (0, 1)
-            )
+            # Rows of value, low and high.
+            outline, filling = np.array(
+                [[list(of.values()) for of in bar] for bar in bars.values()],
+                "float64",
+            ).transpose(1, 2, 0)
             axes.bar(
                 places,
-                [bar["value"] for bar in outline],
+                outline[0],
                 facecolor="none",
                 edgecolor="#333333",
                 linewidth=1.2,
@@ -122,16 +125,15 @@ def filled_bars(groups, y_label):
             )
             axes.bar(
                 places,
-                [max(bar["value"], 0) for bar in filling],
+                np.maximum(filling[0], 0),
                 color=color,
                 label="pictures show",
                 zorder=2,
             )
-            for bars_of, shift in ((outline, -0.12), (filling, 0.12)):
-                low, value, high = (
-                    np.array([bar[key] for bar in bars_of])
-                    for key in ("low", "value", "high")
-                )
+            for (value, low, high), shift in (
+                (outline, -0.12),
+                (filling, 0.12),
+            ):
                 axes.errorbar(
                     places + shift,
                     value,
@@ -185,7 +187,10 @@ def intervals(names, series, y_label, line, band, right_label, right_ticks):
         places = np.arange(len(names))
         shifts = np.linspace(-0.15, 0.15, len(series) + 2)[1:-1]
         for shift, color, marker, (label, values) in zip(
-            shifts, _repeat(COLORS), _repeat(MARKERS), series.items()
+            shifts,
+            itertools.cycle(COLORS),
+            itertools.cycle(MARKERS),
+            series.items(),
         ):
             value, low, high = np.transpose(values)
             axes.errorbar(
@@ -266,15 +271,13 @@ def _draw(axes, x, series, identity):
         axes.axvline(identity[0], **line)
         axes.axhline(identity[1], **line)
     for color, marker, (label, values) in zip(
-        _repeat(COLORS), _repeat(MARKERS), series.items(), strict=False
+        itertools.cycle(COLORS),
+        itertools.cycle(MARKERS),
+        series.items(),
+        strict=False,
     ):
         value, low, high = np.transpose(values)
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
         axes.plot(
             x, value, color=color, marker=marker, markersize=3.5, label=label
         )
-
-
-def _repeat(values):
-    while True:
-        yield from values

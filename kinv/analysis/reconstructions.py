@@ -4,157 +4,144 @@ import numpy as np
 
 from kinv import images as images_lib
 from kinv import measures
-from kinv.analysis import grids, study
+from kinv.analysis import grids, results
 
 TITLE = "Reconstructions"
 SHOWN = 10
 IMAGES = 500
 
 
-def run(data):
+def run(study):
     """Shows a fixed set of images, and measures more.
 
-    Args:
-        data: `study.Study`.
-
     Returns:
-        `study.Result`. Metrics by model: agreement, the share shown of what
-        logits know beyond the class (`measures.within_class_r2`), cosine and
-        relative l2 distance of logits, pixel MSE, PSNR and SSIM against the
-        image and against a shuffled pairing, each with a 95 % interval; with a
-        perceptual distance, that too. Of a model that inverts another layer
+        `results.Result`. Metrics by model: agreement, the share shown of what
+        logits know beyond the class, cosine and relative l2 distance of logits,
+        pixel MSE, PSNR and SSIM against the image and against a shuffled
+        pairing, each with a 95 % interval; with a perceptual distance, that
+        too. Of a model that inverts another layer
         `within_class_r2_of_features`, the share of what its features know
         beyond the class.
     """
-    shown, _, _ = data.first(SHOWN)
-    grid, names, captions, marked = [list(shown)], ["image"], [[""] * SHOWN], []
-    marked.append([False] * SHOWN)
-    metrics, rows = {}, []
-    for name, model, batches in data.by_model(
-        data.count(IMAGES), "reconstructions"
-    ):
-        noise = data.noise(model, len(shown), 1, "shown")
-        pictures = model.reconstruct(shown, noise)[:, 0]
+    metrics = {}
+    for name, model in study.models.items():
+        per_image = study.per_image(_measure, name, study.count(IMAGES))
+        conditions = per_image.pop("condition"), per_image.pop("read_condition")
+        classes = per_image["logits"].argmax(-1)
+        metrics[name] = {
+            "images": len(classes),
+            "within_class_r2": within_class_r2(
+                study, per_image, "within class", name
+            ),
+            **results.summaries(per_image),
+        }
+        if model.layer:
+            metrics[name]["within_class_r2_of_features"] = study.bootstrap(
+                measures.explained_variance,
+                measures.within_class_errors(*conditions, classes),
+                "features",
+                name,
+            )
+    return results.Result(
+        metrics, {"measures": results.rows(metrics)}, [_figure(study)]
+    )
+
+
+def _measure(study, model, batch):
+    noise = study.noise(model, len(batch.images), 1, "measured", batch.key)
+    reconstructions = model.reconstruct(batch.images, noise)[:, 0]
+    logits, condition = model.classify(batch.images)
+    read_logits, read_condition = model.classify(reconstructions)
+    per_image = {
+        "logits": logits,
+        "reconstruction_logits": read_logits,
+        "condition": condition,
+        "read_condition": read_condition,
+        **compare(batch.images, reconstructions, logits, read_logits),
+    }
+    if study.perceptual:
+        images = images_lib.resize(batch.images, model.image_size)
+        shuffled = np.roll(reconstructions, 1, axis=0)
+        per_image |= {
+            "perceptual_distance": study.perceptual(images, reconstructions),
+            "shuffled_perceptual_distance": study.perceptual(images, shuffled),
+        }
+    return per_image
+
+
+def _figure(study):
+    batch = study.first(SHOWN)
+    grid, captions, marked = [list(batch.images)], [[]], [[]]
+    for model in study.models.values():
+        noise = study.noise(model, len(batch.images), 1, "shown")
+        reconstructions = model.reconstruct(batch.images, noise)[:, 0]
         before, after = (
-            model.logits(images).argmax(-1) for images in (shown, pictures)
+            model.logits(images).argmax(-1)
+            for images in (batch.images, reconstructions)
         )
-        grid.append(list(pictures))
-        names.append(name)
+        grid.append(list(reconstructions))
         captions.append([model.class_names[index] for index in after])
         marked.append(list(after != before))
-
-        parts, pairs, features = [], [], []
-        for index, (images, _, _) in enumerate(batches):
-            noise = data.noise(model, len(images), 1, "measured", str(index))
-            pictures = model.reconstruct(images, noise)[:, 0]
-            logits, given = model.classify(images)
-            again, given_again = model.classify(pictures)
-            parts.append(
-                {
-                    **compare(images, pictures, logits, again),
-                    **_perceptual(data, study.target(images, model), pictures),
-                }
-            )
-            pairs.append({"logits": logits, "again": again})
-            if model.layer:
-                features.append({"logits": given, "again": given_again})
-        found, pairs = study.concatenate(parts), study.concatenate(pairs)
-        hits = found.pop("agreement")
-        metrics[name] = {
-            "images": len(hits),
-            **read_back(hits, pairs, data.random("within class", name)),
-        }
-        if features:
-            metrics[name]["within_class_r2_of_features"] = study.summary(
-                measures.bootstrap_interval(
-                    measures.within_class_r2,
-                    measures.within_class_errors(
-                        **study.concatenate(features),
-                        classes=pairs["logits"].argmax(-1),
-                    ),
-                    data.random("features", name),
-                )
-            )
-        for measure_name, values in found.items():
-            metrics[name][measure_name] = study.summary(
-                measures.mean_interval(values)
-            )
-        rows += [
-            {"model": name, "measure": key, **value}
-            for key, value in metrics[name].items()
-            if key != "images"
-        ]
     what = "logits"
-    if any(model.layer for model in data.models.values()):
+    if any(model.layer for model in study.models.values()):
         what = "logits, or the features of the layer that a model inverts"
-    figure = study.Figure(
+    return results.Figure(
         "grid",
         "Held-out images over their reconstructions from nothing but the "
         f"classifier's {what}, one noise each. Below: the class that the "
         "classifier gives the reconstruction, red where it gave the image "
         "another.",
         grids.captioned_grid(
-            grid, captions, marked, row_captions=names, cell_size=96
+            grid,
+            captions,
+            marked,
+            row_captions=["image", *study.models],
+            cell_size=96,
         ),
     )
-    return study.Result(metrics, {"measures": rows}, [figure])
 
 
-def _perceptual(data, images, pictures):
-    if not data.perceptual:
-        return {}
-    shuffled = np.roll(pictures, 1, axis=0)
-    return {
-        "perceptual_distance": data.perceptual(images, pictures),
-        "shuffled_perceptual_distance": data.perceptual(images, shuffled),
-    }
-
-
-def read_back(hits, pairs, random):
-    """Agreement of the class and what is read beyond it, with intervals.
+def within_class_r2(study, per_image, *key):
+    """Share of what logits know beyond the class that reconstructions show.
 
     Args:
-        hits: bool `(images,)`, whether the class was found again.
-        pairs: dict of `logits` and `again`, as of `compare`, of all images.
-        random: `numpy.random.Generator` of the bootstrap.
+        study: `study.Study`.
+        per_image: dict from which `logits` and `reconstruction_logits`,
+            `(images, num_classes)`, are taken.
+        *key: of the bootstrap's seed.
+
+    Returns:
+        Its summary; None where no two images share a class.
     """
-    return {
-        "agreement": study.summary(
-            (hits.mean(), *measures.wilson_interval(hits.sum(), len(hits)))
-        ),
-        "within_class_r2": study.summary(
-            measures.bootstrap_interval(
-                measures.within_class_r2,
-                measures.within_class_errors(**pairs),
-                random,
-            )
-        ),
-    }
+    pairs = per_image.pop("logits"), per_image.pop("reconstruction_logits")
+    return study.bootstrap(
+        measures.explained_variance, measures.within_class_errors(*pairs), *key
+    )
 
 
-def compare(images, pictures, logits, again):
-    """Compares images and their logits with pictures made of them.
+def compare(images, reconstructions, logits, reconstruction_logits):
+    """Compares images and their logits with their reconstructions.
 
     Args:
         images: `(batch, height, width, 3)` in [0, 255].
-        pictures: `(batch, image_size, image_size, 3)` in [0, 255].
+        reconstructions: `(batch, image_size, image_size, 3)` in [0, 255].
         logits: `(batch, num_classes)` of the images.
-        again: `(batch, num_classes)` of the pictures.
+        reconstruction_logits: `(batch, num_classes)`.
 
     Returns:
         dict of arrays `(batch,)`; "shuffled" compares each image with the
-        next one's picture.
+        reconstruction of the one before.
     """
-    images = images_lib.resize(images, pictures.shape[1])
-    shuffled = np.roll(pictures, 1, axis=0)
+    images = images_lib.resize(images, reconstructions.shape[1])
+    read, shuffled = reconstruction_logits, np.roll(reconstructions, 1, axis=0)
     return {
-        "agreement": logits.argmax(-1) == again.argmax(-1),
-        "logit_cosine": measures.logit_cosine(logits, again),
-        "logit_distance": measures.logit_distance(logits, again),
-        "psnr": measures.psnr(images, pictures),
+        "agreement": logits.argmax(-1) == read.argmax(-1),
+        "logit_cosine": measures.logit_cosine(logits, read),
+        "logit_distance": measures.logit_distance(logits, read),
+        "psnr": measures.psnr(images, reconstructions),
         "shuffled_psnr": measures.psnr(images, shuffled),
-        "pixel_mse": measures.pixel_mse(images, pictures),
+        "pixel_mse": measures.pixel_mse(images, reconstructions),
         "shuffled_pixel_mse": measures.pixel_mse(images, shuffled),
-        "ssim": measures.ssim(images, pictures),
+        "ssim": measures.ssim(images, reconstructions),
         "shuffled_ssim": measures.ssim(images, shuffled),
     }

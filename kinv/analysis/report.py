@@ -19,6 +19,8 @@ DPI = 200
 PAGE_DPI = 100
 # Rows of a table on the page; its CSV has all of them.
 MOST_ROWS = 1000
+# A factor is called kept if so much of its variance can be read.
+KEPT = 0.8
 VERDICTS = ("holds", "does not hold", "undecided")
 
 
@@ -29,7 +31,7 @@ def write_result(directory, title, result, with_pdf=False):
         directory: of this experiment; created. One that holds files already
             stays as it is, and an `OSError` says so.
         title: of the experiment.
-        result: `analysis.study.Result`.
+        result: `results.Result`.
         with_pdf: whether figures are also written as vector PDF.
     """
     directory = pathlib.Path(directory)
@@ -51,11 +53,7 @@ def write_result(directory, title, result, with_pdf=False):
                 "title": title,
                 "metrics": result.metrics,
                 "claims": [
-                    {
-                        key: None if _is_nan(value) else value
-                        for key, value in dataclasses.asdict(claim).items()
-                    }
-                    for claim in result.claims
+                    dataclasses.asdict(claim) for claim in result.claims
                 ],
                 "figures": [
                     {
@@ -70,10 +68,6 @@ def write_result(directory, title, result, with_pdf=False):
                 "tables": list(result.tables),
             },
         )
-
-
-def _is_nan(value):
-    return isinstance(value, float) and math.isnan(value)
 
 
 def _write_table(path, rows):
@@ -134,34 +128,21 @@ def write_report(directory, experiments, about):
             (value, low and high), or None.
     """
     directory = pathlib.Path(directory)
-    found = {
+    written = {
         name: files.read_json(directory / name / "metrics.json")
         for name in experiments
     }
-    sections = [
-        {
-            "name": name,
-            "title": result["title"],
-            "figures": [
-                {
-                    **figure,
-                    "data": _embed(directory / name / f"{figure['name']}.png"),
-                }
-                for figure in result["figures"]
-            ],
-            "tables": [
-                {
-                    "name": f"{name}/{table}.csv",
-                    **_read_table(directory / name / f"{table}.csv"),
-                }
-                for table in result["tables"]
-            ],
-        }
-        for name, result in found.items()
+    claims = [
+        claim for result in written.values() for claim in result["claims"]
     ]
-    claims = [claim for result in found.values() for claim in result["claims"]]
     claims.sort(key=lambda claim: [int(n) for n in claim["section"].split(".")])
-    measured = found.get("reconstructions", {"metrics": {}})["metrics"]
+    measured = {name: result["metrics"] for name, result in written.items()}
+    shown = {
+        name: metrics["within_class_r2"]
+        for name, metrics in measured.get("reconstructions", {}).items()
+        if metrics["within_class_r2"]["value"] is not None
+    }
+    calibration = _calibration(about["models"], measured.get("calibration", {}))
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
@@ -170,14 +151,16 @@ def write_report(directory, experiments, about):
     )
     environment.filters.update(number=number, is_number=is_number)
     page = environment.from_string(TEMPLATE.read_text()).render(
-        sections=sections,
+        sections=[
+            _section(directory, name, result)
+            for name, result in written.items()
+        ],
+        findings=findings(
+            about["models"], measured.get("factors", {}), shown, calibration
+        ),
         claims=claims,
-        within_class_r2={
-            name: metrics["within_class_r2"]
-            for name, metrics in measured.items()
-            if metrics["within_class_r2"]["value"] is not None
-        },
-        calibration=_calibration(about["models"], found.get("calibration")),
+        within_class_r2=shown,
+        calibration=calibration,
         low_within_class_r2=measures.LOW_WITHIN_CLASS_R2,
         advice=measures.WITHIN_CLASS_ADVICE,
         counts={
@@ -191,29 +174,93 @@ def write_report(directory, experiments, about):
         temporary.write_text(page, encoding="utf-8")
     files.write_json(
         directory / "metrics.json",
-        {
-            "about": about,
-            "experiments": {
-                name: result["metrics"] for name, result in found.items()
-            },
-            "claims": claims,
-        },
+        {"about": about, "experiments": measured, "claims": claims},
     )
 
 
-def _calibration(models, result):
+def _section(directory, name, result):
+    """Figures and tables of an experiment, for the page."""
+    return {
+        "name": name,
+        "title": result["title"],
+        "figures": [
+            {
+                **figure,
+                "data": _embed(directory / name / f"{figure['name']}.png"),
+            }
+            for figure in result["figures"]
+        ],
+        "tables": [
+            {
+                "name": f"{name}/{table}.csv",
+                **_read_table(directory / name / f"{table}.csv"),
+            }
+            for table in result["tables"]
+        ],
+    }
+
+
+def findings(models, factors, shown, calibration):
+    """What was found, in at most three sentences of plain language.
+
+    Args:
+        models: dict by label, as of `write_report`.
+        factors: metrics of the experiment `factors`, or empty.
+        shown: summaries of `within_class_r2` by model.
+        calibration: as of `_calibration`.
+
+    Returns:
+        List of sentences: which factors are kept, which are dropped, whether
+        the inversions are to be trusted; without those that nothing was
+        measured for.
+    """
+    kept, dropped, trust = [], [], []
+    for name, by_factor in factors.items():
+        lists = {True: [], False: []}
+        for factor, found in by_factor.items():
+            share = found["knows"]["value"] or 0
+            text = f"{factor.replace('_', ' ')} ({number(share)})"
+            lists[share >= KEPT].append(text)
+        inverted = models[name]["inverted"]
+        kept.append(
+            f"the {inverted} of {name} keep {', '.join(lists[True]) or 'none'}"
+        )
+        dropped.append(f"{name} {', '.join(lists[False]) or 'nothing'}")
+    for line in calibration:
+        if line["name"] not in shown:
+            continue
+        share = shown[line["name"]]["value"]
+        warns = line["understates"] or line["overstates"]
+        careful = warns or share < measures.LOW_WITHIN_CLASS_R2
+        trust.append(
+            f"{line['name']} can be trusted{' only with care' * careful}: it "
+            f"shows {number(share)} of what is known beyond the class, and "
+            f"{line['verdict']}"
+        )
+    sentences = []
+    if factors:
+        sentences += [
+            f"Of the scenes' factors, {'; '.join(kept)} (share of the variance "
+            "that can be read; 1 is all).",
+            f"What they drop, in part or wholly: {'; '.join(dropped)}.",
+        ]
+    if trust:
+        sentences.append(f"The inversion of {'; that of '.join(trust)}.")
+    return sentences
+
+
+def _calibration(models, measured):
     """The verdict on each model, from the experiment or else its export.
 
     Args:
         models: dict by label, as of `write_report`.
-        result: what the experiment `calibration` wrote, or None.
+        measured: metrics of the experiment `calibration`, or empty.
 
     Returns:
         List of dicts: `name`, `verdict` in words, `error_ratio` (value, low
         and high), `understates`, `overstates`. Nothing of models exported
         before this was measured.
     """
-    measured = result["metrics"] if result else {}
     lines = []
     for name, model in models.items():
         ratio = measured.get(name, model).get("error_ratio")

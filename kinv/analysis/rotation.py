@@ -4,133 +4,109 @@ import numpy as np
 import scipy.stats
 
 from kinv import measures
-from kinv.analysis import grids, study
+from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Rotation by 90 degrees"
 SHOWN = 6
 IMAGES = 200
 # "Keeps": more than this share of the similarity of upright images.
 KEPT = 0.5
+SIMILARITIES = ("texture", "shape")
 
 
-def run(data):
+def run(study):
     """Compares reconstructions of images and of rotated images.
 
     The reconstruction of the image rotated by 90 degrees anticlockwise is
     rotated back, and would equal that of the image if orientation were kept.
 
-    Args:
-        data: `study.Study`.
-
     Returns:
-        `study.Result`. By model, upright and rotated: class agreement with
+        `results.Result`. By model, upright and rotated: class agreement with
         the image, and similarity of texture and of shape (`similarity`);
         `loss`, upright minus rotated; and of the similarities `kept`, rotated
         over upright, each a mean.
     """
     metrics, rows, figures, claims = {}, [], [], []
-    for name, model, batches in data.by_model(data.count(IMAGES), "rotation"):
-        parts, shown = [], None
-        for index, (images, _, _) in enumerate(batches):
-            noise = data.noise(model, len(images), 1, str(index))
-            upright = model.reconstruct(images, noise)[:, 0]
-            rotated = np.rot90(images, axes=(1, 2))
-            rotated = model.reconstruct(rotated, noise)[:, 0]
-            rotated = np.rot90(rotated, -1, axes=(1, 2))
-            wanted = study.target(images, model)
-            classes = model.logits(images).argmax(-1)
-            part = {}
-            for key, pictures in (("upright", upright), ("rotated", rotated)):
-                same = model.logits(pictures).argmax(-1) == classes
-                part[f"agreement_{key}"] = same.astype(float)
-                for kind, values in similarity(wanted, pictures).items():
-                    part[f"{kind}_{key}"] = values
-            parts.append(part)
-            if shown is None:
-                shown = [group[:SHOWN] for group in (wanted, upright, rotated)]
-        found = study.concatenate(parts)
-        metrics[name] = {"images": len(found["agreement_upright"])}
+    for name in study.models:
+        per_image = study.per_image(_measure, name, study.count(IMAGES))
         pairs = {
-            kind: [found[f"{kind}_{key}"] for key in ("upright", "rotated")]
-            for kind in ("agreement", "texture", "shape")
+            kind: [per_image[f"{kind}_{key}"] for key in ("upright", "rotated")]
+            for kind in ("agreement", *SIMILARITIES)
         }
-        kept = {
-            kind: measures.bootstrap_interval(
-                share_kept, pairs[kind], data.random("rotation", name)
-            )
-            for kind in ("texture", "shape")
-        }
+        metrics[name] = {"images": len(pairs["agreement"][0])}
         for kind, (upright, rotated) in pairs.items():
-            interval = (
-                _share_interval
-                if kind == "agreement"
-                else measures.mean_interval
-            )
+            summarize = results.share if kind == "agreement" else results.mean
             metrics[name][kind] = {
-                "upright": study.summary(interval(upright)),
-                "rotated": study.summary(interval(rotated)),
-                "loss": study.summary(
-                    measures.mean_interval(upright - rotated)
-                ),
+                "upright": summarize(upright),
+                "rotated": summarize(rotated),
+                "loss": results.mean(upright.astype(float) - rotated),
             }
-            if kind in kept:
-                metrics[name][kind]["kept"] = study.summary(kept[kind])
+            if kind in SIMILARITIES:
+                metrics[name][kind]["kept"] = study.bootstrap(
+                    share_kept, (upright, rotated), "rotation", name
+                )
             rows += [
                 {"model": name, "measure": kind, "of": key, **value}
                 for key, value in metrics[name][kind].items()
             ]
-        claims += _claims(data, name, pairs, kept)
-        figures.append(
-            study.Figure(
-                name,
-                f"{name}: images, their reconstructions, and reconstructions "
-                "of the images rotated by 90 degrees, rotated back (Figure 17 "
-                "of the supplementary).",
-                grids.captioned_grid(
-                    shown,
-                    row_captions=["image", "upright", "rotated"],
-                    cell_size=112,
-                ),
-            )
-        )
-    return study.Result(metrics, {"measures": rows}, figures, claims)
+        claims += _claims(study, name, pairs, metrics[name]["texture"]["kept"])
+        figures.append(_figure(study, name))
+    return results.Result(metrics, {"measures": rows}, figures, claims)
 
 
-def _claims(data, name, pairs, kept):
-    more = measures.bootstrap_interval(
+def _reconstruct(study, model, batch):
+    """Images at the model's size, and their two reconstructions."""
+    noise = study.noise(model, len(batch.images), 1, batch.key)
+    rotated = np.rot90(batch.images, axes=(1, 2))
+    rotated = model.reconstruct(rotated, noise)[:, 0]
+    return (
+        study_lib.target(batch.images, model),
+        model.reconstruct(batch.images, noise)[:, 0],
+        np.rot90(rotated, -1, axes=(1, 2)),
+    )
+
+
+def _measure(study, model, batch):
+    images, *both = _reconstruct(study, model, batch)
+    classes = model.logits(batch.images).argmax(-1)
+    per_image = {}
+    for key, made in zip(("upright", "rotated"), both, strict=True):
+        per_image[f"agreement_{key}"] = model.logits(made).argmax(-1) == classes
+        for kind, values in similarity(images, made).items():
+            per_image[f"{kind}_{key}"] = values
+    return per_image
+
+
+def _claims(study, name, pairs, kept):
+    more = study.bootstrap(
         lambda *arrays: share_kept(*arrays[:2]) - share_kept(*arrays[2:]),
         (*pairs["texture"], *pairs["shape"]),
-        data.random("rotation", name),
-    )
-    means = (
-        f"{kind} {upright.mean():.2f} and {rotated.mean():.2f}"
-        for kind, (upright, rotated) in pairs.items()
-        if kind in kept
+        "rotation",
+        name,
     )
     note = "similarity (1 is equality, 0 chance) upright and rotated: "
-    note += ", ".join(means)
+    note += ", ".join(
+        f"{kind} {pairs[kind][0].mean():.2f} and {pairs[kind][1].mean():.2f}"
+        for kind in SIMILARITIES
+    )
     return [
-        study.Claim(
+        results.claim(
             "6.1",
             f"Rotation keeps texture ({name}).",
             f"similarity of texture, rotated over upright; holds above {KEPT}",
-            *kept["texture"],
-            study.decide(*kept["texture"][1:], threshold=KEPT),
+            kept,
+            KEPT,
             note,
         ),
-        study.Claim(
+        results.claim(
             "6.1",
             f"Rotation keeps more of texture than of shape ({name}).",
             "similarity rotated over upright, of texture minus of shape",
-            *more,
-            study.decide(*more[1:]),
-            note,
+            more,
+            note=note,
         ),
     ]
-
-
-def _share_interval(hits):
-    return hits.mean(), *measures.wilson_interval(hits.sum(), len(hits))
 
 
 def share_kept(upright, rotated):
@@ -142,42 +118,51 @@ def share_kept(upright, rotated):
     return rotated.mean() / most if most > 0 else np.nan
 
 
-def similarity(images, pictures):
+def similarity(images, reconstructions):
     """Likeness of texture and of shape, each 1 for equal images.
 
     Texture is the distribution of the lengths of luminance gradients, wherever
     they lie, compared by Wasserstein's distance; shape is where they lie and
     point to, compared by squared distance. Both are set against the distance
-    to the next image's picture, averaged over the batch: 0 is chance.
+    to another image's reconstruction, averaged over the batch: 0 is chance.
 
     Args:
         images: `(batch, height, width, 3)` in [0, 255].
-        pictures: the same.
+        reconstructions: the same.
 
     Returns:
         dict of `texture` and `shape`, arrays `(batch,)`.
     """
-    wanted, found = measures.gradients(images), measures.gradients(pictures)
+    fields = [measures.gradients(x) for x in (images, reconstructions)]
+    shuffled = fields[0], np.roll(fields[1], 1, axis=0)
     return {
-        kind: 1
-        - distance(wanted, found)
-        / max(distance(wanted, np.roll(found, 1, axis=0)).mean(), 1e-12)
+        kind: 1 - distance(*fields) / max(distance(*shuffled).mean(), 1e-12)
         for kind, distance in (("texture", _texture), ("shape", _shape))
     }
 
 
-def _texture(wanted, found):
+def _texture(fields, others):
     lengths = (
         np.linalg.norm(field, axis=1).reshape(len(field), -1)
-        for field in (wanted, found)
+        for field in (fields, others)
     )
     return np.array(
-        [
-            scipy.stats.wasserstein_distance(one, other)
-            for one, other in zip(*lengths, strict=True)
-        ]
+        list(map(scipy.stats.wasserstein_distance, *lengths)), "float64"
     )
 
 
-def _shape(wanted, found):
-    return np.mean((wanted - found) ** 2, axis=(1, 2, 3))
+def _shape(fields, others):
+    return np.mean((fields - others) ** 2, axis=(1, 2, 3))
+
+
+def _figure(study, name):
+    groups = _reconstruct(study, study.models[name], study.first(SHOWN))
+    return results.Figure(
+        name,
+        f"{name}: images, their reconstructions, and reconstructions of the "
+        "images rotated by 90 degrees, rotated back (Figure 17 of the "
+        "supplementary).",
+        grids.captioned_grid(
+            groups, row_captions=["image", "upright", "rotated"], cell_size=112
+        ),
+    )

@@ -1,9 +1,8 @@
-"""Does the classifier see in the pictures what it saw: section 5."""
+"""Does the classifier see in reconstructions what it saw: section 5."""
 
 import numpy as np
 
-from kinv import measures
-from kinv.analysis import plots, study
+from kinv.analysis import plots, results
 
 TITLE = "Iterative stability"
 CLASSES = 50
@@ -12,75 +11,52 @@ PASSES = (1, 2, 4, 8, 16)
 # Of the paper, of the robust and of the standard model, by whether the
 # classifier got the image right.
 PAPER = ({"right": 0.54, "wrong": 0.35}, {"right": 0.493, "wrong": 0.299})
-GROUPS = ("all", "right", "wrong")
 
 
-def run(data):
+def run(study):
     """Counts reconstructions that get their image's class.
 
     500 images of 50 classes, as in the paper; then the reconstruction of the
     reconstruction, and so on, with fresh noise each time.
 
-    Args:
-        data: `study.Study`.
-
     Returns:
-        `study.Result`. Agreement by model and by whether the classifier is
+        `results.Result`. Agreement by model and by whether the classifier is
         right about the image, with Wilson intervals; `chance` is the
         agreement with another image's reconstruction.
     """
-    images, labels = choose(data)
-    labelled = bool(data.source.class_numbers)
+    images, labels = choose(study)
+    labelled = bool(study.source.class_numbers)
     metrics, rows, passes = {}, [], []
     hits, is_right, curves = {}, {}, {}
     # Only the two models that stand for the paper's, not their controls.
-    papers = dict(zip(data.pair or (), PAPER, strict=False))
-    for name, model in data.models.items():
-        logits = model.logits(images)
-        before = logits.argmax(-1)
-        right = before == labels
-        groups = {"all": right | True}
-        if labelled:
-            groups.update(right=right, wrong=~right)
-        pictures = images
-        progress = data.progress(
-            range(1, max(PASSES) + 1), f"stability, {name}", max(PASSES)
-        )
-        curve = []
-        for number in progress:
-            noise = data.noise(model, len(images), 1, str(number))
-            pictures = model.reconstruct(pictures, noise)[:, 0]
-            if number not in PASSES:
-                continue
-            same = model.logits(pictures).argmax(-1) == before
-            curve.append((same.mean(), *_wilson(same)))
-            passes.append(
-                {
-                    "model": name,
-                    "passes": number,
-                    **study.summary(curve[-1]),
-                }
-            )
-            if number == 1:
-                hits[name], is_right[name] = same, right
-                after = model.logits(pictures).argmax(-1)
-        chance = float(np.mean(np.roll(after, 1) == before))
+    papers = dict(zip(study.pair or (), PAPER, strict=False))
+    for name, model in study.models.items():
+        predicted = model.logits(images).argmax(-1)
+        classes = _classes_after(study, name, images)
+        same = {number: after == predicted for number, after in classes.items()}
+        hits[name], is_right[name] = same[1], predicted == labels
         metrics[name] = {
             "images": len(images),
             "classes": len(np.unique(labels)),
-            "chance": chance,
+            "chance": float(np.mean(np.roll(classes[1], 1) == predicted)),
         }
+        groups = {"all": slice(None)}
+        if labelled:
+            groups |= {"right": is_right[name], "wrong": ~is_right[name]}
         for group, chosen in groups.items():
-            same = hits[name][chosen]
-            share = same.mean() if len(same) else np.nan
             metrics[name][group] = {
-                "images": len(same),
+                "images": len(same[1][chosen]),
                 "paper": papers.get(name, {}).get(group),
-                **study.summary((share, *_wilson(same))),
+                **results.share(same[1][chosen]),
             }
             rows.append({"model": name, "group": group, **metrics[name][group]})
-        curves[name] = np.array(curve)
-    figure = study.Figure(
+        shares = [results.share(same[number]) for number in PASSES]
+        passes += [
+            {"model": name, "passes": number, **share}
+            for number, share in zip(PASSES, shares, strict=True)
+        ]
+        curves[name] = np.array([list(share.values()) for share in shares])
+    figure = results.Figure(
         "passes",
         "Share of images whose class is still that of the original after so "
         "many reconstructions of reconstructions, with 95 % intervals.",
@@ -89,20 +65,30 @@ def run(data):
             curves,
             "reconstructions of reconstructions",
             "share with the class of the image",
-            identity=None,
             percent=True,
             log2=True,
         ),
     )
-    return study.Result(
+    return results.Result(
         metrics,
         {"agreement": rows, "passes": passes},
         [figure],
-        _claims(data.pair, hits, labelled and is_right) if data.pair else [],
+        _claims(study.pair, hits, labelled and is_right) if study.pair else [],
     )
 
 
-def choose(data):
+def _classes_after(study, name, images):
+    """Predicted classes `(images,)` by the number of passes."""
+    model, classes = study.models[name], {}
+    for number in study.progress(range(1, max(PASSES) + 1), max(PASSES), name):
+        noise = study.noise(model, len(images), 1, str(number))
+        images = model.reconstruct(images, noise)[:, 0]
+        if number in PASSES:
+            classes[number] = model.logits(images).argmax(-1)
+    return classes
+
+
+def choose(study):
     """Images of so many classes, equally many of each while they last.
 
     Of images without labels the first.
@@ -110,26 +96,25 @@ def choose(data):
     Returns:
         float32 images and their labels.
     """
-    classes = np.array(data.source.class_numbers)
+    classes = np.array(study.source.class_numbers)
     if not classes.size:
-        return data.first(data.count(CLASSES) * IMAGES_PER_CLASS)[:2]
-    classes = data.random("classes").permutation(classes)
-    classes = classes[: data.count(CLASSES)]
+        return study.first(study.count(CLASSES) * IMAGES_PER_CLASS)[:2]
+    classes = study.random("classes").permutation(classes)
+    classes = classes[: study.count(CLASSES)]
     missing = dict.fromkeys(classes.tolist(), IMAGES_PER_CLASS)
     chosen = []
-    for images, labels, _ in data.batches(None):
-        for image, label in zip(images, labels.tolist(), strict=True):
+    for batch in study.batches(None):
+        for image, label in zip(
+            batch.images, batch.labels.tolist(), strict=True
+        ):
             if missing.get(label):
                 missing[label] -= 1
                 chosen.append((image, label))
         if not any(missing.values()):
             break
+    study.require(chosen, f"images of the {len(classes)} classes that it takes")
     images, labels = zip(*chosen, strict=True)
     return np.stack(images), np.array(labels)
-
-
-def _wilson(same):
-    return measures.wilson_interval(same.sum(), len(same))
 
 
 def _claims(pair, hits, is_right):
@@ -138,35 +123,28 @@ def _claims(pair, hits, is_right):
     if is_right:
         both = is_right[robust] & is_right[standard]
         which = ", images that both classify right"
-    # The same images: their differences, not the difference of shares.
-    interval = measures.mean_interval(
-        hits[robust][both].astype(float) - hits[standard][both]
-    )
     claims = [
-        study.Claim(
+        results.claim(
             "5",
             "The robust model is more stable than the standard one.",
             f"agreement, robust minus standard{which}",
-            *map(float, interval),
-            study.decide(*interval[1:]),
-            f"{both.sum()} images",
+            # The same images: their differences, not the difference of shares.
+            results.mean(
+                hits[robust][both].astype(float) - hits[standard][both]
+            ),
+            note=f"{both.sum()} images",
         )
     ]
     for name in pair if is_right else ():
-        right, wrong = (
-            (int(hits[name][rows].sum()), int(rows.sum()))
-            for rows in (is_right[name], ~is_right[name])
-        )
-        interval = measures.newcombe_interval(right, wrong)
+        right, wrong = is_right[name], ~is_right[name]
         claims.append(
-            study.Claim(
+            results.claim(
                 "5",
-                f"Images that are classified right are more stable than others "
+                "Images that are classified right are more stable than others "
                 f"({name}).",
                 "agreement, right minus wrong",
-                *interval,
-                study.decide(*interval[1:]),
-                f"{right[1]} against {wrong[1]} images",
+                results.difference(hits[name][right], hits[name][wrong]),
+                note=f"{right.sum()} against {wrong.sum()} images",
             )
         )
     return claims

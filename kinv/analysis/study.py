@@ -1,20 +1,22 @@
-"""What every experiment is given, and what it returns."""
+"""What every experiment is given: models, images, noise."""
 
-import dataclasses
 import math
 import re
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
-import matplotlib.figure
 import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import errors
+from kinv import errors, intervals
 from kinv import images as images_lib
+from kinv.analysis import results
 
 BATCH_SIZE = 50
+# Of training images, which nothing is reconstructed from.
+TRAINING_BATCH_SIZE = 500
 # Images whose logits tell one classifier from another.
 COMPARED = 8
 # Whose models the paper's claims compare: a label that is one of the names,
@@ -31,59 +33,20 @@ ROLES = (
 QUICK_SHARE = 0.2
 
 
-class NotApplicable(Exception):
-    """These data or models cannot have the experiment; says what it needs."""
-
-
-@dataclasses.dataclass
-class Figure:
-    """A picture or a plot, with a caption that stands alone."""
-
-    name: str
-    caption: str
-    drawing: matplotlib.figure.Figure
-
-
-@dataclasses.dataclass
-class Claim:
-    """A claim of the paper, the statistic that tests it, and the verdict.
+class Batch(NamedTuple):
+    """Images of a split.
 
     Attributes:
-        section: of the supplementary.
-        text: the claim.
-        statistic: what `value` is, with its unit.
-        value: our figure.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        verdict: `holds`, `does not hold` or `undecided`.
-        note: what to bear in mind when reading it.
+        images: float32 `(batch, image_size, image_size, 3)` in [0, 255].
+        labels: int64 `(batch,)`.
+        factors: dict of what is known of the images, each `(batch,)`.
+        key: number of the batch as a string, a key of its noise.
     """
 
-    section: str
-    text: str
-    statistic: str
-    value: float
-    low: float
-    high: float
-    verdict: str
-    note: str = ""
-
-
-@dataclasses.dataclass
-class Result:
-    """What an experiment found.
-
-    Attributes:
-        metrics: dict that JSON can express, by model where it is of one.
-        tables: rows (dicts with the same keys) by name; each becomes a CSV.
-        figures: list of `Figure`.
-        claims: list of `Claim`.
-    """
-
-    metrics: dict
-    tables: dict[str, list[dict]]
-    figures: list[Figure]
-    claims: list[Claim] = dataclasses.field(default_factory=list)
+    images: np.ndarray
+    labels: np.ndarray
+    factors: dict
+    key: str
 
 
 class Study:
@@ -125,6 +88,8 @@ class Study:
         self.quick = quick
         self.features = features
         self.perceptual = perceptual
+        # Of the experiment that runs, for its progress bars.
+        self.title = ""
 
     def count(self, full):
         """Number of images to take where `full` is the default."""
@@ -148,11 +113,10 @@ class Study:
         compare the images of a batch with each other.
 
         Yields:
-            float32 images `(batch, image_size, image_size, 3)` in [0, 255],
-            int64 labels `(batch,)` and a dict of factors, each `(batch,)`.
+            `Batch`.
         """
         source = source or self.source
-        waiting = None
+        waiting, index = None, 0
         for batch in source.evaluation_batches(
             self.image_size, batch_size, limit, with_factors=True
         ).as_numpy_iterator():
@@ -161,50 +125,150 @@ class Study:
                     lambda *parts: np.concatenate(parts), waiting, batch
                 )
             elif waiting:
-                yield waiting
+                yield Batch(*waiting, str(index))
+                index += 1
             waiting = batch
         if waiting:
-            yield waiting
+            yield Batch(*waiting, str(index))
 
     def first(self, count):
-        """The first images, as one batch of `batches`."""
+        """The first images, as one `Batch`."""
         return next(self.batches(count, batch_size=count))
 
-    def progress(self, iterable, label, total):
+    def read(self, limit, source=None, batch_size=BATCH_SIZE, name=""):
+        """As `batches`, with a progress bar on a terminal."""
+        limit = min(limit, (source or self.source).num_examples)
+        yield from self.progress(
+            self.batches(limit, source, batch_size),
+            # A lone last image makes no batch of its own.
+            max(1, -(-(limit - 1) // batch_size)),
+            name,
+        )
+
+    def progress(self, iterable, total, name=""):
         """Passes an iterable on with a progress bar, on a terminal."""
+        label = ", ".join(filter(None, (self.title, name)))
         yield from tqdm.tqdm(
             iterable, label, total, leave=False, disable=None, unit="batch"
         )
 
-    def by_model(self, limit, label):
-        """Every model, and the images for it with progress.
+    def per_image(
+        self,
+        measure,
+        name,
+        limit,
+        source=None,
+        batch_size=BATCH_SIZE,
+        **options,
+    ):
+        """What is measured of each image, batch by batch.
 
-        Yields:
-            label of the model, the model, and an iterator of `batches`.
+        Args:
+            measure: function of this study, a model and a `Batch` to a dict of
+                arrays `(batch, ...)`.
+            name: label of the model.
+            limit: number of images, at most.
+            source: `source.Source`. Defaults to the held-out images.
+            batch_size: images per batch.
+            **options: passed on to `measure`.
+
+        Returns:
+            One dict of arrays `(images, ...)`.
         """
-        limit = min(limit, self.source.num_examples)
-        for name, model in self.models.items():
-            # A lone last image makes no batch of its own.
-            total = max(1, -(-(limit - 1) // BATCH_SIZE))
-            batches = self.batches(limit)
-            yield (
-                name,
-                model,
-                self.progress(batches, f"{label}, {name}", total),
-            )
+        model = self.models[name]
+        batches = self.read(limit, source, batch_size, name)
+        return concatenate(
+            [measure(self, model, batch, **options) for batch in batches]
+        )
+
+    def bootstrap(self, statistic, arrays, *key):
+        """Summary of a statistic of arrays, resampled by a key's seed."""
+        interval = intervals.bootstrap_interval(
+            statistic, arrays, self.random(*key)
+        )
+        return results.summary(*interval)
+
+    def contrast(self, section, text, statistic, values):
+        """The claim that a statistic is larger for the standard model.
+
+        Args:
+            section: of the supplementary.
+            text: the claim.
+            statistic: what is compared.
+            values: dict by label of arrays `(images,)`, of the same images:
+                their differences count, not the difference of means.
+
+        Returns:
+            List of the `results.Claim`; empty without the two models.
+        """
+        if not self.pair:
+            return []
+        robust, standard = (values[name] for name in self.pair)
+        statistic += ", standard minus robust"
+        found = results.mean(standard - robust)
+        return [results.claim(section, text, statistic, found)]
+
+    def require(self, condition, needed):
+        """Leaves an experiment out, unless its condition is met.
+
+        Raises:
+            results.NotApplicable: saying what is needed.
+        """
+        if not condition:
+            raise results.NotApplicable(f"needs {needed}")
+
+    def require_images(self, fewest):
+        """Leaves an experiment out where there are too few images."""
+        self.require(
+            self.source.num_examples >= fewest,
+            f"at least {fewest} images, the split has "
+            f"{self.source.num_examples}",
+        )
 
     @property
     def pair(self):
         """Labels of the robust and of the standard model, or None."""
-        found = []
+        pair = []
         for names, pattern in ROLES:
             labels = [name for name in names if name in self.models] + [
                 label for label in self.models if re.search(pattern, label)
             ]
             if not labels:
                 return None
-            found.append(labels[0])
-        return found
+            pair.append(labels[0])
+        return pair
+
+    def training_images(self, model):
+        """Opens the images that a model was trained on, else the study's.
+
+        Returns:
+            `source.Source`, and whose images these are, in words.
+        """
+        trained = model.metadata.get("training", {})
+        place = trained.get("dataset"), trained.get("train_split")
+        if None in place:
+            reason = "as the model names none of its own"
+        else:
+            name = "{}, split {}".format(*place)
+            try:
+                return self.training_source(*place), name
+            except errors.InputError:
+                reason = f"as the model's own ({name}) cannot be opened"
+        return (
+            self.training_source(),
+            f"those of the analysed data set, {reason}",
+        )
+
+    def same_classifier(self, names):
+        """Whether models share a classifier and make images of one size."""
+        images = self.first(COMPARED).images
+        models = [self.models[name] for name in names]
+        if len({(m.num_classes, m.image_size) for m in models}) > 1:
+            return False
+        first, *others = (model.logits(images) for model in models)
+        return all(
+            np.allclose(first, other, rtol=1e-3, atol=1e-3) for other in others
+        )
 
 
 def inverted(model):
@@ -212,69 +276,13 @@ def inverted(model):
     return f"features of {model.layer}" if model.layer else "logits"
 
 
-def training_images(data, model):
-    """Opens the images that a model was trained on, else the study's.
-
-    Returns:
-        `source.Source`, and whose images these are, in words.
-    """
-    trained = model.metadata.get("training", {})
-    place = trained.get("dataset"), trained.get("train_split")
-    if None in place:
-        reason = "as the model names none of its own"
-    else:
-        name = "{}, split {}".format(*place)
-        try:
-            return data.training_source(*place), name
-        except errors.InputError:
-            reason = f"as the model's own ({name}) cannot be opened"
-    return data.training_source(), f"those of the analysed data set, {reason}"
-
-
-def same_classifier(data, names):
-    """Whether models have the same classifier and make images of one size."""
-    images, _, _ = data.first(COMPARED)
-    models = [data.models[name] for name in names]
-    if len({(m.num_classes, m.image_size) for m in models}) > 1:
-        return False
-    first, *others = (model.logits(images) for model in models)
-    return all(
-        np.allclose(first, other, rtol=1e-3, atol=1e-3) for other in others
-    )
-
-
 def target(images, model):
     """Images as the model would reconstruct them ideally: at its size."""
     return images_lib.resize(images, model.image_size)
 
 
-def nearest(batches, queries, embed):
-    """The nearest image to each query, in one pass that keeps the best so far.
-
-    Args:
-        batches: iterable of (images, labels, factors), as `Study.batches`.
-        queries: `(queries, width)`.
-        embed: function of images to their `(images, width)`.
-
-    Returns:
-        The images, `(queries, height, width, 3)`, and their squared distances,
-        `(queries,)`.
-    """
-    found = None
-    best = np.full(len(queries), np.inf)
-    for images, _, _ in batches:
-        distances = squared_distances(queries, embed(images))
-        index = distances.argmin(axis=1)
-        nearer = distances.min(axis=1) < best
-        best[nearer] = distances.min(axis=1)[nearer]
-        if found is None:
-            found = np.zeros((len(queries), *images.shape[1:]), "float32")
-        found[nearer] = images[index[nearer]]
-    return found, best
-
-
 def squared_distances(vectors, others):
-    """Between each two, `(vectors, others)`."""
+    """Between each two, `(vectors, others)`, by one matrix product."""
     distances = (
         np.sum(vectors**2, axis=-1)[:, None]
         - 2 * vectors @ others.T
@@ -284,25 +292,9 @@ def squared_distances(vectors, others):
     return np.maximum(distances, 0.0)
 
 
-def concatenate(rows):
+def concatenate(parts):
     """Joins dicts of arrays, a batch each, into one dict of arrays."""
     return {
-        name: np.concatenate([row[name] for row in rows]) for name in rows[0]
+        name: np.concatenate([part[name] for part in parts])
+        for name in parts[0]
     }
-
-
-def summary(interval):
-    """`(value, low, high)` as JSON, None for what is not finite."""
-    return {
-        name: float(value) if math.isfinite(value) else None
-        for name, value in zip(("value", "low", "high"), interval, strict=True)
-    }
-
-
-def decide(low, high, threshold=0.0):
-    """Verdict on "the statistic exceeds the threshold" from its interval."""
-    if low > threshold:
-        return "holds"
-    if high < threshold:
-        return "does not hold"
-    return "undecided"

@@ -1,0 +1,62 @@
+"""Arrays that a report may take from one before it, in the user's cache.
+
+In `kinv` below `XDG_CACHE_HOME` or `~/.cache`, which may be removed at any
+time. What is kept depends on data and classifier alone.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+
+import kinv
+from kinv import files
+
+# Of one entry, and of all: beyond, the oldest go.
+MOST_BYTES_OF_ONE = 2**28
+MOST_BYTES = 2**30
+
+
+def _path(key):
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    text = json.dumps([kinv.__version__, key], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return pathlib.Path(home, "kinv", f"{name}.npz")
+
+
+def load(key):
+    """Reads the arrays that were kept under a key.
+
+    Args:
+        key: what they depend on, of values that JSON can express.
+
+    Returns:
+        dict of arrays by name; None where there are none, or damaged ones.
+    """
+    try:
+        with open(_path(key), "rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def store(key, arrays):
+    """Keeps a dict of arrays under a key, if there is room."""
+    path = _path(key)
+    if sum(array.nbytes for array in arrays.values()) > MOST_BYTES_OF_ONE:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic_path(path) as temporary:
+            np.savez(temporary, **arrays)
+        entries = sorted(
+            path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime
+        )
+        while sum(entry.stat().st_size for entry in entries) > MOST_BYTES:
+            entries.pop(0).unlink()
+    except OSError:
+        # Full, or read-only: computed again the next time.
+        return

@@ -1,0 +1,142 @@
+"""What an experiment returns: summaries, rows, figures and claims.
+
+A summary is a dict of `value`, `low` and `high`, the ends of its 95 % interval;
+None for what is not finite.
+"""
+
+import dataclasses
+import math
+
+import matplotlib.figure
+
+from kinv import intervals
+
+
+class NotApplicable(Exception):
+    """These data or models cannot have the experiment; says what it needs."""
+
+
+@dataclasses.dataclass
+class Figure:
+    """A picture or a plot, with a caption that stands alone."""
+
+    name: str
+    caption: str
+    drawing: matplotlib.figure.Figure
+
+
+@dataclasses.dataclass
+class Claim:
+    """A claim of the paper, the statistic that tests it, and the verdict.
+
+    Attributes:
+        section: of the supplementary.
+        text: the claim.
+        statistic: what `value` is, with its unit.
+        value: our figure.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        verdict: `holds`, `does not hold` or `undecided`.
+        note: what to bear in mind when reading it.
+    """
+
+    section: str
+    text: str
+    statistic: str
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Result:
+    """What an experiment found.
+
+    Attributes:
+        metrics: dict that JSON can express, by model where it is of one.
+        tables: rows (dicts with the same keys) by name; each becomes a CSV.
+        figures: list of `Figure`.
+        claims: list of `Claim`.
+    """
+
+    metrics: dict
+    tables: dict[str, list[dict]]
+    figures: list[Figure]
+    claims: list[Claim] = dataclasses.field(default_factory=list)
+
+
+def summary(value, low=math.nan, high=math.nan):
+    """The summary of a value and the ends of its interval."""
+    return {
+        key: float(number) if math.isfinite(number) else None
+        for key, number in (("value", value), ("low", low), ("high", high))
+    }
+
+
+def share(hits):
+    """Summary of a share by Wilson's interval, of booleans `(images,)`."""
+    value = hits.mean() if len(hits) else math.nan
+    return summary(value, *intervals.wilson_interval(hits.sum(), len(hits)))
+
+
+def difference(hits, others):
+    """Summary of the difference of two shares, of different images."""
+    interval = intervals.newcombe_interval(
+        *((int(group.sum()), len(group)) for group in (hits, others))
+    )
+    return summary(*interval)
+
+
+def mean(values):
+    """Summary of a mean by Student's interval, of numbers `(images,)`."""
+    return summary(*intervals.mean_interval(values))
+
+
+def summaries(per_image):
+    """Summaries of a dict of arrays: shares of booleans, means of numbers."""
+    return {
+        key: share(values) if values.dtype == bool else mean(values)
+        for key, values in per_image.items()
+    }
+
+
+def rows(metrics, column="model", **columns):
+    """One row for each summary in a dict of dicts, by model and measure."""
+    return [
+        {column: name, "measure": measure, **columns, **found}
+        for name, measured in metrics.items()
+        for measure, found in measured.items()
+        if isinstance(found, dict) and "value" in found
+    ]
+
+
+def image_rows(per_image, column, **columns):
+    """One row for each image of a dict of arrays; `column` counts them."""
+    return [
+        {**columns, column: index, **dict(zip(per_image, row, strict=True))}
+        for index, row in enumerate(zip(*per_image.values(), strict=True))
+    ]
+
+
+def ends(measured):
+    """Summaries by measure as cells NAME_value, NAME_low and NAME_high."""
+    return {
+        f"{measure}_{end}": found and found[end]
+        for measure, found in measured.items()
+        for end in ("value", "low", "high")
+    }
+
+
+def claim(section, text, statistic, found, threshold=0.0, note=""):
+    """A claim that holds where the summary `found` exceeds a threshold."""
+    verdict = decide(found["low"], found["high"], threshold)
+    return Claim(section, text, statistic, *found.values(), verdict, note)
+
+
+def decide(low, high, threshold=0.0):
+    """Verdict on "the statistic exceeds the threshold" from its interval."""
+    if low is None or low <= threshold <= high:
+        return "undecided"
+    return "holds" if low > threshold else "does not hold"
