@@ -985,7 +985,11 @@ def test_features_of_training_images_are_kept(rendered, tmp_path, monkeypatch):
             classified.append(len(images))
             return images.mean(axis=(1, 2))[:, [color, 2]] / 64
 
-        return fake(logits_of, lambda logits, noise: None, 2)
+        return fake(
+            logits_of,
+            lambda logits, noise: np.zeros((len(noise), 32, 32, 3)),
+            2,
+        )
 
     def features(count, color=0, digest="one"):
         classified.clear()
@@ -1056,6 +1060,7 @@ def test_the_same_seed_gives_the_same_numbers(source):
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_images_are_measured_or_left_out(
     rendered, tmp_path, monkeypatch, count

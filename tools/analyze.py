@@ -7,6 +7,7 @@ Example:
 """
 
 import argparse
+import functools
 import hashlib
 import importlib
 import json
@@ -200,6 +201,8 @@ def open_study(options, paths):
             "tell what it was trained on, as TensorFlow Serving does not."
         )
 
+    # Several experiments open the same, and a large folder takes its time.
+    @functools.cache
     def open_source(name=dataset, split=options.training_split):
         # An export keeps of a folder the last part of its path alone.
         if name == pathlib.PurePath(dataset).name:
