@@ -89,6 +89,7 @@ setup(
             "ruff>=0.14,<1",  # make lint, make format
             "build>=1.2,<2",  # the wheel that .ci/run installs
             "scikit-learn>=1.6,<2",  # the digits of docs/data.md
+            "ai-edge-litert>=2.1,<3",  # runs what tools/export.py --lite writes
             "hypothesis>=6.130,<7",  # requests that nobody thought of
             # The explorer in a browser. Needs Debian's chromium; without it
             # these tests are skipped.

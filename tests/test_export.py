@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import interpreter as litert
 from tensorflow_serving.apis import prediction_log_pb2
 
 from kinv import errors
@@ -90,6 +91,22 @@ def test_one_signature_with_the_shapes_of_the_contract(exported):
     assert {v.dtype for v in [*inputs.values(), *outputs.values()]} == {
         tf.float32
     }
+
+
+def test_litert_gives_the_same(networks_pair):
+    classifier, generator = networks_pair
+    interpreter = litert.Interpreter(
+        model_content=export.lite_model(classifier, generator)
+    )
+    run = interpreter.get_signature_runner()
+    inputs = tensors(inputs_of(1, 1, SIZE))
+    images, noise = inputs["images"][:, :, :SIZE], inputs["noise"][0]
+    found = run(images=images.numpy(), noise=noise.numpy())
+    logits = classifier(images, training=False)
+    made = generator({"condition": logits, "noise": noise}, training=False)
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-4)
+    assert found["reconstructions"].std() > 1
+    np.testing.assert_allclose(found["reconstructions"], made, atol=0.1)
 
 
 # 70 and 128 pictures: made in two parts, of unequal and equal size.

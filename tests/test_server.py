@@ -1118,7 +1118,7 @@ def test_bad_input_ends_with_status_2():
 )
 def test_an_ipv6_host_stands_in_brackets():
     server = subprocess.Popen(
-        [sys.executable, "tools/serve.py", "--host", "::1"]
+        [sys.executable, "tools/serve.py", "--host", "[::1]"]
         + ["--model", f"exported/{NAME}"]
         + ["--rest-port", "0", "--grpc-port", "0"],
         cwd=ROOT,

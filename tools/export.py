@@ -54,6 +54,12 @@ def parse_arguments(argv):
         help="where TFDS keeps data sets; None is TFDS's own folder",
     )
     add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
+    add(
+        "--lite",
+        metavar="FILE",
+        help="write the model for LiteRT, too: a .tflite of one image of the "
+        "classifier's size and one noise at a time",
+    )
     return parser.parse_args(argv)
 
 
@@ -66,6 +72,8 @@ def main(argv=None):
         metadata, path = write_version(options)
     print_figures(metadata)
     print(f"exported: {path} ({size(path) / 1e6:.1f} MB)")
+    if options.lite:
+        print(f"exported: {options.lite}")
     print(
         f"next: tools/invert.py --model {options.out} IMAGE... --out grid.png"
     )
@@ -130,7 +138,18 @@ def write_version(options):
         card = temporary / "assets.extra" / "README.md"
         card.write_text(model_card.text(metadata), "utf-8")
         export.write_metadata(temporary, metadata)
+    if options.lite:
+        write_lite(options.lite, classifier, generator)
     return metadata, final[0]
+
+
+def write_lite(path, classifier, generator):
+    """Writes the same networks for LiteRT."""
+    from kinv.inversion import export
+
+    print("converting for LiteRT")
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(export.lite_model(classifier, generator))
 
 
 def open_data(options, config):

@@ -259,6 +259,58 @@ def signature(classifier, generator):
     return invert
 
 
+def lite_model(classifier, generator):
+    """The same for LiteRT: one image of the classifier's size, one noise.
+
+    LiteRT has no antialiased resize, which images of any size need.
+
+    Args:
+        classifier: keras model, as of `save`.
+        generator: `networks.Generator`, as of `save`.
+
+    Returns:
+        bytes of a `.tflite` file, whose one signature takes `images` `(1, size,
+        size, 3)` in [0, 255] and `noise` `(1, noise_dim)`, and gives `logits`
+        `(1, num_classes)` and `reconstructions` `(1, image_size, image_size,
+        3)` in [0, 255], all float32.
+
+    Raises:
+        errors.InputError: if LiteRT lacks an operator of the networks.
+    """
+    size = classifier.input_shape[1]
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((1, size, size, 3), name="images"),
+            tf.TensorSpec((1, generator.noise_dim), name="noise"),
+        ]
+    )
+    def invert(images, noise):
+        outputs = _outputs(classifier, classifier(images, training=False))
+        logits, *_ = outputs
+        *_, condition = (tf.cast(output, "float32") for output in outputs)
+        inputs = {"condition": condition, "noise": noise}
+        return {
+            "logits": tf.cast(logits, "float32"),
+            "reconstructions": generator(inputs, training=False),
+        }
+
+    function = invert.get_concrete_function()
+    module = tf.Module()
+    module.weights = list(function.graph.variables)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function], module
+    )
+    try:
+        return converter.convert()
+    # Its own class is not public.
+    except Exception as error:
+        raise errors.InputError(
+            "Expected a classifier and a generator of operators that LiteRT "
+            f"has. Received: {errors.reason(error)}."
+        ) from error
+
+
 def _in_parts(generator, inputs):
     """Generates `PART` pictures at a time."""
     count = tf.shape(inputs["noise"])[0]
