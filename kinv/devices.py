@@ -12,8 +12,18 @@ import tensorflow as tf
 from kinv import errors
 
 
+def configure_keras():
+    """Has Keras compute as kinv's networks do, whatever keras.json says.
+
+    Nothing of Keras's may have been built before.
+    """
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
 def make_strategy(name):
-    """Makes the `tf.distribute` strategy to train under.
+    """Configures Keras and makes the `tf.distribute` strategy to train under.
 
     Args:
         name: `auto`, `single`, `mirrored`, `multiworker` or `tpu`. `auto`
@@ -24,6 +34,7 @@ def make_strategy(name):
     Raises:
         errors.InputError: if the devices that `name` needs are not there.
     """
+    configure_keras()
     if name == "multiworker":
         return _multi_worker_strategy()
     accelerators = tf.config.list_logical_devices("GPU")

@@ -45,6 +45,8 @@ def run(main, resumable=False):
             after Ctrl-C then offers.
     """
     tool = os.path.basename(sys.argv[0])
+    # Keras reads it when it is imported: the tools need TensorFlow.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
@@ -108,8 +110,15 @@ def _undecoded(error):
 
 
 def reason(error):
-    """First line of another library's exception, for a message of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The cause in another library's exception, for a message of ours."""
+    text = str(error).strip() or type(error).__name__
+    # Keras puts it last, or second, and configurations around it.
+    *_, text = text.split("Exception encountered: ")
+    if text.startswith("Exception encountered when calling"):
+        _, *rest = text.splitlines()
+        text = "\n".join(rest).strip() or text
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return text.splitlines()[0].split(" Full object config:")[0]
 
 
 def positive_int(text):

@@ -289,7 +289,8 @@ def read_json(path):
 
 def _parse_json(path):
     try:
-        value = json.loads(path.read_text())
+        # Windows puts a byte-order mark first.
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise errors.InputError(
             f"Expected JSON in {path}. Received: {error}. Put it back from a "

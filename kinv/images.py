@@ -51,6 +51,12 @@ _PNG_ORIENTATIONS = (b"XML:com.adobe.xmp", b"Raw profile type")
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+# Of red, green and blue: Rec. 601, as of JPEG and Pillow.
+LUMINANCE = (0.299, 0.587, 0.114)
+# Name of the layer of a grey classifier that is given it.
+LUMINANCE_LAYER = "kinv_luminance"
+
+
 def to_uint8(images):
     """Rounds images in [0, 255] to 8 bits; what lies outside is clipped."""
     return np.clip(np.rint(images), 0, 255).astype("uint8")

@@ -3,14 +3,16 @@ import urllib.error
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 from keras import layers
 from keras.src.utils import file_utils
 
 from kinv import errors
+from kinv import images as images_lib
+from kinv.classifiers import applications, inputs, loading, small
 from kinv.classifiers import features as features_lib
-from kinv.classifiers import loading, small
 from kinv.inversion import export, networks
 
 
@@ -107,10 +109,50 @@ def test_load_names_an_unreadable_file(tmp_path, name):
         loading.load_classifier(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.keras", b"", "which is empty. Copy it again."),
+        (
+            "a.keras",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n",
+            "only points to it. Run git lfs pull.",
+        ),
+        ("a.pth", b"PK", "another library's.*docs/classifiers.md"),
+        ("saved_model.pb", b"PK", "Name its directory."),
+    ],
+)
+def test_load_says_what_a_file_is_instead(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(errors.InputError, match=message):
+        loading.load_classifier(tmp_path / name)
+
+
+def test_load_names_the_cause_and_the_way_out(tmp_path):
+    @keras.saving.register_keras_serializable("test_classifiers")
+    class Gate(layers.Layer):
+        def call(self, inputs):
+            return inputs / 2
+
+    path = save(tmp_path, layers.Flatten(), layers.Dense(3), Gate())
+    model = keras.models.load_model(path)
+    model.export(tmp_path / "exported", verbose=False)
+    del keras.saving.get_custom_objects()["test_classifiers>Gate"]
+    with pytest.raises(
+        errors.InputError, match="Could not locate class 'Gate'.*model.export"
+    ) as raised:
+        loading.load_classifier(path)
+    assert "config" not in str(raised.value)
+    # The way out.
+    loaded = loading.load_classifier(tmp_path / "exported")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-4)
+
+
 def test_load_names_a_truncated_file(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(errors.InputError, match="Save the classifier again"):
+    with pytest.raises(errors.InputError, match="says: .*If the file is whole"):
         loading.load_classifier(path)
 
 
@@ -219,7 +261,9 @@ def test_applications_are_checked(tmp_path):
         )
     with pytest.raises(errors.InputError, match="which gets its own"):
         loading.load_classifier(
-            "keras.applications:MobileNetV2", "none", input_range=(0, 1)
+            "keras.applications:MobileNetV2",
+            "none",
+            scaling=inputs.Scaling(mean=[0.5]),
         )
     (tmp_path / "no.weights.h5").write_bytes(b"no")
     with pytest.raises(errors.InputError, match="--classifier-weights none"):
@@ -245,17 +289,16 @@ def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "shape, message",
     [
-        ((8, 8, 1), "red, green and blue.*with inputs"),
-        ((8, 6, 3), "square images.*with inputs"),
-        ((None, None, 3), "with inputs.*--classifier-size"),
+        ((8, 8, 2), "takes images.*with inputs"),
+        ((None, None, 3), "--classifier-size for.*with inputs"),
         ((192,), "takes images.*with inputs"),
+        ((10, 16), "takes images.*with inputs"),
     ],
 )
 def test_load_rejects_other_inputs(tmp_path, shape, message):
+    stack = [layers.Dense(3)]
     if len(shape) == 3:
-        stack = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
-    else:
-        stack = [layers.Dense(3)]
+        stack.insert(0, layers.GlobalAveragePooling2D())
     path = save(tmp_path, *stack, shape=shape)
     with pytest.raises(errors.InputError, match=message):
         loading.load_classifier(path)
@@ -264,7 +307,8 @@ def test_load_rejects_other_inputs(tmp_path, shape, message):
 def test_images_of_any_size_and_of_another_range(tmp_path):
     stack = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
     path = save(tmp_path, *stack, shape=(None, None, 3))
-    loaded = loading.load_classifier(path, size=10, input_range=(-1, 1))
+    scaling = inputs.Scaling((-1, 1))
+    loaded = loading.load_classifier(path, size=10, scaling=scaling)
     assert loaded.input_shape == (None, 10, 10, 3)
     images = np.random.default_rng(0).uniform(0, 255, (2, 10, 10, 3))
     expected = keras.models.load_model(path)(images / 127.5 - 1)
@@ -272,6 +316,113 @@ def test_images_of_any_size_and_of_another_range(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     with pytest.raises(errors.InputError, match="--classifier-size 8, or none"):
         loading.load_classifier(path, size=9)
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    "scaling, expected",
+    [
+        # As torchvision's ToTensor and Normalize.
+        (
+            inputs.Scaling(mean=MEAN, std=STD),
+            lambda images: (images / 255 - MEAN) / STD,
+        ),
+        (
+            inputs.Scaling((0, 255), (123.68, 116.779, 103.939)),
+            lambda images: images - (123.68, 116.779, 103.939),
+        ),
+        (inputs.Scaling(std=[0.5]), lambda images: images / 255 / 0.5),
+    ],
+)
+def test_means_and_standard_deviations(tmp_path, scaling, expected):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)]
+    )
+    model.save(tmp_path / "model.keras")
+    model.export(tmp_path / "model", verbose=False)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    for name in ("model.keras", "model"):
+        loaded = loading.load_classifier(tmp_path / name, scaling=scaling)
+        np.testing.assert_allclose(
+            loaded(images), model(expected(images)), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_means_of_other_channels_are_named(tmp_path):
+    path = save(tmp_path, layers.Flatten(), layers.Dense(3))
+    for scaling, message in (
+        (inputs.Scaling(mean=(1, 2)), "--input-mean of one number, or one"),
+        (inputs.Scaling(std=(1, 1, 0)), "above 0.0. Received: 1 1 0"),
+    ):
+        with pytest.raises(errors.InputError, match=message):
+            loading.load_classifier(path, scaling=scaling)
+
+
+def is_grey(classifier):
+    """Whether the generator is told to make grey images."""
+    layers = classifier._flatten_layers(include_self=False)
+    return images_lib.LUMINANCE_LAYER in [layer.name for layer in layers]
+
+
+@pytest.mark.parametrize("format", ["model.keras", "model"])
+@pytest.mark.parametrize(
+    "shape, taken",
+    [
+        # Pillow's convert("L") but for its rounding.
+        ((8, 8, 1), lambda x: x @ [[0.299], [0.587], [0.114]]),
+        ((8, 8), lambda x: x @ [0.299, 0.587, 0.114]),
+        ((3, 8, 8), lambda x: x.transpose(0, 3, 1, 2)),
+        ((1, 8, 8), lambda x: (x @ [0.299, 0.587, 0.114])[:, None]),
+        # Two pixels become one.
+        ((8, 4, 3), lambda x: None),
+    ],
+)
+def test_what_a_classifier_takes_is_made_of_the_image(
+    tmp_path, format, shape, taken
+):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input(shape), layers.Flatten(), layers.Dense(3)]
+    )
+    path = tmp_path / format
+    model.save(path) if path.suffix else model.export(path, verbose=False)
+    loaded = loading.load_classifier(path)
+    assert loaded.input_shape == (None, 8, 8, 3)
+    assert is_grey(loaded) == (3 not in shape)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    expected = taken(images)
+    if expected is None:
+        # A triangle of two pixels on both sides: Pillow's antialiasing.
+        rows = [
+            np.asarray(
+                PIL.Image.fromarray(
+                    image[..., channel].astype("float32")
+                ).resize((4, 8), PIL.Image.Resampling.BILINEAR)
+            )
+            for image in images
+            for channel in range(3)
+        ]
+        expected = np.moveaxis(np.reshape(rows, (2, 3, 8, 4)), 1, -1)
+    np.testing.assert_allclose(
+        loaded(images), model(expected), rtol=1e-4, atol=1e-3
+    )
+    loading.check_gradient(loaded, "it")
+    # As a run keeps it.
+    loaded.save(tmp_path / "again.keras")
+    again = loading.load_classifier(tmp_path / "again.keras")
+    np.testing.assert_array_equal(again(images), loaded(images))
+    assert is_grey(again) == is_grey(loaded)
+
+
+def test_a_fixed_batch_becomes_any(tmp_path):
+    images = keras.Input(batch_shape=(8, 8, 8, 3))
+    model = keras.Model(images, layers.Dense(3)(layers.Flatten()(images)))
+    model.save(tmp_path / "classifier.keras")
+    loaded = loading.load_classifier(tmp_path / "classifier.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (8, 8, 8, 3))
+    np.testing.assert_allclose(loaded(images[:5]), model(images)[:5], rtol=1e-4)
 
 
 def test_logarithms_of_probabilities(tmp_path):
@@ -307,6 +458,58 @@ def test_logarithms_of_probabilities(tmp_path):
         loading.load_classifier(path, log_probabilities=True)
 
 
+@pytest.mark.parametrize("end", [None, "sigmoid"])
+def test_a_single_output_is_two_logits(tmp_path, end):
+    dense = layers.Dense(1, activation=end)
+    path = save(tmp_path, layers.Rescaling(1 / 255), layers.Flatten(), dense)
+    loaded = loading.load_classifier(path)
+    images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
+    logit = images.reshape(4, -1) / 255 @ dense.kernel.numpy()
+    expected = np.concatenate([-logit / 2, logit / 2], axis=1)
+    np.testing.assert_allclose(loaded(images), expected, rtol=1e-3, atol=1e-4)
+    # The probability of the second class is the sigmoid's.
+    np.testing.assert_allclose(
+        softmax(expected)[:, 1:], sigmoid(logit), rtol=1e-6
+    )
+
+
+def test_sigmoids_of_a_saved_model_are_no_logits(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    logits = layers.Dense(4)(layers.Flatten()(inputs / 2550))
+    outputs = layers.Activation("sigmoid")(logits)
+    keras.Model(inputs, outputs).export(tmp_path / "model", verbose=False)
+    with pytest.raises(errors.InputError, match="of a sigmoid each"):
+        loading.load_classifier(tmp_path / "model")
+    loaded = loading.load_classifier(tmp_path / "model", log_probabilities=True)
+    images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
+    np.testing.assert_allclose(
+        loaded(images), keras.Model(inputs, logits)(images), atol=1e-4
+    )
+    # What a run keeps is loaded without the option.
+    loaded.save(tmp_path / "again.keras")
+    loading.load_classifier(tmp_path / "again.keras")
+    # Outputs between 0 and 1 without a sigmoid are logits like any other.
+    squashed = keras.Model(inputs, outputs * 1.0)
+    squashed.export(tmp_path / "product", verbose=False)
+    loading.load_classifier(tmp_path / "product")
+
+
+@pytest.mark.parametrize(
+    "last, message",
+    [
+        (lambda x: keras.ops.log(x - x - 1.0), "gives NaN or infinity"),
+        (lambda x: x - x, "the same outputs"),
+    ],
+)
+def test_outputs_that_say_nothing(tmp_path, last, message):
+    inputs = keras.Input((8, 8, 3))
+    outputs = last(layers.Dense(3)(layers.Flatten()(inputs)))
+    keras.Model(inputs, outputs).save(tmp_path / "classifier.keras")
+    with pytest.raises(errors.InputError, match=message):
+        loading.load_classifier(tmp_path / "classifier.keras")
+
+
 def test_a_gradient_that_does_not_reach_the_images(tmp_path):
     class Comparison(layers.Layer):
         def call(self, images):
@@ -330,6 +533,10 @@ def test_class_names(tmp_path):
         json.dumps({"1": ["n01484850", names[1]], "0": ["n01440764", "tench"]})
     )
     assert loading.read_class_names(index, 2) == names
+    # As Windows writes them.
+    for path in (lines, index):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert loading.read_class_names(path, 2) == names
     with pytest.raises(
         errors.InputError, match=r"Expected 3 class names.*names.txt with 2\."
     ):
@@ -340,7 +547,7 @@ def test_class_names(tmp_path):
     with pytest.raises(errors.InputError, match="No such file"):
         loading.read_class_names(tmp_path / "absent.txt", 1)
     lines.write_bytes(b"\xff\xfe")
-    with pytest.raises(errors.InputError, match="not text"):
+    with pytest.raises(errors.InputError, match="not UTF-8 text"):
         loading.read_class_names(lines, 1)
 
 
@@ -348,13 +555,26 @@ def test_class_names(tmp_path):
     "stack",
     [
         [layers.Conv2D(3, 1)],
-        [layers.Flatten(), layers.Dense(1)],
+        [layers.Conv2D(1, 8)],
     ],
 )
 def test_load_rejects_other_outputs(tmp_path, stack):
     path = save(tmp_path, *stack)
     with pytest.raises(errors.InputError, match="with outputs"):
         loading.load_classifier(path)
+
+
+@pytest.mark.parametrize("structure", [list, dict])
+def test_a_list_or_dict_of_one_output(tmp_path, structure):
+    inputs = keras.Input((8, 8, 3), name="images")
+    logits = layers.Dense(3)(layers.Flatten()(inputs))
+    outputs = [logits] if structure is list else {"logits": logits}
+    keras.Model({"images": inputs}, outputs).save(tmp_path / "one.keras")
+    loaded = loading.load_classifier(tmp_path / "one.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    np.testing.assert_allclose(
+        loaded(images), keras.Model(inputs, logits)(images), rtol=1e-4
+    )
 
 
 def two_outputs(as_dict):
@@ -404,11 +624,11 @@ def test_features_are_the_input_of_the_last_layer(tmp_path):
 
 
 def test_features_of_an_application(monkeypatch):
-    application = loading.application
+    load = applications.load
     monkeypatch.setattr(
-        loading,
-        "application",
-        lambda name, weights, **options: application(name, "none", **options),
+        applications,
+        "load",
+        lambda name, weights, **options: load(name, "none", **options),
     )
     resize = features_lib.images_lib.resize
     sizes = []

@@ -1,5 +1,8 @@
 import argparse
+import json
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -133,3 +136,67 @@ def test_numbers_out_of_range_are_quoted(kind, text):
     with pytest.raises(argparse.ArgumentTypeError) as error:
         kind(text)
     assert f"received {text!r}" in str(error.value)
+
+
+@pytest.mark.slow
+def test_settings_of_keras_that_are_not_kinvs(tmp_path):
+    """A keras.json and a back end of another project."""
+    (tmp_path / "keras.json").write_text(
+        json.dumps(
+            {
+                "backend": "torch",
+                "floatx": "float16",
+                "image_data_format": "channels_first",
+            }
+        )
+    )
+    code = """
+from kinv import errors
+def main():
+    from kinv import devices
+    devices.make_strategy("single")
+    import numpy as np
+    from kinv.classifiers import small
+    from kinv.inversion import networks
+    logits = small.build_classifier(8, 2, 1)(np.zeros((1, 8, 8, 3)))
+    noise = np.zeros((1, 4), "float32")
+    generator = networks.Generator(8, 2, 4, noise_dim=4, embedding_dim=2)
+    images = generator({"condition": logits, "noise": noise})
+    print(logits.dtype.name, images.dtype.name, images.shape)
+errors.run(main)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            "KERAS_HOME": str(tmp_path),
+            "KERAS_BACKEND": "jax",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "float32 float32 (1, 8, 8, 3)\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    "message, cause",
+    [
+        # As Keras 3.15 words them.
+        (
+            "<class 'Functional'> could not be deserialized properly.\n\n"
+            "config={'name': 'a'}.\n\n"
+            "Exception encountered: Could not locate class 'Gate'. Make sure "
+            "it is imported. Full object config: {'module': 'mypkg'}",
+            "Could not locate class 'Gate'. Make sure it is imported.",
+        ),
+        (
+            "Exception encountered when calling Dense.call().\n\n"
+            "\x1b[1mMatrix size-incompatible.\x1b[0m\n\nArguments received",
+            "Matrix size-incompatible.",
+        ),
+        ("one\ntwo", "one"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_cause_is_where_keras_puts_it(message, cause):
+    assert errors.reason(ValueError(message)) == cause

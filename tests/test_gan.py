@@ -348,6 +348,15 @@ def test_validation_measures_against_numpy():
     assert results["error_ratio"] == pytest.approx(ratio, abs=1e-6)
 
 
+def test_grey_reconstructions_are_compared_with_grey_images():
+    model = make_model()
+    images, _ = make_data(1)
+    np.testing.assert_array_equal(model._targets(images), images)
+    model.generator.channels = 1
+    expected = images @ [[0.299], [0.587], [0.114]] * np.ones(3)
+    np.testing.assert_allclose(model._targets(images), expected, rtol=1e-5)
+
+
 def test_call_reconstructs_images_of_another_size():
     model = make_model(size=12)
     reconstructions = model(make_data(1, size=12)[0])

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from kinv import errors
-from kinv.inversion import layers, networks
+from kinv import images as images_lib
+from kinv.inversion import layers, networks, presets
 
 
 def parameters(network):
@@ -92,6 +93,25 @@ def test_shapes_and_ranges(image_size):
     discriminator = networks.Discriminator(image_size, 5, 8)
     scores = discriminator({"images": images, "condition": inputs["condition"]})
     assert scores.shape == (4, 1)
+
+
+def test_grey_images_have_three_equal_channels():
+    luminance = keras.layers.Dense(1, name=images_lib.LUMINANCE_LAYER)
+    classifier = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.Sequential([luminance, keras.layers.Flatten()]),
+            keras.layers.Dense(2),
+        ]
+    )
+    settings = {**presets.PRESETS["small"], "image_size": 8, "base_channels": 4}
+    generator, _ = presets.make_networks(classifier, settings)
+    generator = networks.Generator.from_config(generator.get_config())
+    images = np.array(generator(inputs_of(generator), training=True))
+    assert images.shape == (4, 8, 8, 3)
+    assert images.std() > 0
+    for channel in (1, 2):
+        np.testing.assert_array_equal(images[..., channel], images[..., 0])
 
 
 def test_score_is_affine_in_the_logits():

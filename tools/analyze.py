@@ -154,9 +154,11 @@ def main(argv=None):
 
 def analyze(options, words):
     """As `main`; `words` are those of the command."""
+    from kinv import devices
     from kinv.analysis import report
     from kinv.analysis import study as study_lib
 
+    devices.configure_keras()
     paths = labelled(options.model)
     study, settings = open_study(options, paths)
     out = open_results(options.out, settings)

@@ -83,10 +83,12 @@ def write_version(options):
     """Exports the run as the next version; returns its metadata and path."""
     import keras
 
+    from kinv import devices
     from kinv.data import labels
     from kinv.inversion import export, model_card
     from kinv.serving import pipeline
 
+    devices.configure_keras()
     config = read_config(pathlib.Path(options.run))
     trained = config["options"]
     classifier, generator = load_networks(options.run, trained)

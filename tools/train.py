@@ -160,7 +160,7 @@ def check_batches(options, source, num_replicas):
 
 def load_classifier(options):
     """The classifier of the run, or, of a new one, that of the flags."""
-    from kinv.classifiers import loading
+    from kinv.classifiers import inputs, loading
 
     # A run keeps its classifier: what it was made of may be gone.
     own = pathlib.Path(options.out) / "classifier.keras"
@@ -172,7 +172,9 @@ def load_classifier(options):
             options.classifier_weights,
             options.output,
             options.classifier_size,
-            options.input_range,
+            inputs.Scaling(
+                options.input_range, options.input_mean, options.input_std
+            ),
             options.log_probabilities,
         )
     if options.readback_weight:
@@ -412,6 +414,22 @@ def add_classifier_flags(group):
         metavar=("LOW", "HIGH"),
         help="what a .keras file or SavedModel takes the pixel values 0 and "
         "255 as, such as 0 1 for TF Hub's (default: 0 255)",
+    )
+    add(
+        "--input-mean",
+        type=float,
+        nargs="+",
+        metavar="MEAN",
+        help="taken off pixel values, one number or one for each channel, as "
+        "of a PyTorch network: its pixels are in 0 1 before, if --input-range "
+        "says nothing else (default: 0)",
+    )
+    add(
+        "--input-std",
+        type=float,
+        nargs="+",
+        metavar="STD",
+        help="what they are divided by after that (default: 1)",
     )
     add(
         "--log-probabilities",

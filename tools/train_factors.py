@@ -73,6 +73,7 @@ def train(options, out):
     size = scene_factors.NETWORK_IMAGE_SIZE
     images, targets = read_all("train", options.data_dir)
     keras.utils.set_random_seed(options.seed)
+    devices.configure_keras()
     devices.set_precision("auto")
     network = small.build_classifier(size, targets.shape[-1], options.width)
     steps = options.epochs * -(-len(images) // BATCH_SIZE)

@@ -9,7 +9,7 @@ from keras import layers
 
 from kinv import errors
 from kinv import images as images_lib
-from kinv.classifiers import loading
+from kinv.classifiers import applications, loading
 
 # Whitening takes the square of it, in both networks and the average.
 MOST_FEATURES = 4096
@@ -117,12 +117,9 @@ def load_features(name):
     Raises:
         errors.InputError: if there is no such network, or no such vectors.
     """
-    if str(name).startswith(loading.APPLICATION):
-        model = loading.application(
-            str(name).removeprefix(loading.APPLICATION),
-            "imagenet",
-            include_top=False,
-            pooling="avg",
+    if str(name).startswith(applications.PREFIX):
+        model = applications.load(
+            str(name), "imagenet", include_top=False, pooling="avg"
         )
         features = model.outputs[0]
     else:
@@ -168,10 +165,8 @@ def load_perceptual(name):
         Zhang et al., The Unreasonable Effectiveness of Deep Features as a
         Perceptual Metric, CVPR 2018, equation 1.
     """
-    if str(name).startswith(loading.APPLICATION):
-        model = loading.application(
-            str(name).removeprefix(loading.APPLICATION), "imagenet"
-        )
+    if str(name).startswith(applications.PREFIX):
+        model = applications.load(str(name), "imagenet")
     else:
         model = loading.load_file(pathlib.Path(name))
     size = model.input_shape[1]

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from kinv import errors
+from kinv.classifiers import inputs
 
 SIGNATURE = "serving_default"
 
@@ -24,8 +25,8 @@ class SavedModelLayer(keras.layers.Layer):
         num_outputs: length of the vectors.
 
     Attributes:
-        function: float32 images `(batch, size, size, 3)` to float32 `(batch,
-            num_outputs)`, once `load_assets` has read it.
+        function: float32 images, in the shape that the SavedModel takes, to
+            float32 `(batch, num_outputs)`, once `load_assets` has read it.
     """
 
     def __init__(self, num_outputs, **kwargs):
@@ -67,7 +68,7 @@ class SavedModelLayer(keras.layers.Layer):
         self.function = self._loaded.signatures[SIGNATURE]
 
 
-def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
+def load(directory, output=None, size=None):
     """Makes a Keras model of a SavedModel.
 
     The signature `serving_default` is taken, or the only one there is; without
@@ -78,11 +79,10 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
             `tf.saved_model.save` or TF Hub leave it.
         output: name of the output, where there are several.
         size: side of the images in pixels, where the SavedModel takes any.
-        input_range: what the values 0 and 255 are for the SavedModel.
 
     Returns:
-        A functional `keras.Model`: images `(batch, size, size, 3)` in [0, 255]
-        to float32 `(batch, num_outputs)`.
+        A functional `keras.Model`: float32 images, of the shape and values that
+        the SavedModel takes, for any batch, to float32 `(batch, num_outputs)`.
 
     Raises:
         errors.InputError: if it cannot be read, does not take such images or
@@ -96,15 +96,60 @@ def load(directory, output=None, size=None, input_range=(0.0, 255.0)):
             "that keras.Model.export or tf.saved_model.save has written."
         )
     with tempfile.TemporaryDirectory() as temporary:
-        size, num_outputs = _outside_of_scopes(
-            _convert, directory, output, size, input_range, temporary
+        shape, num_outputs = _outside_of_scopes(
+            _convert, directory, output, size, temporary
         )
         layer = SavedModelLayer(
             num_outputs, dtype="float32", trainable=False, name="saved_model"
         )
         layer.load_assets(temporary)
-    inputs = keras.Input((size, size, 3), name="images")
-    return keras.Model(inputs, layer(inputs), name="classifier")
+    images = keras.Input(shape, name="images")
+    return keras.Model(images, layer(images), name="classifier")
+
+
+def check_no_sigmoid(model, name):
+    """Checks that the outputs are not those of sigmoids.
+
+    A softmax tells itself by its sum; that of sigmoids can be any.
+
+    Args:
+        model: as `load` gives it.
+        name: of the classifier, for the message.
+
+    Raises:
+        errors.InputError: if the last operation is a sigmoid.
+    """
+    if _last_operation(model.layers[-1].function) == "Sigmoid":
+        raise errors.InputError(
+            f"Expected a classifier that returns logits. Received: {name}, "
+            "whose outputs are probabilities, of a sigmoid each. Take their "
+            "log-odds, which are the logits, with --log-probabilities."
+        )
+
+
+def _last_operation(function):
+    """Name of the operation that a concrete function's output comes from."""
+    graph = function.graph.as_graph_def()
+    functions = {each.signature.name: each for each in graph.library.function}
+    nodes = {node.name: node for node in graph.node}
+    source = function.outputs[0].name
+    while True:
+        # NODE, NODE:INDEX or, inside a function, NODE:OUTPUT:INDEX.
+        name, *place = source.split(":")
+        if name not in nodes:
+            # An argument.
+            return None
+        node, index = nodes[name], int(place[-1]) if place else 0
+        if node.op in ("Identity", "Cast", "Reshape", "Squeeze"):
+            source = node.input[0]
+        elif node.op == "IdentityN":
+            source = node.input[index]
+        elif node.op in ("PartitionedCall", "StatefulPartitionedCall"):
+            called = functions[node.attr["f"].func.name]
+            nodes = {node.name: node for node in called.node_def}
+            source = called.ret[called.signature.output_arg[index].name]
+        else:
+            return node.op
 
 
 def choose_output(output, names, classifier):
@@ -125,11 +170,11 @@ def choose_output(output, names, classifier):
     )
 
 
-def _convert(directory, output, size, input_range, target):
+def _convert(directory, output, size, target):
     """Writes what `SavedModelLayer` reads.
 
     Returns:
-        `(size, num_outputs)`.
+        `(shape of an image, num_outputs)`.
     """
     try:
         loaded = _load(directory)
@@ -142,23 +187,30 @@ def _convert(directory, output, size, input_range, target):
             f"load. Received: {reason} Export the classifier again."
         ) from error
     function, spec = _function_of_images(loaded, directory)
-    size = _image_size(spec, size, directory)
-    low, high = input_range
+    shape = _image_shape(spec, size, directory)
+
+    def outputs_of(images):
+        results = _by_name(function(images))
+        chosen = choose_output(output, sorted(results), directory)
+        return tf.cast(results[chosen], "float32")
 
     @tf.function(
-        input_signature=[tf.TensorSpec((None, size, size, 3), name="images")],
+        input_signature=[tf.TensorSpec((None, *shape), name="images")],
         # It would put its own words before a message of ours.
         autograph=False,
     )
     def classify(images):
-        # Exactly the images where there is nothing to rescale.
-        if (low, high) != (0, 255):
-            images = low + images * ((high - low) / 255)
-        if spec.dtype.is_integer:
-            images = tf.round(images)
-        outputs = _by_name(function(tf.cast(images, spec.dtype)))
-        chosen = choose_output(output, sorted(outputs), directory)
-        return {"outputs": tf.cast(outputs[chosen], "float32")}
+        images = tf.round(images) if spec.dtype.is_integer else images
+        images = tf.cast(images, spec.dtype)
+        if spec.shape[0] == 1:
+            return {
+                "outputs": tf.map_fn(
+                    lambda image: outputs_of(image[None])[0],
+                    images,
+                    fn_output_signature="float32",
+                )
+            }
+        return {"outputs": outputs_of(images)}
 
     try:
         concrete = classify.get_concrete_function()
@@ -173,25 +225,25 @@ def _convert(directory, output, size, input_range, target):
     except Exception as error:
         reason = errors.reason(error)
         raise errors.InputError(
-            f"Expected {directory} to classify images of shape (batch, {size}, "
-            f"{size}, 3). Received: {reason}"
+            f"Expected {directory} to classify images of shape (batch, "
+            f"{', '.join(map(str, shape))}). Received: {reason}"
         ) from error
-    return size, _num_outputs(concrete, size, directory)
+    return shape, _num_outputs(concrete, shape, directory)
 
 
-def _num_outputs(concrete, size, directory):
+def _num_outputs(concrete, shape, directory):
     """Length of the vectors, from one image where the graph leaves it open."""
-    shape = concrete.structured_outputs["outputs"].shape
-    if shape.rank is None or None in shape[1:]:
-        images = tf.zeros((1, size, size, 3))
-        shape = concrete(images=images)["outputs"].shape
-    if shape.rank != 2:
+    outputs = concrete.structured_outputs["outputs"].shape
+    if outputs.rank is None or None in outputs[1:]:
+        images = tf.zeros((1, *shape))
+        outputs = concrete(images=images)["outputs"].shape
+    if outputs.rank != 2:
         raise errors.InputError(
             "Expected a SavedModel whose output is of shape (batch, "
-            f"num_classes). Received: {directory} with outputs {shape}. Choose "
-            "another with --output."
+            f"num_classes). Received: {directory} with outputs {outputs}. "
+            "Choose another with --output."
         )
-    return shape[1]
+    return outputs[1]
 
 
 def _outside_of_scopes(function, *arguments):
@@ -223,12 +275,12 @@ def _function_of_images(loaded, directory):
     if SIGNATURE in signatures or len(signatures) == 1:
         name = SIGNATURE if SIGNATURE in signatures else next(iter(signatures))
         signature = signatures[name]
-        inputs = signature.structured_input_signature[1]
+        tensors = signature.structured_input_signature[1]
 
         def function(images):
-            return signature(**{next(iter(inputs)): images})
+            return signature(**{next(iter(tensors)): images})
 
-        candidates = [(function, inputs)]
+        candidates = [(function, tensors)]
     else:
         candidates = [
             _function_of_tensors(concrete)
@@ -238,17 +290,18 @@ def _function_of_images(loaded, directory):
             # As for `training=True`.
             if True not in tf.nest.flatten(concrete.structured_input_signature)
         ]
-    for function, inputs in candidates:
-        specs = list(inputs.values())
+    for function, tensors in candidates:
+        specs = list(tensors.values())
         if len(specs) == 1 and _takes_images(specs[0]):
             return function, specs[0]
     found = "; ".join(
-        ", ".join(f"{x.dtype.name} {x.shape}" for x in inputs.values())
-        for _, inputs in candidates
+        ", ".join(f"{x.dtype.name} {x.shape}" for x in tensors.values())
+        for _, tensors in candidates
     )
     raise errors.InputError(
         "Expected a SavedModel that takes images, one input of shape (batch, "
-        f"height, width, 3) for any batch. Received: {directory}, which takes "
+        "height, width, 3), or 1 channel, or these first, for any batch or one "
+        f"image. Received: {directory}, which takes "
         f"{found or 'nothing: it has no signature and cannot be called'}. "
         "Export a function of such images."
     )
@@ -273,35 +326,26 @@ def _function_of_tensors(concrete):
 
 
 def _takes_images(spec):
-    dimensions = spec.shape.as_list() if spec.shape.rank == 4 else []
     return (
-        len(dimensions) == 4
-        and dimensions[0] is None
-        and dimensions[3] in (3, None)
-        and (spec.dtype.is_floating or spec.dtype == tf.uint8)
+        spec.shape.rank is not None
+        and inputs.layout(spec.shape) is not None
+        and spec.shape[0] in (None, 1)
+        and (spec.dtype.is_floating or spec.dtype.is_integer)
     )
 
 
-def _image_size(spec, size, directory):
-    _, height, width, _ = spec.shape
-    if height is None and width is None:
-        if size:
-            return size
+def _image_shape(spec, size, directory):
+    """Shape of one image, without open dimensions."""
+    shape = list(spec.shape[1:])
+    layout = inputs.layout(spec.shape)
+    if layout.height is None and layout.width is None and not size:
         raise errors.InputError(
             f"Expected --classifier-size for {directory}, which takes images "
             "of any size. Received: none. Give the size it was trained at."
         )
-    if height != width:
-        raise errors.InputError(
-            "Expected a SavedModel that takes square images. Received: "
-            f"{directory}, which takes {spec.shape}."
-        )
-    if size not in (None, height):
-        raise errors.InputError(
-            f"Expected --classifier-size {height}, or none, for {directory}. "
-            f"Received: --classifier-size {size}."
-        )
-    return height
+    if layout.axis == -1:
+        shape[-1] = layout.channels
+    return tuple(side or size for side in shape)
 
 
 def _by_name(outputs):

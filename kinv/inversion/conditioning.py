@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kinv import errors
+
 
 @keras.saving.register_keras_serializable(package="kinv")
 class ClassCenteredWhitening(keras.layers.Layer):
@@ -13,6 +15,12 @@ class ClassCenteredWhitening(keras.layers.Layer):
     the principal components within classes and gives each of them variance 1,
     no component being enlarged beyond what brings 1e-3 of the largest variance
     to 1. The identity, and class means of 0, until `set_statistics`.
+
+    Means of few images are drawn towards the mean of all, the more, the further
+    images lie from their class's mean and the nearer these to each other (James
+    and Stein). What varies within classes is measured from the mean of a
+    class's other images, and from that of all where there are none: the
+    distance of an image from itself would make it small.
 
     Call arguments:
         logits: float32 `(batch, num_classes)`.
@@ -42,14 +50,21 @@ class ClassCenteredWhitening(keras.layers.Layer):
         Args:
             logits: float array `(examples, num_classes)` of training images.
         """
-        logits = np.asarray(logits, "float64")
+        logits = _finite(logits)
         classes = logits.argmax(axis=-1)
-        # A class that no image gets has the mean of all.
-        means = np.tile(logits.mean(axis=0), (logits.shape[-1], 1))
-        for index in np.unique(classes):
-            means[index] = logits[classes == index].mean(axis=0)
-        self.class_means.assign(means)
-        self.transform.assign(_whitening(logits - means[classes], 1e-3))
+        overall = logits.mean(axis=0)
+        logits = logits - overall
+        counts = np.bincount(classes, minlength=logits.shape[-1])[:, None]
+        sums = np.zeros((len(counts), len(counts)))
+        np.add.at(sums, classes, logits)
+        strength = _prior_strength(logits, classes, counts, sums)
+        means = _shrunk_means(sums, counts, strength)
+        # Of an image's class without itself.
+        others = _shrunk_means(
+            sums[classes] - logits, counts[classes] - 1, strength
+        )
+        self.class_means.assign(overall + means)
+        self.transform.assign(_whitening(logits - others, 1e-3))
 
     def whiten(self, differences):
         """Expresses differences of logits in units of what a class varies."""
@@ -114,7 +129,7 @@ class LogitNormalization(keras.layers.Layer):
         Args:
             logits: float array `(examples, num_classes)`.
         """
-        logits = np.asarray(logits, "float64")
+        logits = _finite(logits)
         if self.kind == "whiten":
             transform = _whitening(logits, 1e-4)
         else:
@@ -141,6 +156,43 @@ class LogitNormalization(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "kind": self.kind}
+
+
+def _finite(logits):
+    """The logits as float64.
+
+    Raises:
+        errors.InputError: if the classifier gives NaN or infinity.
+    """
+    logits = np.asarray(logits, "float64")
+    bad = np.count_nonzero(~np.isfinite(logits).all(axis=-1))
+    if bad:
+        raise errors.InputError(
+            "Expected a classifier whose outputs are numbers. Received: NaN or "
+            f"infinity for {bad:,} of {len(logits):,} training images. Mend "
+            "what it does to these, or leave them out."
+        )
+    return logits
+
+
+def _prior_strength(logits, classes, counts, sums):
+    """How many images of a class the mean of all weighs as much as.
+
+    The variance within classes over that between them, both unbiased.
+    """
+    seen = counts[:, 0] > 0
+    means = sums / np.maximum(counts, 1)
+    squares = np.square(logits - means[classes]).sum()
+    within = squares / max(len(logits) - seen.sum(), 1)
+    between = np.square(means[seen]).sum(axis=-1).mean()
+    between -= within * (1 / counts[seen]).mean()
+    known = len(logits) > seen.sum() and between > 0
+    return within / between if known else np.inf
+
+
+def _shrunk_means(sums, counts, strength):
+    """Means of as many vectors with these sums, drawn towards 0."""
+    return sums / np.maximum(counts + strength, 1e-12)
 
 
 def _whitening(vectors, floor):

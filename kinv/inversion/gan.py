@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import ops
 
 from kinv import errors, measures
+from kinv import images as images_lib
 from kinv.inversion import (
     conditioning,
     losses,
@@ -368,6 +369,14 @@ class InversionGAN(keras.Model):
         outputs = [ops.cast(x, "float32") for x in outputs]
         return outputs[0], outputs[-1]
 
+    def _targets(self, images):
+        """Images as reconstructions could be: as large, grey if they are."""
+        images = resize(images, self.generator.image_size)
+        if self.generator.channels == 3:
+            return images
+        grey = ops.sum(images * images_lib.LUMINANCE, axis=-1, keepdims=True)
+        return ops.repeat(grey, 3, axis=-1)
+
     def _condition_of(self, images):
         return self._classify(images)[1]
 
@@ -386,7 +395,7 @@ class InversionGAN(keras.Model):
             if known is None
             else known
         )
-        images = resize(images, self.generator.image_size)
+        images = self._targets(images)
         batches = self.discriminator_steps + 1
 
         discriminator_loss = 0.0
@@ -548,7 +557,7 @@ class InversionGAN(keras.Model):
         logits, condition = self._classify(images)
         samples = self._validation_samples(condition)
         readings, _ = self._classify(samples[0])
-        images = resize(images, self.generator.image_size)
+        images = self._targets(images)
         results = validation.measure(images, samples, logits, readings)
         for tracker in self.validation_trackers:
             tracker.update_state(*results[tracker.name])

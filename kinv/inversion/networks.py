@@ -139,6 +139,7 @@ class Generator(keras.Model):
             `conditioning.LogitNormalization`.
         upsampling: `zeros` as in the paper's code, or `nearest`, which leaves
             no chequered pattern.
+        channels: 3, or 1 for grey images, whose three channels are equal.
 
     Call arguments:
         inputs: dict of `condition`, float32 `(batch, condition_dim)`, and
@@ -163,16 +164,17 @@ class Generator(keras.Model):
         logit_normalization="none",
         embedding_layers=0,
         upsampling="zeros",
+        channels=3,
         **kwargs,
     ):
         # What logits know beyond the class is in their last digits, which mixed
         # precision would round away on their way in.
         super().__init__(autocast=False, **kwargs)
         _validate(image_size, base_channels, logit_normalization)
-        channels = [c * base_channels for c in GENERATOR_CHANNELS[image_size]]
-        if noise_dim % len(channels):
+        widths = [c * base_channels for c in GENERATOR_CHANNELS[image_size]]
+        if noise_dim % len(widths):
             raise errors.InputError(
-                f"Expected a multiple of {len(channels)}, one chunk for the "
+                f"Expected a multiple of {len(widths)}, one chunk for the "
                 "first layer and one for each block. "
                 f"Received: noise_dim={noise_dim}."
             )
@@ -191,6 +193,7 @@ class Generator(keras.Model):
         self.attention = attention
         self.logit_normalization = logit_normalization
         self.upsampling = upsampling
+        self.channels = channels
 
         self.normalize_condition = _logit_normalization(logit_normalization)
         # Never spectrally normalised, and float32 in every precision.
@@ -209,14 +212,14 @@ class Generator(keras.Model):
             kernel_initializer="orthogonal",
             dtype="float32",
         )
-        self.first = layers.SpectralDense(16 * channels[0])
+        self.first = layers.SpectralDense(16 * widths[0])
         self.blocks = [
-            GeneratorBlock(c, gain_offset, norms_per_block, upsampling)
-            for c in channels[1:]
+            GeneratorBlock(width, gain_offset, norms_per_block, upsampling)
+            for width in widths[1:]
         ]
         self.attend = layers.SelfAttention() if attention else None
         self.last_norm = normalization.BatchNormalization()
-        self.last = layers.SpectralConv2D(3, 3)
+        self.last = layers.SpectralConv2D(channels, 3)
         self(
             {
                 "condition": keras.Input((condition_dim,)),
@@ -239,7 +242,8 @@ class Generator(keras.Model):
                 x = self.attend(x, training=training)
         x = ops.relu(self.last_norm(x, training=training))
         x = self.last(x, training=training)
-        return 127.5 * (ops.tanh(ops.cast(x, "float32")) + 1.0)
+        images = 127.5 * (ops.tanh(ops.cast(x, "float32")) + 1.0)
+        return images if self.channels == 3 else ops.repeat(images, 3, axis=-1)
 
     def _embed(self, condition):
         condition = ops.cast(condition, "float32")
@@ -304,6 +308,7 @@ class Generator(keras.Model):
             "attention": self.attention,
             "logit_normalization": self.logit_normalization,
             "upsampling": self.upsampling,
+            "channels": self.channels,
         }
 
 

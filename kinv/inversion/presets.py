@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from kinv import errors
+from kinv import errors, images
 
 # Settings that have a flag of their own in `tools/train.py`.
 FLAGS = ("image_size", "batch_size", "steps", "steps_per_epoch")
@@ -227,6 +227,8 @@ def describe():
 def make_networks(classifier, settings):
     """Generator and discriminator for a classifier, not trained.
 
+    For one that sees the luminance alone, a generator of grey images.
+
     Args:
         classifier: as of `gan.InversionGAN`.
         settings: dict that has the `NETWORK_SETTINGS`, and may have others.
@@ -238,6 +240,9 @@ def make_networks(classifier, settings):
     sizes = {name: settings[name] for name in NETWORK_SETTINGS[:4]}
     sizes["condition_dim"] = classifier.outputs[-1].shape[-1]
     of_generator = {name: settings[name] for name in NETWORK_SETTINGS[4:]}
+    layers = classifier._flatten_layers(include_self=False)
+    if any(layer.name == images.LUMINANCE_LAYER for layer in layers):
+        of_generator["channels"] = 1
     generator = networks.Generator(**sizes, **of_generator)
     return generator, networks.Discriminator(**sizes)
 

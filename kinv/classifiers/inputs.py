@@ -1,0 +1,161 @@
+"""What a classifier is given: images in [0, 255], made into what it takes."""
+
+from typing import NamedTuple
+
+import keras
+from keras import layers
+
+from kinv import errors, images
+
+# What pixel values are, outside of every network.
+PIXELS = (0.0, 255.0)
+
+
+class Layout(NamedTuple):
+    """How the shape of a network's input is read as images.
+
+    Attributes:
+        height, width: in pixels, None where the network takes any.
+        channels: 3, or 1 of a grey network.
+        axis: where the channels are: -1, 1, or None of grey images without.
+    """
+
+    height: int | None
+    width: int | None
+    channels: int
+    axis: int | None
+
+
+def layout(shape):
+    """The `Layout` of a shape `(batch, ...)`, or None if it is no image's."""
+    if len(shape) == 3 and shape[1] and shape[1] == shape[2]:
+        return Layout(shape[1], shape[2], 1, None)
+    if len(shape) != 4:
+        return None
+    _, first, second, last = shape
+    if last in (1, 3, None):
+        return Layout(first, second, last or 3, -1)
+    if first in (1, 3):
+        return Layout(second, last, first, 1)
+    return None
+
+
+class Scaling(NamedTuple):
+    """What a network takes pixel values as: `(x - mean) / std`, x of `range`.
+
+    Attributes:
+        range: what 0 and 255 become. None for 0 and 255, or, with a mean or
+            standard deviation, 0 and 1, as in PyTorch.
+        mean, std: one number, or one for each channel. None for 0 and 1.
+    """
+
+    range: tuple | None = None
+    mean: tuple | None = None
+    std: tuple | None = None
+
+    def layer(self, channels, name):
+        """The layer that does so, or None where nothing is to be done."""
+        mean, std = tuple(self.mean or (0.0,)), tuple(self.std or (1.0,))
+        for option, values, above in (
+            ("mean", mean, float("-inf")),
+            ("std", std, 0.0),
+        ):
+            if len(values) not in (1, channels) or min(values) <= above:
+                raise errors.InputError(
+                    f"Expected --input-{option} of one number, or one for each "
+                    f"of the {channels} channels of {name}, above {above}. "
+                    f"Received: {' '.join(map(str, values))}."
+                )
+        normalizes = self.mean or self.std
+        low, high = self.range or ((0.0, 1.0) if normalizes else PIXELS)
+        if (low, high) == PIXELS and not normalizes:
+            return None
+        if not normalizes:
+            return layers.Rescaling((high - low) / 255, low, dtype="float32")
+        count = max(len(mean), len(std))
+        mean, std = (x * (count // len(x)) for x in (mean, std))
+        return layers.Rescaling(
+            [(high - low) / 255 / s for s in std],
+            [(low - m) / s for m, s in zip(mean, std, strict=True)],
+            dtype="float32",
+        )
+
+
+def take_images(model, name, size, scaling):
+    """The model from square RGB images to what it makes of them.
+
+    What it takes otherwise is made of them: other values; the luminance, where
+    it is grey; the square stretched to its height and width, where they differ;
+    channels first.
+
+    Args:
+        model: `keras.Model` with one input of images.
+        name: of the classifier, for messages.
+        size: side of the images where it takes any, or None.
+        scaling: `Scaling`.
+
+    Returns:
+        `keras.Model` of float images `(batch, side, side, 3)` in [0, 255],
+        where side is the greater of height and width.
+
+    Raises:
+        errors.InputError: if it does not take images, or the size is another.
+    """
+    shapes = [tuple(x.shape) for x in getattr(model, "inputs", None) or []]
+    received = f"Received: {name} with inputs {shapes}."
+    taken = layout(shapes[0]) if len(shapes) == 1 else None
+    if taken is None:
+        raise errors.InputError(
+            "Expected a classifier that takes images, one input of shape "
+            "(batch, height, width, 3), or 1 channel, or these first. "
+            f"{received} Wrap it in a keras.Model of such an input and save "
+            "that."
+        )
+    height, width = _sides(taken, size, received)
+    side = max(height, width)
+    inputs = keras.Input((side, side, 3), name="images")
+    x = inputs
+    if height != width:
+        x = layers.Resizing(height, width, antialias=True, dtype="float32")(x)
+    if taken.channels == 1:
+        luminance = layers.Dense(
+            1, use_bias=False, dtype="float32", name=images.LUMINANCE_LAYER
+        )
+        x = luminance(x)
+        luminance.kernel.assign([[weight] for weight in images.LUMINANCE])
+    rescaling = scaling.layer(taken.channels, name)
+    x = rescaling(x) if rescaling else x
+    if not model.inputs[0].dtype.startswith(("float", "bfloat")):
+        x = keras.ops.round(x)
+    if taken.axis == 1:
+        x = layers.Permute((3, 1, 2), dtype="float32")(x)
+    if taken.axis is None:
+        x = layers.Reshape((height, width), dtype="float32")(x)
+    if x is inputs and shapes[0] == (None, side, side, 3):
+        return model
+    try:
+        return keras.Model(inputs, model(x), name=model.name)
+    # Layers that count on the batch or the size that they were built for.
+    except Exception as error:
+        raise errors.InputError(
+            f"Expected a classifier of any number of images of {side} pixels. "
+            f"{received} {errors.reason(error)}"
+        ) from error
+
+
+def _sides(layout, size, received):
+    """Height and width of what the network is given."""
+    height, width = layout.height, layout.width
+    if height is None and width is None and size:
+        return size, size
+    if height is None or width is None:
+        raise errors.InputError(
+            "Expected --classifier-size for a classifier of images of any "
+            f"size. {received} Give the size that it was trained at."
+        )
+    if size not in (None, max(height, width)):
+        raise errors.InputError(
+            f"Expected --classifier-size {max(height, width)}, or none. "
+            f"{received}"
+        )
+    return height, width

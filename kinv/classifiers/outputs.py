@@ -1,0 +1,211 @@
+"""What a classifier returns, made into logits."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from kinv import errors
+from kinv.classifiers import saved_models
+
+# What a classifier may end in: of all of these logits come before.
+ACTIVATIONS = (
+    "softmax",
+    "sigmoid",
+    "log_softmax",
+    "hard_sigmoid",
+    "logsoftmax",
+)
+
+
+def give_logits(model, name, log_probabilities):
+    """The model up to its logits.
+
+    Args:
+        model: `keras.Model` of images `(batch, size, size, 3)` in [0, 255].
+        name: of the classifier, for messages.
+        log_probabilities: as of `loading.load_classifier`.
+
+    Returns:
+        `keras.Model` of the same images to float32 `(batch, num_classes)`. A
+        single output z, of two classes, becomes the logits -z/2 and z/2.
+
+    Raises:
+        errors.InputError: if the outputs are no vectors, NaN, the same for
+            every image, or probabilities whose logits cannot be had.
+    """
+    shapes = [tuple(x.shape) for x in model.outputs]
+    if [len(shape) for shape in shapes] != [2] or not shapes[0][1]:
+        raise errors.InputError(
+            "Expected a classifier whose output is of shape (batch, "
+            f"num_classes). Received: {name} with outputs {shapes}. Save a "
+            "keras.Model that returns only the logits."
+        )
+    if not log_probabilities:
+        model = _without_activation(model)
+    noise = _outputs_of_noise(model, name)
+    if log_probabilities:
+        _check_probabilities(noise, name)
+        model = _logarithm(model, of_softmax=_sum_to_one(noise))
+    elif _sum_to_one(noise):
+        # A softmax hidden where the graph does not show it.
+        raise errors.InputError(
+            f"Expected a classifier that returns logits. Received: {name}, "
+            f"whose {shapes[0][1]} outputs are probabilities, of a softmax "
+            "that cannot be taken off. Take their logarithms for logits with "
+            "--log-probabilities: they equal the logits but for a constant per "
+            "image. Or save it without the softmax."
+        )
+    if not np.ptp(noise, axis=0).any():
+        raise errors.InputError(
+            "Expected a classifier that tells images apart. Received: "
+            f"{name}, which gives all of six images of noise the same outputs. "
+            "Check that its weights were loaded, or say with --input-range "
+            "which pixel values it takes."
+        )
+    logits = model.outputs[0]
+    if shapes[0][1] == 1:
+        half = layers.Rescaling(0.5, dtype="float32")(logits)
+        logits = layers.Concatenate(dtype="float32")([-half, half])
+    if logits.dtype != "float32":
+        logits = layers.Activation("linear", dtype="float32")(logits)
+    if logits is model.outputs[0]:
+        return model
+    return keras.Model(model.inputs[0], logits, name=model.name)
+
+
+def choose(model, name, output):
+    """The model up to one tensor: its only output, or that of a name.
+
+    Args:
+        model: `keras.Model`, whose output may be a tensor, list or dict.
+        name: of the classifier, for messages.
+        output: name of the output, or None where there is but one.
+
+    Raises:
+        errors.InputError: if there are several and `output` is None, or there
+            is none of that name.
+    """
+    outputs = getattr(model, "outputs", None) or []
+    # Sequential models have none.
+    structure = getattr(model, "output", None)
+    single = len(outputs) == 1 and not isinstance(structure, dict | list)
+    if not outputs or single and output is None:
+        return model
+    if isinstance(structure, dict):
+        named = structure
+    else:
+        names = [x._keras_history.operation.name for x in outputs]
+        if len(set(names)) < len(names):
+            names = [f"output_{index}" for index in range(len(names))]
+        named = dict(zip(names, outputs, strict=True))
+    chosen = saved_models.choose_output(output, list(named), name)
+    inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+    return keras.Model(inputs, named[chosen], name=model.name)
+
+
+def _without_activation(model):
+    """The model up to what its final softmax or sigmoid is applied to."""
+    before = _before_activation(model.outputs[0])
+    if before is model.outputs[0]:
+        return model
+    return keras.Model(model.inputs[0], before, name=model.name)
+
+
+def _before_activation(output):
+    """What a tensor was before a softmax or sigmoid at its end, or itself."""
+    operation, node_index, _ = output._keras_history
+    node = operation._inbound_nodes[node_index]
+    if isinstance(operation, keras.Model):
+        if not operation.outputs:
+            return output
+        inner = _without_activation(operation)
+        return output if inner is operation else inner(node.input_tensors[0])
+    name = _activation_name(operation)
+    if name in ACTIVATIONS:
+        if isinstance(operation, layers.Activation | layers.Softmax):
+            return node.input_tensors[0]
+        if isinstance(operation, layers.Dense | layers.Conv2D):
+            linear = type(operation).from_config(
+                {**operation.get_config(), "activation": None}
+            )
+            before = linear(node.input_tensors[0])
+            linear.set_weights(operation.get_weights())
+            return before
+        if not isinstance(operation, layers.Layer):
+            # keras.ops.softmax and its like.
+            return node.input_tensors[0]
+    # Casts and linear activations pass on what came before them.
+    if isinstance(operation, layers.Activation) and name == "linear":
+        inputs = node.input_tensors[0]
+        before = _before_activation(inputs)
+        return output if before is inputs else before
+    return output
+
+
+def _activation_name(operation):
+    if isinstance(operation, layers.Softmax):
+        return "softmax"
+    activation = getattr(operation, "activation", None)
+    name = getattr(activation, "__name__", type(operation).__name__)
+    return name.lower()
+
+
+def _outputs_of_noise(model, name):
+    """Outputs for six images, none of one colour, `(6, num_classes)`."""
+    size = model.input_shape[1]
+    random = np.random.default_rng(0)
+    blocks = random.uniform(0, 255, (4, 4, 4, 3))
+    blocks = blocks.repeat(-(-size // 4), axis=1).repeat(-(-size // 4), axis=2)
+    images = np.concatenate(
+        [
+            random.uniform(0, 255, (2, size, size, 3)),
+            blocks[:, :size, :size],
+        ]
+    )
+    try:
+        outputs = model(images.astype("float32"), training=False)
+    # Whatever an operation raises that this machine has not.
+    except Exception as error:
+        raise errors.InputError(
+            "Expected a classifier that TensorFlow can run on this machine. "
+            f"Received: {name}: {errors.reason(error)}. Layers of channels "
+            "first need a GPU."
+        ) from error
+    outputs = np.asarray(outputs, "float64")
+    if not np.isfinite(outputs).all():
+        raise errors.InputError(
+            f"Expected a classifier whose outputs are numbers. Received: {name}"
+            ", which gives NaN or infinity for noise in [0, 255]. Mend what it "
+            "does to pixel values, or say with --input-range which it takes."
+        )
+    return outputs
+
+
+def _sum_to_one(outputs):
+    return (
+        outputs.shape[1] > 1
+        and outputs.min() >= 0
+        and np.allclose(outputs.sum(axis=1), 1, atol=1e-2)
+    )
+
+
+def _check_probabilities(outputs, name):
+    low, high = outputs.min(), outputs.max()
+    if low < 0 or high > 1 + 1e-2:
+        raise errors.InputError(
+            "Expected a classifier that returns probabilities for "
+            f"--log-probabilities. Received: {name}, whose outputs for noise "
+            f"lie in [{low:.3g}, {high:.3g}]. Leave the option out."
+        )
+
+
+def _logarithm(model, of_softmax):
+    """The model with its probabilities' logarithms, of sigmoids log-odds."""
+    probabilities = keras.ops.cast(model.outputs[0], "float32")
+    tiny = float(np.finfo("float32").tiny)
+    logits = keras.ops.log(keras.ops.maximum(probabilities, tiny))
+    if not of_softmax:
+        # No float32 number lies nearer to 1 than this.
+        others = keras.ops.maximum(1 - probabilities, 2.0**-24)
+        logits -= keras.ops.log(others)
+    return keras.Model(model.inputs[0], logits, name=model.name)
