@@ -52,12 +52,6 @@ def parse_arguments(argv=None):
         help="steps of the attack in training (default: 4)",
     )
     attack.add_argument(
-        "--attack-step-size",
-        type=errors.positive_float,
-        help="size of a step in training, in pixel values (default: 2.5 "
-        "times the radius over the number of steps)",
-    )
-    attack.add_argument(
         "--evaluation-examples",
         type=errors.positive_int,
         default=1000,
@@ -231,9 +225,7 @@ def build_model(options, num_classes, steps):
     # XLA is slower on CPU and does not span several devices.
     one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
     if options.adversarial != "none":
-        attack = make_attack(
-            options, options.attack_steps, options.attack_step_size
-        )
+        attack = make_attack(options, options.attack_steps)
         model = attacks.AdversarialTraining(classifier, attack, options.seed)
         model.compile(optimizer, jit_compile=one_gpu)
         return classifier, model
@@ -315,13 +307,13 @@ def check_splits(options, train, held_out, num_replicas):
         )
 
 
-def make_attack(options, steps, step_size=None):
+def make_attack(options, steps):
     """The attack that `options` describe, with this many steps."""
     from kinv.classifiers import attacks
 
     norm = "linf" if options.adversarial == "none" else options.adversarial
     radius = options.radius or {"linf": 8.0, "l2": 128.0}[norm]
-    return attacks.ProjectedGradientDescent(norm, radius, steps, step_size)
+    return attacks.ProjectedGradientDescent(norm, radius, steps)
 
 
 def measure(options, classifier, held_out):
