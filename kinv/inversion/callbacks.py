@@ -65,7 +65,8 @@ class TerminateOnNonFinite(keras.callbacks.Callback):
             if not math.isfinite(value):
                 raise errors.NonFiniteError(
                     f"{name} became {value} in epoch {self._epoch}, {place}. "
-                    "The last checkpoint is from before that. Try a lower "
+                    "The last checkpoint is from before that. If the "
+                    "classifier gives numbers for every image, try a lower "
                     "learning rate, a larger batch or --precision float32."
                 )
 
