@@ -42,8 +42,7 @@ class Classifier(torch.nn.Module):
     def __init__(self, network, mean, std):
         super().__init__()
         self.network = network
-        # (x - mean) / std: onnx2tf takes constants of shape (1, 3, 1, 1) for
-        # others.
+        # (x - mean) / std, as a layer that onnx2tf knows.
         self.normalize = torch.nn.BatchNorm2d(3, eps=0.0, affine=False)
         self.normalize.running_mean[:] = torch.tensor(mean)
         self.normalize.running_var[:] = torch.tensor(std) ** 2
@@ -105,7 +104,8 @@ def main(directory):
         expected = classifier(pixels).numpy()
     loaded = tf.saved_model.load(str(directory))
     signature = loaded.signatures["serving_default"]
-    logits = signature(images=tf.constant(images))["logits"].numpy()
+    [logits] = signature(images=tf.constant(images)).values()
+    logits = logits.numpy()
     print(
         f"largest difference of logits: {np.abs(logits - expected).max():.1e}"
     )
