@@ -284,8 +284,7 @@ def calibration_verdict(spread_skill, of="logits"):
         of: what the generator is given: `logits`, or `features` of a layer.
 
     Returns:
-        A sentence without its full stop, such as "the noise says 0.93 of what
-        the logits leave open".
+        A sentence without its full stop.
     """
     if math.isnan(spread_skill):
         return f"the pictures equal the images: the {of} leave nothing open"
@@ -369,8 +368,6 @@ def sharpness(images):
 
 def gradients(images):
     """Slopes of luminance in grey levels per pixel, by central differences.
-
-    A rotation of the image by 90 degrees rotates them and leaves their lengths.
 
     Returns:
         `(..., 2, height - 2, width - 2)`.

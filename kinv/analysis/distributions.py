@@ -47,19 +47,10 @@ def run(study):
         "scene factors",
     )
     metrics, rows = {}, []
-    for name, model in study.models.items():
-
-        def measure(study, model, batch):
-            noise = study.noise(model, len(batch.images), 1, batch.key)
-            made = model.reconstruct(batch.images, noise)[:, 0]
-            return {
-                "images": features_of(study_lib.target(batch.images, model)),
-                "made": features_of(made),
-                "logits": model.logits(batch.images),
-                "reconstruction_logits": model.logits(made),
-            }
-
-        per_image = study.per_image(measure, name, study.count(IMAGES))
+    for name in study.models:
+        per_image = study.per_image(
+            _measure, name, study.count(IMAGES), features_of=features_of
+        )
         metrics[name] = {
             "images": len(per_image["logits"]),
             "features": network,
@@ -77,6 +68,17 @@ def run(study):
             }
         )
     return results.Result(metrics, {"distances": rows}, [])
+
+
+def _measure(study, model, batch, features_of):
+    noise = study.noise(model, len(batch.images), 1, batch.key)
+    made = model.reconstruct(batch.images, noise)[:, 0]
+    return {
+        "images": features_of(study_lib.target(batch.images, model)),
+        "made": features_of(made),
+        "logits": model.logits(batch.images),
+        "reconstruction_logits": model.logits(made),
+    }
 
 
 def _distances(images, made):

@@ -71,24 +71,28 @@ def run(study):
             "wrong_images": int((~right).sum()),
             **compared,
         }
-        rows += [
-            {
-                "model": name,
-                "measure": measure,
-                **{
-                    f"{group}_{key}": value
-                    for group in ("right", "wrong")
-                    for key, value in groups[group].items()
-                },
-                "p_value": groups["p_value"],
-            }
-            for measure, groups in compared.items()
-        ]
+        rows += _rows(name, compared)
         if shown:
             figures.append(_figure(name, strength, shown))
         same = per_image["agreement"]
         claims += _claims(study, name, strength, same, errors, right)
     return results.Result(metrics, {"measures": rows}, figures, claims)
+
+
+def _rows(name, compared):
+    return [
+        {
+            "model": name,
+            "measure": measure,
+            **{
+                f"{group}_{key}": value
+                for group in ("right", "wrong")
+                for key, value in groups[group].items()
+            },
+            "p_value": groups["p_value"],
+        }
+        for measure, groups in compared.items()
+    ]
 
 
 def _strength(study, model):

@@ -130,10 +130,8 @@ def filled_bars(groups, y_label):
                 label="pictures show",
                 zorder=2,
             )
-            for (value, low, high), shift in (
-                (outline, -0.12),
-                (filling, 0.12),
-            ):
+            ends = (outline, -0.12), (filling, 0.12)
+            for (value, low, high), shift in ends:
                 axes.errorbar(
                     places + shift,
                     value,

@@ -119,8 +119,8 @@ def write_report(directory, experiments, about):
     """Gathers the experiments' directories in one page and one JSON file.
 
     Args:
-        directory: of the results; `report.html` and `metrics.json` are written
-            there, `report.html` with every picture inside.
+        directory: of the results; `report.html`, with every picture, and
+            `metrics.json` are written there.
         experiments: names of sub-directories, in the order of the page.
         about: dict of what the results were computed from and how, by name.
             `models` are dicts by label: `path`, `metadata` (a line), `inverted`
@@ -132,10 +132,10 @@ def write_report(directory, experiments, about):
         name: files.read_json(directory / name / "metrics.json")
         for name in experiments
     }
-    claims = [
-        claim for result in written.values() for claim in result["claims"]
-    ]
-    claims.sort(key=lambda claim: [int(n) for n in claim["section"].split(".")])
+    claims = sorted(
+        (claim for result in written.values() for claim in result["claims"]),
+        key=lambda claim: [int(n) for n in claim["section"].split(".")],
+    )
     measured = {name: result["metrics"] for name, result in written.items()}
     shown = {
         name: metrics["within_class_r2"]
@@ -143,14 +143,7 @@ def write_report(directory, experiments, about):
         if metrics["within_class_r2"]["value"] is not None
     }
     calibration = _calibration(about["models"], measured.get("calibration", {}))
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(number=number, is_number=is_number)
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    page = _template().render(
         sections=[
             _section(directory, name, result)
             for name, result in written.items()
@@ -176,6 +169,17 @@ def write_report(directory, experiments, about):
         directory / "metrics.json",
         {"about": about, "experiments": measured, "claims": claims},
     )
+
+
+def _template():
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(number=number, is_number=is_number)
+    return environment.from_string(TEMPLATE.read_text())
 
 
 def _section(directory, name, result):

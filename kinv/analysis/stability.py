@@ -20,14 +20,12 @@ def run(study):
     reconstruction, and so on, with fresh noise each time.
 
     Returns:
-        `results.Result`. Agreement by model and by whether the classifier is
-        right about the image, with Wilson intervals; `chance` is the
-        agreement with another image's reconstruction.
+        `results.Result`. Agreement by model and, with labels, by whether the
+        classifier is right; `chance`, with another image's reconstruction.
     """
     images, labels = choose(study)
     labelled = bool(study.source.class_numbers)
-    metrics, rows, passes = {}, [], []
-    hits, is_right, curves = {}, {}, {}
+    metrics, rows, passes, hits, is_right, curves = {}, [], [], {}, {}, {}
     # Only the two models that stand for the paper's, not their controls.
     papers = dict(zip(study.pair or (), PAPER, strict=False))
     for name, model in study.models.items():

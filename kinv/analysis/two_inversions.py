@@ -55,26 +55,9 @@ def run(study):
     }
     metrics, figures = {}, []
     for first, second in pairs:
-        one, two = per_image[first], per_image[second]
-        classes = one["logits"].argmax(-1)
-        shared = metrics[f"{first} and {second}"] = {
-            "shared_r2": _shared(study, classes, one["half"], two["half"]),
-            "ceiling_of_first": _shared(
-                study, classes, one["half"], one["other_half"]
-            ),
-            "ceiling_of_second": _shared(
-                study, classes, two["half"], two["other_half"]
-            ),
-        }
-        for factor, part in scene_factors.PARTS.items() if network else ():
-            shared[factor] = scene_factors.explained(
-                study,
-                two["codes"][:, part],
-                one["codes"][:, part],
-                "two inversions",
-                "factors",
-            )
-        figures.append(_figure(study, first, second, one, two))
+        both = per_image[first], per_image[second]
+        metrics[f"{first} and {second}"] = _compare(study, *both)
+        figures.append(_figure(study, first, second, *both))
     rows = results.rows(metrics, column="models")
     return results.Result(metrics, {"shared_r2": rows}, figures)
 
@@ -91,6 +74,27 @@ def _measure(study, model, batch, label, network):
     if network:
         per_image["codes"] = scene_factors.read(network, made).mean(axis=1)
     return per_image
+
+
+def _compare(study, one, two):
+    classes = one["logits"].argmax(-1)
+    measured = {
+        key: _shared(study, classes, first, second)
+        for key, first, second in (
+            ("shared_r2", one["half"], two["half"]),
+            ("ceiling_of_first", one["half"], one["other_half"]),
+            ("ceiling_of_second", two["half"], two["other_half"]),
+        )
+    }
+    for factor, part in scene_factors.PARTS.items() if "codes" in one else ():
+        measured[factor] = scene_factors.explained(
+            study,
+            two["codes"][:, part],
+            one["codes"][:, part],
+            "two inversions",
+            "factors",
+        )
+    return measured
 
 
 def _shared(study, classes, first, second):
