@@ -11,6 +11,7 @@ Examples:
 
 import argparse
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ import time
 
 from kinv import errors, files
 
+SIZES = ("image_size", "base_channels")
 PRECISIONS = ("float32", "mixed_bfloat16")
 NUM_CLASSES = 80
 NOISE_DIM = 120
@@ -48,42 +50,8 @@ def parse_arguments(argv):
         "and of rendering scenes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_sizes(parser.add_argument)
     add = parser.add_argument
-    add(
-        "--image-size",
-        type=errors.positive_int,
-        default=64,
-        metavar="PIXELS",
-        help="height and width: 32, 64 or 128",
-    )
-    add(
-        "--base-channels",
-        type=errors.positive_int,
-        default=32,
-        metavar="CHANNELS",
-        help="width of both networks",
-    )
-    add(
-        "--batch-size",
-        type=errors.positive_int,
-        default=16,
-        metavar="IMAGES",
-        help="images per update",
-    )
-    add(
-        "--rounds",
-        type=errors.positive_int,
-        default=5,
-        metavar="NUMBER",
-        help="measurements of each figure, of which the median counts",
-    )
-    add(
-        "--steps",
-        type=errors.positive_int,
-        default=2,
-        metavar="NUMBER",
-        help="training steps, or batches, per measurement",
-    )
     add(
         "--classifier",
         metavar="NAME",
@@ -128,6 +96,45 @@ def parse_arguments(argv):
     return options
 
 
+def add_sizes(add):
+    """Flags of how large the networks are, and how much is measured."""
+    add(
+        "--image-size",
+        type=errors.positive_int,
+        default=64,
+        metavar="PIXELS",
+        help="height and width: 32, 64 or 128",
+    )
+    add(
+        "--base-channels",
+        type=errors.positive_int,
+        default=32,
+        metavar="CHANNELS",
+        help="width of both networks",
+    )
+    add(
+        "--batch-size",
+        type=errors.positive_int,
+        default=16,
+        metavar="IMAGES",
+        help="images per update",
+    )
+    add(
+        "--rounds",
+        type=errors.positive_int,
+        default=5,
+        metavar="NUMBER",
+        help="measurements of each figure, of which the median counts",
+    )
+    add(
+        "--steps",
+        type=errors.positive_int,
+        default=2,
+        metavar="NUMBER",
+        help="training steps, or batches, per measurement",
+    )
+
+
 def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
@@ -145,8 +152,6 @@ def main(argv=None):
 
 def measure(options, peers):
     """Measures everything in turn; prints and returns the figures."""
-    import keras
-
     workloads = make_workloads(options)
     for name, process in peers.items():
         for task in ("training", "generation"):
@@ -165,26 +170,7 @@ def measure(options, peers):
     about = files.machine()
     print(f"{about['processor']}, {about['cores']} cores, {about['system']}")
     print("first calls, which trace and compile")
-    first, memory = {}, {}
-    for name, (_, workload) in workloads.items():
-        start = time.perf_counter()
-        workload()
-        first[name] = time.perf_counter() - start
-        memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    seconds = collections.defaultdict(list)
-    bar = keras.utils.Progbar(options.rounds * len(workloads))
-    for _ in range(options.rounds):
-        for name, (_, workload) in workloads.items():
-            start = time.perf_counter()
-            workload()
-            seconds[name].append(time.perf_counter() - start)
-            bar.add(1)
-
-    speed = {
-        name: amount / statistics.median(seconds[name])
-        for name, (amount, _) in workloads.items()
-    }
-    peak = speed[PEAK]
+    measured = time_rounds(workloads, options.rounds)
     generator, discriminator = multiply_adds(
         options.image_size, options.base_channels
     )
@@ -193,6 +179,55 @@ def measure(options, peers):
         + DISCRIMINATOR_PASSES * discriminator,
         "generation": generator,
     }
+    rows = make_rows(workloads, *measured, per_image, peers)
+    print_table(rows, list(peers), generator, discriminator)
+    return rows
+
+
+def time_rounds(workloads, rounds):
+    """Runs every workload once, then in rounds.
+
+    Args:
+        workloads: of `make_workloads`.
+        rounds: number of them.
+
+    Returns:
+        dicts by name: seconds of the first call, MB of the process's peak of
+        memory after it, list of seconds of the rounds.
+    """
+    import keras
+
+    first, memory = {}, {}
+    for name, (_, workload) in workloads.items():
+        start = time.perf_counter()
+        workload()
+        first[name] = time.perf_counter() - start
+        memory[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    seconds = collections.defaultdict(list)
+    bar = keras.utils.Progbar(rounds * len(workloads))
+    for _ in range(rounds):
+        for name, (_, workload) in workloads.items():
+            start = time.perf_counter()
+            workload()
+            seconds[name].append(time.perf_counter() - start)
+            bar.add(1)
+    return first, memory, seconds
+
+
+def make_rows(workloads, first, memory, seconds, per_image, peers):
+    """The figures, a dict for each workload.
+
+    Args:
+        workloads: of `make_workloads`.
+        first, memory, seconds: of `time_rounds`.
+        per_image: dict by task of multiply-adds.
+        peers: names of peers.
+    """
+    speed = {
+        name: amount / statistics.median(seconds[name])
+        for name, (amount, _) in workloads.items()
+    }
+    peak = speed[PEAK]
     rows = []
     for (task, how), rate in speed.items():
         row = {
@@ -214,7 +249,6 @@ def measure(options, peers):
             for peer in peers:
                 row[f"ratio_to_{peer}"] = rate / speed[kind, f"float32, {peer}"]
         rows.append(row)
-    print_table(rows, list(peers), generator, discriminator)
     return rows
 
 
@@ -305,32 +339,46 @@ def make_workloads(options):
         dict by `(task, how)` of `(amount, function)`: images, or GFLOP, that a
         call of the function works through.
     """
-    import keras
+    return {
+        **matrix_products(),
+        **network_workloads(options),
+        **data_workloads(options),
+    }
+
+
+def matrix_products():
+    """Products of square matrices: what the machine can do at best."""
     import numpy as np
     import tensorflow as tf
 
+    side = 2048
+    values = np.random.default_rng(0).standard_normal((side, side))
+    product = tf.function(tf.matmul)
+
+    def multiply(matrix):
+        for _ in range(5):
+            product(matrix, matrix)[0, 0].numpy()
+
+    return {
+        ("matrix product, GFLOP", precision): (
+            5 * 2 * side**3 / 1e9,
+            functools.partial(multiply, tf.cast(values, dtype)),
+        )
+        for precision, dtype in zip(
+            PRECISIONS, ("float32", "bfloat16"), strict=True
+        )
+    }
+
+
+def network_workloads(options):
+    """Training, generation, and the exported signature."""
+    import keras
+
     from kinv.classifiers import loading
     from kinv.classifiers import small as small_lib
-    from kinv.data import datasets, rendering, scenes
 
-    size, batch_size = options.image_size, options.batch_size
-    amount = options.steps * batch_size
-    random = np.random.default_rng(0)
-    workloads = {}
-
-    for precision, dtype in zip(
-        PRECISIONS, ("float32", "bfloat16"), strict=True
-    ):
-        side = 2048
-        matrix = tf.cast(random.standard_normal((side, side)), dtype)
-        product = tf.function(tf.matmul)
-        workloads["matrix product, GFLOP", precision] = (
-            5 * 2 * side**3 / 1e9,
-            lambda product=product, matrix=matrix: [
-                product(matrix, matrix)[0, 0].numpy() for _ in range(5)
-            ],
-        )
-
+    size, workloads = options.image_size, {}
+    amount = options.steps * options.batch_size
     # What cached logits cost: next to nothing.
     inputs = keras.Input((size, size, 3))
     pooled = keras.layers.AveragePooling2D(size // 4)(inputs)
@@ -349,45 +397,47 @@ def make_workloads(options):
     workloads[f"training, {called}", precision] = amount, train
     for precision in PRECISIONS:
         keras.config.set_dtype_policy(precision)
-        workloads["generation", precision] = (
-            amount,
-            make_generation(options, make_generator(options, NUM_CLASSES)),
-        )
+        generate = make_generation(options, trivial)
+        workloads["generation", precision] = amount, generate
     keras.config.set_dtype_policy("float32")
-
     exported = make_exported(options, small)
     for images, samples in ((1, 1), (1, 16), (64, 1), (64, 16)):
         workloads[
             f"exported signature, {images} x {samples} pictures", "float32"
-        ] = (images * samples, lambda n=images, k=samples: exported(n, k))
-
-    source = datasets.open_dataset(options.dataset, "train", options.data_dir)
-    batches = iter(source.training_batches(size, 3 * batch_size, seed=0))
-    workloads[f"input pipeline, {options.dataset}", "uint8 to float32"] = (
-        20 * 3 * batch_size,
-        lambda: [next(batches)[0][0, 0, 0].numpy() for _ in range(20)],
-    )
-    factors = scenes.scene_factors("test", range(64))
-    workloads["rendering scenes, one process", "float32"] = (
-        64,
-        lambda: rendering.render(factors, size),
-    )
+        ] = (
+            images * samples,
+            functools.partial(exported, images, samples),
+        )
     return workloads
 
 
-def make_generator(options, num_classes):
-    """The generator, in the dtype policy of the moment."""
-    from kinv.inversion import networks
+def data_workloads(options):
+    """The input pipeline, and rendering."""
+    from kinv.data import datasets, rendering, scenes
 
-    return networks.Generator(
-        options.image_size,
-        num_classes,
-        options.base_channels,
-        noise_dim=NOISE_DIM,
-        embedding_dim=EMBEDDING_DIM,
-        gain_offset=1.0,
-        logit_normalization="standardize",
-    )
+    size, batch_size = options.image_size, options.batch_size
+    source = datasets.open_dataset(options.dataset, "train", options.data_dir)
+    batches = iter(source.training_batches(size, 3 * batch_size, seed=0))
+    factors = scenes.scene_factors("test", range(64))
+    return {
+        (f"input pipeline, {options.dataset}", "uint8 to float32"): (
+            20 * 3 * batch_size,
+            lambda: [next(batches)[0][0, 0, 0].numpy() for _ in range(20)],
+        ),
+        ("rendering scenes, one process", "float32"): (
+            64,
+            lambda: rendering.render(factors, size),
+        ),
+    }
+
+
+def make_networks(options, classifier):
+    """Both networks, in the dtype policy of the moment."""
+    from kinv.inversion import presets
+
+    sizes = {name: getattr(options, name) for name in SIZES}
+    settings = {**presets.PRESETS["paper-small"], **sizes}
+    return presets.make_networks(classifier, settings)
 
 
 def make_training(options, classifier):
@@ -397,27 +447,14 @@ def make_training(options, classifier):
     import tensorflow as tf
 
     from kinv.data import source as source_lib
-    from kinv.inversion import gan, networks
+    from kinv.inversion import gan, presets
 
-    num_classes = classifier.output_shape[-1]
+    preset = presets.PRESETS["paper-small"]
     keras.utils.set_random_seed(0)
     model = gan.InversionGAN(
         classifier,
-        make_generator(options, num_classes),
-        networks.Discriminator(
-            options.image_size,
-            num_classes,
-            options.base_channels,
-            logit_normalization="standardize",
-        ),
-        discriminator_steps=2,
-        # The paper's objective, as the peer's.
-        adversary="hinge",
-        adversary_weight=1.0,
-        score_weight=0.0,
-        readback_weight=0.0,
-        ema_decay=0.999,
-        ema_start_step=0,
+        *make_networks(options, classifier),
+        **{name: preset[name] for name in gan.InversionGAN.SETTINGS[1:]},
         seed=0,
     )
     model.compile(
@@ -439,11 +476,12 @@ def make_training(options, classifier):
     )
 
 
-def make_generation(options, generator):
+def make_generation(options, classifier):
     """A function that generates `--steps` batches, as after an export."""
     import numpy as np
     import tensorflow as tf
 
+    generator, _ = make_networks(options, classifier)
     generator.fold_spectral_norms(1)
     random = np.random.default_rng(0)
     inputs = {
@@ -467,7 +505,7 @@ def make_exported(options, classifier):
 
     from kinv.inversion import export
 
-    generator = make_generator(options, NUM_CLASSES)
+    generator, _ = make_networks(options, classifier)
     generator.fold_spectral_norms(1)
     invert = export.signature(classifier, generator).get_concrete_function()
     size = options.image_size

@@ -39,14 +39,9 @@ def main():
         print("done", file=answers, flush=True)
 
 
-def make_workloads(options):
-    """Makes functions that train, and generate, `--steps` batches.
-
-    Returns:
-        both functions, and a dict that describes the networks.
-    """
+def make_networks(options):
+    """Makes the generator, a copy for its average, and the discriminator."""
     import BigGAN
-    import losses
     import torch
 
     size, channels = options.image_size, options.base_channels
@@ -88,6 +83,21 @@ def make_workloads(options):
     discriminator = BigGAN.Discriminator(
         D_ch=channels, D_attn=str(size // 2), **shared
     )
+    return generator, average, discriminator
+
+
+def make_workloads(options):
+    """Makes functions that train, and generate, `--steps` batches.
+
+    Returns:
+        both functions, and a dict that describes the networks.
+    """
+    import BigGAN
+    import losses
+    import torch
+
+    size = options.image_size
+    generator, average, discriminator = make_networks(options)
     both = BigGAN.G_D(generator, discriminator)
     batch = options.batch_size
     images = torch.rand(3 * batch, 3, size, size) * 2 - 1
@@ -133,20 +143,17 @@ def make_workloads(options):
                 noise, label = draw()
                 average(noise, average.shared(label))
 
-    return (
-        train,
-        generate,
-        {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "generator_parameters": sum(
-                p.numel() for p in generator.parameters()
-            ),
-            "discriminator_parameters": sum(
-                p.numel() for p in discriminator.parameters()
-            ),
-        },
-    )
+    about = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "generator_parameters": count_parameters(generator),
+        "discriminator_parameters": count_parameters(discriminator),
+    }
+    return train, generate, about
+
+
+def count_parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 if __name__ == "__main__":
