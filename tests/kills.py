@@ -28,10 +28,12 @@ sys.path.insert(0, str(ROOT))
 import h5py  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 from kinv import errors, files, images  # noqa: E402
 from kinv.classifiers import logit_cache, small  # noqa: E402
 from kinv.data import datasets  # noqa: E402
+from kinv.inversion import networks  # noqa: E402, F401 (to be loaded)
 from tools import (  # noqa: E402
     analyze,
     export,
@@ -159,14 +161,21 @@ def content_of_run(run):
 
 
 def content_of_export(out):
-    """Digests of the newest version, and the figures that were measured."""
+    """Variables of the newest version, and the figures that were measured."""
     versions = [path for path in out.iterdir() if path.name.isdecimal()]
     # A kill may come after the version is complete: then there are two.
     for path in versions:
         assert files.verify(path)
     newest = max(versions, key=lambda path: int(path.name))
     metadata = files.read_json(newest / "assets.extra" / "kinv.json")
-    return digests(newest, "variables/*.data*"), metadata["metrics"]
+    reader = tf.train.load_checkpoint(str(newest / "variables" / "variables"))
+    # Each process numbers them in another order.
+    variables = sorted(
+        reader.get_tensor(name).tobytes()
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if shape
+    )
+    return variables, metadata["metrics"]
 
 
 def forked(function, *arguments):
