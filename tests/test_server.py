@@ -667,7 +667,7 @@ def test_bodies_may_be_compressed(served, encoding):
 
 @pytest.mark.parametrize(
     "body, encoding, status",
-    [(b"no", "gzip", 400), (gzip.compress(b"{}")[:-9], "gzip", 400)]
+    [(b"no", "gzip", 400), (gzip.compress(b"{}", mtime=0)[:-9], "gzip", 400)]
     + [(b"{}", "br", 415)],
 )
 def test_what_cannot_be_decompressed_is_refused(served, body, encoding, status):
