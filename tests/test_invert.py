@@ -39,6 +39,10 @@ def run(tmp_path_factory):
     config = {
         "options": {
             "dataset": str(root / "colors"),
+            "classifier": str(root / "classifier.keras"),
+            "preset": "small",
+            "batch_size": 12,
+            "seed": 0,
             "train_split": "train",
             "validation_split": "validation",
             "data_dir": "/somewhere/private",
