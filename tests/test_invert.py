@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+from ai_edge_litert import interpreter as litert
 
 from kinv import errors, images
 from kinv.classifiers import small
@@ -97,8 +98,23 @@ def test_export_measures_the_exported_model(run, exported):
 
 
 def test_second_export_equals_the_first(run, exported, capsys):
-    export_tool.main(export_command(run, exported))
+    lite = run / "colors.tflite"
+    export_tool.main([*export_command(run, exported), f"--lite={lite}"])
     output = capsys.readouterr().out
+    assert f"exported: {lite}" in output
+    # What LiteRT makes of it is what the SavedModel does.
+    random = np.random.default_rng(0)
+    image = random.uniform(0, 255, (1, 16, 16, 3)).astype("float32")
+    noise = random.standard_normal((1, 8), "float32")
+    converted = litert.Interpreter(str(lite))
+    found = converted.get_signature_runner()(images=image, noise=noise)
+    model = pipeline.Pipeline.load(exported)
+    np.testing.assert_allclose(found["logits"], model.logits(image), atol=1e-4)
+    np.testing.assert_allclose(
+        found["reconstructions"][None],
+        model.reconstruct(image, noise[None]),
+        atol=0.1,
+    )
     assert f"exported: {exported / '2'} (" in output
     assert "agreement" in output and "95 % interval" in output
     assert "of what the logits leave open" in output

@@ -33,12 +33,11 @@ trained by kinv after Teterwak et al., *Understanding
 Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
 (ICML 2021).
 
-* Classifier: `{training["classifier"]}`, {metadata["num_classes"]} classes
+* Classifier: `{training.get("classifier")}`, {metadata["num_classes"]} classes
   ({", ".join(names[:3])}, ...), images of {metadata["classifier_size"]} pixels.
 * Trained on: `{metadata["dataset"]}`, split `{training["train_split"]}`. The
   licence of these images is their owner's; kinv's own scenes are Apache-2.0.
-* Training: preset `{training["preset"]}`, {training["steps"]:,} updates of
-  {training["batch_size"]} images, seed {training["seed"]}.
+* Training: {_recipe(training)}.
 * Pictures: {metadata["image_size"]} pixels, float32 in [0, 255].
 
 | Measured on held-out images | |
@@ -49,6 +48,13 @@ Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
 
 {LIMITS.format(condition=condition)}
 """
+
+
+def _recipe(training):
+    """The settings that matter most, of those that are known."""
+    names = ("preset", "steps", "batch_size", "seed")
+    known = [f"{name} {training[name]}" for name in names if name in training]
+    return ", ".join(known).replace("_", " ")
 
 
 def _measured(metadata):
