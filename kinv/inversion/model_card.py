@@ -70,9 +70,9 @@ def _measured(metadata):
         "agreement: the reconstruction gets the image's class",
         f"{metrics['agreement']:.1%} ({low:.1%} to {high:.1%})",
     )
-    if (shown := metrics["within_class_r2"]) is not None:
+    if (shown := metrics.get("within_class_r2")) is not None:
         yield "share of the within-class information shown", f"{shown:.2f}"
-    if (ratio := metrics["error_ratio"]) is not None:
+    if (ratio := metrics.get("error_ratio")) is not None:
         low, high = metrics["error_ratio_interval"]
         spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
         kind = "features" if "layer" in metadata else "logits"
