@@ -70,6 +70,53 @@ def parse_arguments(argv):
         default=EXPERIMENTS,
         help="which ones to run (default: all)",
     )
+    add_data_flags(add)
+    add(
+        "--features",
+        metavar="NETWORK",
+        help="network that describes images, for FID and KID: "
+        "keras.applications:InceptionV3, or a .keras file (default: of "
+        "kinv_scenes the one that reads their factors)",
+    )
+    add(
+        "--perceptual",
+        metavar="NETWORK",
+        help="network by whose maps reconstructions also compares pictures "
+        "with images, as LPIPS does but without its learned weights: "
+        "keras.applications:VGG16, or a .keras file",
+    )
+    add_report_flags(add)
+    add(
+        "--seed",
+        type=errors.non_negative_int,
+        default=0,
+        help="of noise, pairs and resampling (default: 0)",
+    )
+    return parser.parse_args(argv)
+
+
+def add_report_flags(add):
+    """How much is computed, and what is written of it."""
+    add(
+        "--quick",
+        action="store_true",
+        help="a fifth of the images: wider intervals. Probes learn from all",
+    )
+    add(
+        "--pdf",
+        action="store_true",
+        help="write every figure as vector PDF, too",
+    )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="also write figures and scalars for TensorBoard, to "
+        "OUT/tensorboard",
+    )
+
+
+def add_data_flags(add):
+    """Which images the models are compared on."""
     add(
         "--dataset",
         help="TFDS name, folder of images, or .npz or IDX file of them "
@@ -101,47 +148,10 @@ def parse_arguments(argv):
         "a server that does not tell it, as TensorFlow Serving does not",
     )
     add(
-        "--features",
-        metavar="NETWORK",
-        help="network that describes images, for FID and KID: "
-        "keras.applications:InceptionV3, or a .keras file (default: of "
-        "kinv_scenes the one that reads their factors)",
-    )
-    add(
-        "--perceptual",
-        metavar="NETWORK",
-        help="network by whose maps reconstructions also compares pictures "
-        "with images, as LPIPS does but without its learned weights: "
-        "keras.applications:VGG16, or a .keras file",
-    )
-    add(
-        "--quick",
-        action="store_true",
-        help="a fifth of the images: wider intervals. Probes learn from all",
-    )
-    add(
-        "--pdf",
-        action="store_true",
-        help="write every figure as vector PDF, too",
-    )
-    add(
-        "--tensorboard",
-        action="store_true",
-        help="also write figures and scalars for TensorBoard, to "
-        "OUT/tensorboard",
-    )
-    add(
-        "--seed",
-        type=errors.non_negative_int,
-        default=0,
-        help="of noise, pairs and resampling (default: 0)",
-    )
-    add(
         "--data-dir",
         metavar="DIR",
         help="where TFDS keeps data sets (default: TFDS's own)",
     )
-    return parser.parse_args(argv)
 
 
 def main(argv=None):

@@ -97,7 +97,6 @@ def write_version(options):
     labelled, line = labels.match(validation, config["class_names"])
     print(line)
 
-    # The generator, from training to inference.
     batch_size = min(
         BATCH_SIZE, options.statistics_examples, source.num_examples
     )
@@ -120,11 +119,7 @@ def write_version(options):
         },
     }
     with export.new_version(options.out) as (temporary, final):
-        print(f"filling statistics with {num_batches * batch_size} images")
-        generator.fold_spectral_norms(iterations=20)
-        generator.fill_standing_statistics(
-            with_progress(inputs, keras.utils.Progbar(num_batches))
-        )
+        prepare(generator, inputs, num_batches)
         export.save(temporary, classifier, generator, metadata)
         print("measuring on held-out images")
         metadata["metrics"] = measure(
@@ -143,6 +138,17 @@ def write_version(options):
     if options.lite:
         write_lite(options.lite, classifier, generator)
     return metadata, final[0]
+
+
+def prepare(generator, inputs, num_batches):
+    """Takes the generator from training to inference."""
+    import keras
+
+    print(f"filling its statistics with {num_batches} batches of images")
+    generator.fold_spectral_norms(iterations=20)
+    generator.fill_standing_statistics(
+        with_progress(inputs, keras.utils.Progbar(num_batches))
+    )
 
 
 def write_lite(path, classifier, generator):

@@ -42,7 +42,6 @@ def parse_arguments(argv):
         "served model, grpc://HOST:PORT/NAME or "
         "http://HOST:PORT/v1/models/NAME",
     )
-    add("--out", required=True, metavar="FILE", help="grid to write, a PNG")
     add(
         "--samples",
         type=errors.positive_int,
@@ -51,24 +50,7 @@ def parse_arguments(argv):
         help="reconstructions per image",
     )
     add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
-    add(
-        "--rows",
-        type=errors.positive_int,
-        default=50,
-        metavar="IMAGES",
-        help="images in the grid at most; the other outputs hold all",
-    )
-    add(
-        "--images-out",
-        metavar="DIR",
-        help="new folder for every reconstruction as a PNG of its own",
-    )
-    add(
-        "--logits-out",
-        metavar="FILE",
-        help="logits of the images: .csv with names, or .npy, float32 (images, "
-        "classes)",
-    )
+    add_output_flags(add)
     add(
         "--skip-unreadable",
         action="store_true",
@@ -88,6 +70,29 @@ def parse_arguments(argv):
             f".npy, received {options.logits_out!r}"
         )
     return options
+
+
+def add_output_flags(add):
+    """What is written, and where."""
+    add("--out", required=True, metavar="FILE", help="grid to write, a PNG")
+    add(
+        "--rows",
+        type=errors.positive_int,
+        default=50,
+        metavar="IMAGES",
+        help="images in the grid at most; the other outputs hold all",
+    )
+    add(
+        "--images-out",
+        metavar="DIR",
+        help="new folder for every reconstruction as a PNG of its own",
+    )
+    add(
+        "--logits-out",
+        metavar="FILE",
+        help="logits of the images: .csv with names, or .npy, float32 (images, "
+        "classes)",
+    )
 
 
 def main(argv=None):

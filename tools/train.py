@@ -400,6 +400,25 @@ def add_classifier_flags(group):
         metavar="NAME",
         help="the classifier's output that holds the logits, of several",
     )
+    add_input_flags(add)
+    add(
+        "--log-probabilities",
+        action="store_true",
+        help="the classifier gives probabilities of which no softmax can be "
+        "taken off: take their logarithms, which equal the logits but for a "
+        "constant per image",
+    )
+    add(
+        "--class-names",
+        metavar="FILE",
+        help="names of the classes, one per line in the order of the logits, "
+        "or Keras's imagenet_class_index.json (default: ImageNet's of its "
+        "classifiers, else the data set's)",
+    )
+
+
+def add_input_flags(add):
+    """What the classifier takes pixels as."""
     add(
         "--classifier-size",
         type=errors.positive_int,
@@ -430,20 +449,6 @@ def add_classifier_flags(group):
         nargs="+",
         metavar="STD",
         help="what they are divided by after that (default: 1)",
-    )
-    add(
-        "--log-probabilities",
-        action="store_true",
-        help="the classifier gives probabilities of which no softmax can be "
-        "taken off: take their logarithms, which equal the logits but for a "
-        "constant per image",
-    )
-    add(
-        "--class-names",
-        metavar="FILE",
-        help="names of the classes, one per line in the order of the logits, "
-        "or Keras's imagenet_class_index.json (default: ImageNet's of its "
-        "classifiers, else the data set's)",
     )
 
 

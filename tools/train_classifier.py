@@ -31,32 +31,7 @@ def parse_arguments(argv=None):
         default=32,
         help="side of the classifier's input in pixels (default: 32)",
     )
-    attack = parser.add_argument_group("adversarial training")
-    attack.add_argument(
-        "--adversarial",
-        choices=("none", "linf", "l2"),
-        default="none",
-        help="norm of the attack to train against; none: standard training, "
-        "attacked in linf only to be measured (default: none)",
-    )
-    attack.add_argument(
-        "--radius",
-        type=errors.positive_float,
-        help="radius of the attack in pixel values, of training and "
-        "measurement (default: 8, for l2 128)",
-    )
-    attack.add_argument(
-        "--attack-steps",
-        type=errors.positive_int,
-        default=4,
-        help="steps of the attack in training (default: 4)",
-    )
-    attack.add_argument(
-        "--evaluation-examples",
-        type=errors.positive_int,
-        default=1000,
-        help="held-out images that PGD-20 attacks at the end (default: 1000)",
-    )
+    add_attack_flags(parser.add_argument_group("adversarial training"))
     training = parser.add_argument_group("training")
     training.add_argument(
         "--epochs",
@@ -91,6 +66,36 @@ def parse_arguments(argv=None):
     )
     cli.add_run_flags(parser.add_argument_group("run"))
     return parser.parse_args(argv)
+
+
+def add_attack_flags(group):
+    """The attack that is trained against, and measured."""
+    add = group.add_argument
+    add(
+        "--adversarial",
+        choices=("none", "linf", "l2"),
+        default="none",
+        help="norm of the attack to train against; none: standard training, "
+        "attacked in linf only to be measured (default: none)",
+    )
+    add(
+        "--radius",
+        type=errors.positive_float,
+        help="radius of the attack in pixel values, of training and "
+        "measurement (default: 8, for l2 128)",
+    )
+    add(
+        "--attack-steps",
+        type=errors.positive_int,
+        default=4,
+        help="steps of the attack in training (default: 4)",
+    )
+    add(
+        "--evaluation-examples",
+        type=errors.positive_int,
+        default=1000,
+        help="held-out images that PGD-20 attacks at the end (default: 1000)",
+    )
 
 
 def main(argv=None):

@@ -156,13 +156,8 @@ class InversionGAN(keras.Model):
             else conditioning.LogitNormalization("whiten")
         )
         self.class_centered_whitening.build((None, generator.condition_dim))
-        self.trackers = [
-            keras.metrics.Mean(name=name)
-            for name in ("discriminator_loss", "generator_loss")
-        ]
-        self.validation_trackers = [
-            keras.metrics.Mean(name=name) for name in validation.MEASURES
-        ]
+        self.trackers = _means("discriminator_loss", "generator_loss")
+        self.validation_trackers = _means(*validation.MEASURES)
         self.built = True
 
     def _check_settings(self):
@@ -601,6 +596,10 @@ def _unpack(data):
     if not isinstance(data, (tuple, list)):
         return data, None
     return data[0], data[2] if len(data) == 3 else None
+
+
+def _means(*names):
+    return [keras.metrics.Mean(name=name) for name in names]
 
 
 def _num_replicas():

@@ -111,20 +111,7 @@ class Pipeline:
                 or REMOTE_IMAGE_SIZE,
             )
         path = _version_directory(target)
-        metadata_path = path / "assets.extra" / "kinv.json"
-        if not metadata_path.is_file():
-            raise errors.InputError(
-                "Expected a model written by tools/export.py. Received: "
-                f"{path}, a SavedModel without assets.extra/kinv.json."
-            )
-        if not files.verify(path):
-            LOGGER.warning(
-                "%s: without digests, so not verified; export it again to have "
-                "them",
-                path,
-            )
-        metadata = files.read_json(metadata_path)
-        _check_metadata(metadata, metadata_path)
+        metadata = _read_metadata(path)
         try:
             model = tf.saved_model.load(path)
         # TensorFlow lets through whatever a damaged file makes its parsers
@@ -312,6 +299,25 @@ def _version_directory(path):
             "SavedModel."
         )
     return found[max(found)]
+
+
+def _read_metadata(path):
+    """The `kinv.json` of a SavedModel that is as it was written."""
+    metadata_path = path / "assets.extra" / "kinv.json"
+    if not metadata_path.is_file():
+        raise errors.InputError(
+            "Expected a model written by tools/export.py. Received: "
+            f"{path}, a SavedModel without assets.extra/kinv.json."
+        )
+    if not files.verify(path):
+        LOGGER.warning(
+            "%s: without digests, so not verified; export it again to have "
+            "them",
+            path,
+        )
+    metadata = files.read_json(metadata_path)
+    _check_metadata(metadata, metadata_path)
+    return metadata
 
 
 def versions(directory):
