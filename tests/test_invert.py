@@ -12,7 +12,7 @@ from ai_edge_litert import interpreter as litert
 from kinv import errors, images
 from kinv.classifiers import small
 from kinv.inversion import export, networks
-from kinv.serving import pipeline
+from kinv.serving import diverse, pipeline
 from tools import export as export_tool
 from tools import invert
 
@@ -287,6 +287,30 @@ def test_invert_writes_grid_images_and_logits(
     )
 
 
+def test_the_most_different_and_their_deviation(
+    exported, pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(invert, "CANDIDATES", 20)
+    grid = tmp_path / "grid.png"
+    single = tmp_path / "single"
+    flags = ("--samples=4", "--diverse", "--uncertainty", f"--out={grid}")
+    flags += (f"--images-out={single}", f"--model={exported}")
+    invert.main([str(pictures / "b.png"), *flags])
+    printed = capsys.readouterr().out
+    model = pipeline.Pipeline.load(exported)
+    image = images.read_image(pictures / "b.png")
+    found = diverse.find(model, image, 4, 20)
+    for path, picture in zip(
+        sorted(single.iterdir()), found.reconstructions, strict=True
+    ):
+        written = images.read_image(path)
+        np.testing.assert_array_equal(written, images.to_uint8(picture))
+    assert f"b.png: pictures {found.spread:.0f} of 255 apart" in printed
+    with PIL.Image.open(grid) as picture:
+        # The image, four reconstructions, their deviation.
+        assert 6 * 128 < picture.width < 8 * 128 + 60
+
+
 def test_invert_repeats_itself(exported, pictures, tmp_path):
     for name in "xy":
         invert.main(
@@ -416,10 +440,18 @@ def test_any_file_name_will_do(exported, pictures, tmp_path, name, capsys):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--samples=0", "--seed=-1", "--out=grid.jpg", "--logits-out=a.txt"]
+    "flags",
+    [
+        ["--samples=0"],
+        ["--seed=-1"],
+        ["--out=grid.jpg"],
+        ["--logits-out=a.txt"],
+        ["--diverse", "--samples=257"],
+        ["--uncertainty", "--samples=1"],
+    ],
 )
-def test_invert_wrong_flags(flag, capsys):
-    command = ["image.png", "--model=model", "--out=grid.png", flag]
+def test_invert_wrong_flags(flags, capsys):
+    command = ["image.png", "--model=model", "--out=grid.png", *flags]
     with pytest.raises(SystemExit) as caught:
         invert.main(command)
     assert caught.value.code == 2

@@ -16,6 +16,10 @@ from kinv import errors, files
 # Of the name of an image that the names of its reconstructions repeat: file
 # systems take 255.
 MAX_STEM_BYTES = 150
+# Noises that --diverse chooses from.
+CANDIDATES = 512
+# What the deviations of --uncertainty are multiplied by, to be seen.
+DEVIATION_SCALE = 4
 
 
 def parse_arguments(argv):
@@ -42,14 +46,7 @@ def parse_arguments(argv):
         "served model, grpc://HOST:PORT/NAME or "
         "http://HOST:PORT/v1/models/NAME",
     )
-    add(
-        "--samples",
-        type=errors.positive_int,
-        default=4,
-        metavar="NUMBER",
-        help="reconstructions per image",
-    )
-    add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
+    add_sampling_flags(add)
     add_output_flags(add)
     add(
         "--skip-unreadable",
@@ -58,6 +55,13 @@ def parse_arguments(argv):
         "the first",
     )
     options = parser.parse_args(argv)
+    several = options.diverse or options.uncertainty
+    if several and not 2 <= options.samples <= CANDIDATES // 2:
+        parser.error(
+            "argument --samples: expected a number from 2 to "
+            f"{CANDIDATES // 2} with --diverse or --uncertainty, received "
+            f"{options.samples}"
+        )
     if not options.out.lower().endswith(".png"):
         parser.error(
             f"argument --out: expected a name that ends in .png, received "
@@ -70,6 +74,30 @@ def parse_arguments(argv):
             f".npy, received {options.logits_out!r}"
         )
     return options
+
+
+def add_sampling_flags(add):
+    """Which reconstructions are made of an image."""
+    add(
+        "--samples",
+        type=errors.positive_int,
+        default=4,
+        metavar="NUMBER",
+        help="reconstructions per image",
+    )
+    add(
+        "--diverse",
+        action="store_true",
+        help=f"of {CANDIDATES} noises show the --samples whose reconstructions "
+        "differ most, among those whose logits are no farther from the image's "
+        "than usual",
+    )
+    add(
+        "--uncertainty",
+        action="store_true",
+        help="add a map of the standard deviation over the reconstructions",
+    )
+    add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
 
 
 def add_output_flags(add):
@@ -123,6 +151,8 @@ class Results:
     paths: list = dataclasses.field(default_factory=list)
     logits: list = dataclasses.field(default_factory=list)
     agreements: list = dataclasses.field(default_factory=list)
+    # Of --diverse.
+    diverse: list = dataclasses.field(default_factory=list)
     # Of the grid.
     rows: list = dataclasses.field(default_factory=list)
     captions: list = dataclasses.field(default_factory=list)
@@ -165,17 +195,32 @@ def invert(options, model, paths, results):
 
     from kinv import images
     from kinv.analysis import grids
+    from kinv.serving import diverse
 
-    bar = keras.utils.Progbar(len(paths))
+    bar = keras.utils.Progbar(
+        len(paths) * (CANDIDATES if options.diverse else 1)
+    )
     random = np.random.default_rng(options.seed)
     for index, path in enumerate(paths):
         image = images.center_crop(images.read_image(path))[None]
-        noise = random.standard_normal(
-            (1, options.samples, model.noise_dim), "float32"
-        )
         before = model.logits(image)
-        reconstructions = model.reconstruct(image, noise)[0]
-        after = model.logits(reconstructions)
+        if options.diverse:
+            found = diverse.find(
+                model,
+                image[0],
+                options.samples,
+                CANDIDATES,
+                options.seed,
+                bar.add,
+            )
+            reconstructions, after = found.reconstructions, found.logits
+            results.diverse.append(found)
+        else:
+            noise = random.standard_normal(
+                (1, options.samples, model.noise_dim), "float32"
+            )
+            reconstructions = model.reconstruct(image, noise)[0]
+            after = model.logits(reconstructions)
         changed = after.argmax(-1) != before.argmax(-1)
         for sample in range(options.samples if options.images_out else 0):
             images.write_image(
@@ -195,7 +240,14 @@ def invert(options, model, paths, results):
                 + [describe(row, model.class_names) for row in after]
             )
             results.marked.append([False, *changed])
-        bar.add(1)
+            if options.uncertainty:
+                deviation = reconstructions.std(axis=0).mean(axis=-1)
+                shown = deviation[..., None].repeat(3, -1) * DEVIATION_SCALE
+                results.rows[-1].append(shown)
+                results.captions[-1].append(f"mean {deviation.mean():.0f}")
+                results.marked[-1].append(False)
+        if not options.diverse:
+            bar.add(1)
 
 
 def short_stem(path):
@@ -212,6 +264,8 @@ def write(options, model, results):
     from kinv.analysis import grids
 
     columns = [f"noise {sample + 1}" for sample in range(options.samples)]
+    if options.uncertainty:
+        columns.append(f"deviation, white: {255 / DEVIATION_SCALE:.0f} of 255")
     grid = grids.captioned_grid(
         results.rows,
         results.captions,
@@ -233,6 +287,13 @@ def write(options, model, results):
         f"same class before and after: {np.mean(results.agreements):.1%} of "
         f"{options.samples} reconstructions of {len(results.paths)} images"
     )
+    for path, found in zip(results.paths, results.diverse, strict=False):
+        print(
+            f"{files.printable(path.name)}: pictures {found.spread:.0f} of 255 "
+            f"apart (usual {found.usual_spread:.0f}), logits "
+            f"{found.logit_distances.mean():.3g} from the image's (usual "
+            f"{found.usual_logit_distance:.3g})"
+        )
     if len(results.paths) > options.rows:
         print(f"the grid holds the first {options.rows} images (--rows)")
     for output in (options.out, options.images_out, options.logits_out):
