@@ -14,6 +14,7 @@ from kinv.analysis import (
     calibration,
     controls,
     distributions,
+    diversity,
     factors,
     layers_compared,
     logit_interpolation,
@@ -33,13 +34,14 @@ from kinv.analysis import (
 )
 from kinv.analysis import study as study_lib
 from kinv.data import source as source_lib
-from kinv.serving import pipeline
+from kinv.serving import diverse, pipeline
 from tools import analyze
 
 IMAGES = 120
 SMALL = (
     (reconstructions, "IMAGES"),
     (noise_resampling, "IMAGES"),
+    (diversity, "IMAGES"),
     (noise_interpolation, "IMAGES"),
     (misclassified, "IMAGES"),
     (manipulation, "IMAGES"),
@@ -149,6 +151,39 @@ def test_reconstructions(source):
     assert values["shuffled_pixel_mse"] > 1000
     assert found["noise"]["agreement"]["value"] < 0.1
     assert abs(found["noise"]["ssim"]["value"]) < 0.1
+
+
+def test_the_widest_reconstructions(source, monkeypatch):
+    monkeypatch.setattr(diversity, "CANDIDATES", 12)
+    result = run(diversity, source, perfect=perfect(), noise=noise_only())
+    spread = result.metrics["perfect"]["spread"]["value"]
+    assert spread == pytest.approx(0, abs=1e-3)
+    found = result.metrics["noise"]
+    # White noise of 255 levels: bands of 16, 8, ... pixels have a quarter of
+    # the variance each, but for the first, which has three quarters of it.
+    variance = 255**2 / 12
+    bands = [0.75 * variance / 4**band for band in range(5)]
+    bands.append(variance / 4**5)
+    expected = np.sqrt(2 * np.mean(bands))
+    assert found["spread"]["value"] == pytest.approx(expected, rel=0.05)
+    # Nothing differs more than anything else.
+    assert found["widening"]["value"] == pytest.approx(1, rel=0.05)
+    # The class is the brightest value; a few images have the same.
+    study = study_lib.Study({}, source, None, 32)
+    images = study.first(400).images
+    classes = images.reshape(400, -1).argmax(axis=-1)
+    shares = []
+    for number in classes[:IMAGES]:
+        alike = images[classes == number]
+        if len(alike) > 1:
+            apart = diverse.picture_distances(alike)
+            shares.append(
+                expected / apart[~np.eye(len(alike), dtype=bool)].mean()
+            )
+    of_class = found["of_class"]["value"]
+    assert of_class == pytest.approx(np.mean(shares), rel=0.05)
+    [figure] = result.figures
+    assert figure.name == "widest"
 
 
 def test_noise_resampling(source):

@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "reconstructions",
     "noise_resampling",
     "calibration",
+    "diversity",
     "logit_interpolation",
     "noise_interpolation",
     "misclassified",

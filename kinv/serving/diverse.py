@@ -107,7 +107,9 @@ def farthest(distances, number):
         distances: `(count, count)`, symmetric.
         number: of points, at least 2 and at most as many as there are.
     """
-    chosen = list(np.unravel_index(distances.argmax(), distances.shape))
+    # Equal pictures are two all the same.
+    different = distances - np.eye(len(distances))
+    chosen = list(np.unravel_index(different.argmax(), distances.shape))
     while len(chosen) < number:
         nearest = distances[chosen].min(axis=0)
         nearest[chosen] = -1

@@ -1,0 +1,106 @@
+"""How far apart can pictures of the same logits be?"""
+
+import numpy as np
+
+from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
+from kinv.serving import diverse
+
+TITLE = "The widest reconstructions"
+IMAGES = 16
+NUMBER = 6
+CANDIDATES = 256
+# Held-out images among which those of the same class are looked for.
+POOL = 500
+SHOWN = 3
+
+
+def run(study):
+    """Finds, of 256 noises, the six whose pictures differ most.
+
+    Returns:
+        `results.Result`: means over images of `spread`, the mean distance
+        between two of the six in grey levels (`diverse.picture_distances`); of
+        `widening`, that over the distance of any two reconstructions of the
+        image; and of `of_class`, that over the distance of any two images of
+        the class that the classifier finds.
+    """
+    metrics, grid, captions = {}, [], []
+    for name, model in study.models.items():
+        classes = _class_distances(study, name)
+        per_image = study.per_image(_measure, name, study.count(IMAGES))
+        pictures = per_image.pop("pictures")
+        apart = np.array([classes.get(c, np.nan) for c in per_image["class"]])
+        spread = per_image["spread"]
+        known = np.isfinite(apart)
+        # Equal reconstructions are no wider than usual.
+        usual = np.maximum(per_image["usual_spread"], 1e-3)
+        metrics[name] = {
+            "images": len(spread),
+            "candidates": CANDIDATES,
+            "spread": results.mean(spread),
+            "widening": results.mean(spread / usual),
+            "of_class": results.mean(spread[known] / apart[known]),
+        }
+        grid += list(pictures[:SHOWN])
+        captions += [name] * len(pictures[:SHOWN])
+    return results.Result(
+        metrics,
+        {"diversity": results.rows(metrics)},
+        [_figure(grid, captions)],
+    )
+
+
+def _measure(study, model, batch):
+    rows = []
+    for index, image in enumerate(batch.images):
+        random = study.random("diversity", batch.key, str(index))
+        seed = random.integers(2**32)
+        found = diverse.find(model, image, NUMBER, CANDIDATES, seed)
+        own = study_lib.target(image[None], model)
+        rows.append(
+            {
+                "pictures": np.concatenate([own, found.reconstructions])[None],
+                "spread": [found.spread],
+                "usual_spread": [found.usual_spread],
+                "class": model.logits(image[None]).argmax(axis=-1),
+            }
+        )
+    return study_lib.concatenate(rows)
+
+
+def _class_distances(study, name):
+    """Mean distance of two images of a class, by the number of the class."""
+    per_image = study.per_image(_classify, name, POOL)
+    distances = diverse.picture_distances(per_image["images"])
+    alike = {
+        number: np.flatnonzero(per_image["class"] == number)
+        for number in np.unique(per_image["class"])
+    }
+    return {
+        number: diverse.mean_distance(distances[np.ix_(rows, rows)])
+        for number, rows in alike.items()
+        if len(rows) > 1
+    }
+
+
+def _classify(study, model, batch):
+    return {
+        "images": study_lib.target(batch.images, model),
+        "class": model.logits(batch.images).argmax(axis=-1),
+    }
+
+
+def _figure(grid, captions):
+    return results.Figure(
+        "widest",
+        f"The image, then the {NUMBER} of {CANDIDATES} reconstructions that "
+        "differ most from each other, among those whose logits are no farther "
+        "from the image's than the median one's. What all of them share, the "
+        "logits say; what they do not, the logits leave open.",
+        grids.captioned_grid(
+            grid,
+            row_captions=captions,
+            column_captions=["image", *[str(i + 1) for i in range(NUMBER)]],
+        ),
+    )
