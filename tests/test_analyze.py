@@ -518,7 +518,7 @@ def test_served_models_give_what_local_ones_give(
     monkeypatch.setattr(
         datasets,
         "open_dataset",
-        lambda name, split, data_dir: rendered(split, sizes[split]),
+        lambda name, split, *options: rendered(split, sizes[split]),
     )
     experiments = ["reconstructions", "stability", "controls"]
     found = []
