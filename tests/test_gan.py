@@ -142,6 +142,8 @@ def test_a_step_updates_both_networks_and_leaves_the_classifier():
 def test_first_discriminator_step_is_adam_on_the_hinge_loss():
     model = make_model()
     images, labels = make_data()
+    # Otherwise the first `fit` would do so.
+    model.adapt(images)
     model.discriminator_steps = 1
     # Without momentum Adam's first step is learning rate times sign, but for
     # epsilon, which Keras adds before it corrects the second moment's bias.
@@ -286,9 +288,11 @@ def test_noise_differs_between_steps_and_batches():
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     data = make_data(6)
     whole = make_model()
+    whole.adapt(data[0])
     fit(whole, steps=2, data=data)
 
     first = make_model()
+    first.adapt(data[0])
     first_half, second_half = ([x[i : i + 24] for x in data] for i in (0, 24))
     fit(first, data=tuple(first_half))
     first.save_weights(tmp_path / "checkpoint.weights.h5")
