@@ -117,7 +117,7 @@ def test_flipped_bits_of_an_export_are_found(tmp_path):
     shutil.copytree(EXPORTED, version)
     assert (version / files.DIGESTS).exists()
     found = [path for path in version.rglob("*") if path.is_file()]
-    assert len(found) == 7
+    assert len(found) == 8
     for path in found:
         if path.name != files.DIGESTS:
             check_flips(path, lambda: pipeline.Pipeline.load(version))
