@@ -2,8 +2,6 @@
 
 import sys
 
-from kinv import errors
-
 
 def add_data_flags(group):
     """Where images come from, and which of them are trained and measured on."""
@@ -26,11 +24,7 @@ def add_data_flags(group):
         metavar="SPLIT",
         help="held-out split to measure on (default: validation)",
     )
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="where TFDS keeps data sets (default: TFDS's own)",
-    )
+    add_data_dir(add)
     add(
         "--crop",
         choices=("center", "random"),
@@ -38,6 +32,20 @@ def add_data_flags(group):
         help="of training images; random: a square of 50 to 100 %% of the area "
         "(default: center)",
     )
+    add_skip_unreadable(add)
+
+
+def add_data_dir(add):
+    """Where TFDS keeps what it has prepared."""
+    add(
+        "--data-dir",
+        metavar="DIR",
+        help="where TFDS keeps data sets, if not in its own folder",
+    )
+
+
+def add_skip_unreadable(add):
+    """Whether a damaged image of a folder stops the tool."""
     add(
         "--skip-unreadable",
         action="store_true",
@@ -63,13 +71,6 @@ def add_run_flags(group):
         "--resume",
         action="store_true",
         help="continue the run in --out from its last checkpoint",
-    )
-    add(
-        "--steps-per-epoch",
-        type=errors.positive_int,
-        metavar="STEPS",
-        help="updates between checkpoints and measurements (default: the "
-        "preset's; of a classifier, one pass over the images)",
     )
     add(
         "--strategy",

@@ -6,6 +6,8 @@ import numpy as np
 import scipy.special
 import tensorflow as tf
 
+from kinv.images import LUMINANCE
+
 # Reconstructions of an image whose mean the error ratio is of.
 ERROR_RATIO_NOISES = 8
 # Spread-skill ratios beyond which tools and report warn.
@@ -108,6 +110,17 @@ def psnr(images, others):
     return 10 * np.log10(
         255**2 / np.maximum(pixel_mse(images, others), 255**2 * 1e-10)
     )
+
+
+def squared_distances(vectors, others):
+    """Between each two, `(vectors, others)`, by one matrix product."""
+    distances = (
+        np.sum(vectors**2, axis=-1)[:, None]
+        - 2 * vectors @ others.T
+        + np.sum(others**2, axis=-1)
+    )
+    # Rounding may leave something between equal vectors.
+    return np.maximum(distances, 0.0)
 
 
 def frechet_distance(first, second):
@@ -345,7 +358,7 @@ def flat_rank_distance(num_images, num_samples):
 
 def luminance(images):
     """Grey images `(..., height, width)` in [0, 255] (ITU-R 601)."""
-    return np.asarray(images, "float64") @ (0.299, 0.587, 0.114)
+    return np.asarray(images, "float64") @ LUMINANCE
 
 
 def brightness(images):

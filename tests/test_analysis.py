@@ -1161,7 +1161,7 @@ def test_memorisation_tells_copies_from_pictures_of_ones_own(
 
     def copy(logits, noise):
         flat = copies.reshape(300, -1)
-        distances = study_lib.squared_distances(64 * logits, flat)
+        distances = measures.squared_distances(64 * logits, flat)
         return copies[distances.argmin(axis=-1)]
 
     learned_by_heart = fake(

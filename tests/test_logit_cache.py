@@ -38,7 +38,7 @@ def everything(source, start=0):
 def test_cache_holds_what_the_classifier_says_in_the_same_order(
     source, classifier, tmp_path
 ):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    logit_cache.write(source, classifier, None, SIZE, tmp_path)
     cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
     for start in (0, 60):
         images, labels = everything(source, start)
@@ -52,7 +52,7 @@ def test_cache_holds_what_the_classifier_says_in_the_same_order(
 
 
 def test_other_sizes_are_rounded_to_whole_numbers(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, 16, tmp_path, verbose=False)
+    logit_cache.write(source, classifier, None, 16, tmp_path)
     cached = logit_cache.read(source, classifier, None, 16, tmp_path)
     images = next(iter(source.training_batches(SIZE, 12, seed=3)))[0]
     targets = next(iter(cached.training_batches(16, 12, seed=3)))[0]
@@ -64,9 +64,7 @@ def test_other_sizes_are_rounded_to_whole_numbers(source, classifier, tmp_path):
 def test_a_pass_goes_on_where_it_was_killed(
     source, classifier, tmp_path, monkeypatch
 ):
-    logit_cache.write(
-        source, classifier, None, SIZE, tmp_path / "a", verbose=False
-    )
+    logit_cache.write(source, classifier, None, SIZE, tmp_path / "a")
     (whole,) = (tmp_path / "a").glob("*/*.tfrecord")
     content = whole.read_bytes()
     partial = tmp_path / "b" / whole.parent.name / "logits.partial"
@@ -84,16 +82,12 @@ def test_a_pass_goes_on_where_it_was_killed(
         return batches(self, *arguments, start=start, **options)
 
     monkeypatch.setattr(source_lib.Source, "evaluation_batches", count)
-    logit_cache.write(
-        source, classifier, None, SIZE, tmp_path / "b", verbose=False
-    )
+    logit_cache.write(source, classifier, None, SIZE, tmp_path / "b")
     # The first records are compared, then it goes on.
     assert asked == [0, 40] and not partial.exists()
     assert partial.with_name(whole.name).read_bytes() == content
     # Complete: nothing to do.
-    logit_cache.write(
-        source, classifier, None, SIZE, tmp_path / "b", verbose=False
-    )
+    logit_cache.write(source, classifier, None, SIZE, tmp_path / "b")
     assert asked == [0, 40]
 
 
@@ -150,7 +144,7 @@ def test_a_cache_of_another_computation_is_refused(source, tmp_path):
         return keras.Model(inputs, keras.layers.Dense(2)(x))
 
     one, other = between_layers(1 / 255), between_layers(1 / 127.5)
-    logit_cache.write(source, one, None, SIZE, tmp_path, verbose=False)
+    logit_cache.write(source, one, None, SIZE, tmp_path)
     logit_cache.read(source, one, None, SIZE, tmp_path)
     with pytest.raises(errors.InputError, match="of this classifier") as raised:
         logit_cache.read(source, other, None, SIZE, tmp_path)
@@ -159,21 +153,17 @@ def test_a_cache_of_another_computation_is_refused(source, tmp_path):
     (path,) = tmp_path.glob("*/*.tfrecord")
     path.rename(path.with_suffix(".partial"))
     with pytest.raises(errors.InputError, match="of this classifier"):
-        logit_cache.write(source, other, None, SIZE, tmp_path, verbose=False)
+        logit_cache.write(source, other, None, SIZE, tmp_path)
 
 
 def test_two_runs_at_once_make_one_cache(source, classifier, tmp_path):
-    logit_cache.write(
-        source, classifier, None, SIZE, tmp_path / "a", verbose=False
-    )
+    logit_cache.write(source, classifier, None, SIZE, tmp_path / "a")
     (whole,) = (tmp_path / "a").glob("*/*.tfrecord")
     barrier = threading.Barrier(2)
 
     def write():
         barrier.wait()
-        logit_cache.write(
-            source, classifier, None, SIZE, tmp_path / "b", verbose=False
-        )
+        logit_cache.write(source, classifier, None, SIZE, tmp_path / "b")
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(write) for _ in range(2)]:
@@ -188,7 +178,7 @@ def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
     layers = [x.name for x in classifier.layers]
     name = next(x for x in layers if x.startswith("global_average"))
     model = features_lib.add_features(classifier, name, "pool")
-    logit_cache.write(source, model, name, SIZE, tmp_path, verbose=False)
+    logit_cache.write(source, model, name, SIZE, tmp_path)
     cached = logit_cache.read(source, model, name, SIZE, tmp_path)
     images, _, features = everything(cached)
     expected = np.array(model(images)[1])
@@ -196,7 +186,7 @@ def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
 
 
 def test_a_damaged_cache_is_one_clear_line(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    logit_cache.write(source, classifier, None, SIZE, tmp_path)
     (path,) = tmp_path.glob("*/*.tfrecord")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(errors.InputError, match="Remove it") as raised:
@@ -205,7 +195,7 @@ def test_a_damaged_cache_is_one_clear_line(source, classifier, tmp_path):
 
 
 def test_flipped_bits_are_found(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    logit_cache.write(source, classifier, None, SIZE, tmp_path)
     (path,) = tmp_path.glob("*/*.tfrecord")
     content = path.read_bytes()
     cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
@@ -223,7 +213,7 @@ def test_flipped_bits_are_found(source, classifier, tmp_path):
 
 
 def test_zeroed_records_are_found(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path, verbose=False)
+    logit_cache.write(source, classifier, None, SIZE, tmp_path)
     (path,) = tmp_path.glob("*/*.tfrecord")
     content = bytearray(path.read_bytes())
     content[-1000:] = bytes(1000)
@@ -243,6 +233,4 @@ def test_logits_beyond_float16_are_refused(source, tmp_path):
         ]
     )
     with pytest.raises(errors.InputError, match="float16"):
-        logit_cache.write(
-            source, classifier, None, SIZE, tmp_path, verbose=False
-        )
+        logit_cache.write(source, classifier, None, SIZE, tmp_path)

@@ -125,12 +125,7 @@ def add_data_flags(add):
         "labels are left out where it has none of the models' classes. "
         "memorisation opens what each model was trained on, if it can",
     )
-    add(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out unreadable images of a folder, and count them, instead "
-        "of stopping",
-    )
+    cli.add_skip_unreadable(add)
     add(
         "--split",
         help="split to analyse (default: test where there is one, else "
@@ -148,11 +143,7 @@ def add_data_flags(add):
         help="height of the images that classifiers take; needed of models on "
         "a server that does not tell it, as TensorFlow Serving does not",
     )
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="where TFDS keeps data sets (default: TFDS's own)",
-    )
+    cli.add_data_dir(add)
 
 
 def main(argv=None):

@@ -21,13 +21,14 @@ import subprocess
 import sys
 import time
 
-from kinv import errors, files
+from kinv import cli, errors, files
+from kinv.inversion import presets
 
 SIZES = ("image_size", "base_channels")
 PRECISIONS = ("float32", "mixed_bfloat16")
 NUM_CLASSES = 80
-NOISE_DIM = 120
-EMBEDDING_DIM = 128
+# Of the networks, besides their sizes.
+PRESET = presets.PRESETS["paper-small"]
 # Forward passes' worth of arithmetic in a step of two discriminator updates
 # and one of the generator: a gradient of inputs or of weights costs as much as
 # the pass itself. The generator: 2 passes, then one with both gradients. The
@@ -72,7 +73,7 @@ def parse_arguments(argv):
         metavar="NAME",
         help="what the input pipeline reads",
     )
-    add("--data-dir", metavar="DIR", help="where TFDS keeps data sets")
+    cli.add_data_dir(add)
     add(
         "--peer",
         metavar="DIR",
@@ -301,11 +302,11 @@ def multiply_adds(image_size, base_channels):
     widths = [
         c * base_channels for c in networks.GENERATOR_CHANNELS[image_size]
     ]
-    chunk = NOISE_DIM // len(widths)
-    generator = NUM_CLASSES * EMBEDDING_DIM + chunk * 16 * widths[0]
+    chunk = PRESET["noise_dim"] // len(widths)
+    generator = NUM_CLASSES * PRESET["embedding_dim"] + chunk * 16 * widths[0]
     height = 4
     for inputs, outputs in zip(widths, widths[1:], strict=False):
-        generator += 2 * (chunk + EMBEDDING_DIM) * (inputs + outputs)
+        generator += 2 * (chunk + PRESET["embedding_dim"]) * (inputs + outputs)
         generator += convolution(3, inputs, outputs, height)
         generator += convolution(1, inputs, outputs, height)
         height *= 2
@@ -436,7 +437,7 @@ def make_networks(options, classifier):
     from kinv.inversion import presets
 
     sizes = {name: getattr(options, name) for name in SIZES}
-    settings = {**presets.PRESETS["paper-small"], **sizes}
+    settings = {**PRESET, **sizes}
     return presets.make_networks(classifier, settings)
 
 
@@ -447,14 +448,13 @@ def make_training(options, classifier):
     import tensorflow as tf
 
     from kinv.data import source as source_lib
-    from kinv.inversion import gan, presets
+    from kinv.inversion import gan
 
-    preset = presets.PRESETS["paper-small"]
     keras.utils.set_random_seed(0)
     model = gan.InversionGAN(
         classifier,
         *make_networks(options, classifier),
-        **{name: preset[name] for name in gan.InversionGAN.SETTINGS[1:]},
+        **{name: PRESET[name] for name in gan.InversionGAN.SETTINGS[1:]},
         seed=0,
     )
     model.compile(
@@ -486,7 +486,9 @@ def make_generation(options, classifier):
     random = np.random.default_rng(0)
     inputs = {
         "condition": random.standard_normal((options.batch_size, NUM_CLASSES)),
-        "noise": random.standard_normal((options.batch_size, NOISE_DIM)),
+        "noise": random.standard_normal(
+            (options.batch_size, PRESET["noise_dim"])
+        ),
     }
     inputs = {k: tf.cast(value, "float32") for k, value in inputs.items()}
     predict = tf.function(generator, jit_compile=on_one_gpu())
@@ -513,7 +515,7 @@ def make_exported(options, classifier):
     def call(images, samples):
         random = np.random.default_rng(0)
         pixels = random.uniform(0, 255, (images, size, size, 3))
-        noise = random.standard_normal((images, samples, NOISE_DIM))
+        noise = random.standard_normal((images, samples, PRESET["noise_dim"]))
         invert(
             images=tf.cast(pixels, "float32"),
             noise=tf.cast(noise, "float32"),

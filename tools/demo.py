@@ -15,7 +15,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
@@ -52,11 +52,7 @@ def parse_arguments(argv):
         metavar="DIR",
         help="where everything is written; remove it to start afresh",
     )
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="where TFDS keeps data sets; None is TFDS's own folder",
-    )
+    cli.add_data_dir(add)
     return parser.parse_args(argv)
 
 

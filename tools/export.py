@@ -48,11 +48,7 @@ def parse_arguments(argv):
         metavar="IMAGES",
         help="held-out images that the exported model is measured on",
     )
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="where TFDS keeps data sets; None is TFDS's own folder",
-    )
+    cli.add_data_dir(add)
     add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
     add(
         "--lite",

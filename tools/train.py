@@ -31,10 +31,10 @@ def main(argv=None):
     strategy = devices.make_strategy(options.strategy)
     chief = callbacks.is_chief(strategy)
     with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
-        train(options, strategy)
+        train(options, strategy, chief)
 
 
-def train(options, strategy):
+def train(options, strategy, chief):
     """Trains on the devices of a `tf.distribute` strategy."""
     import keras
     import tensorflow as tf
@@ -43,7 +43,6 @@ def train(options, strategy):
     from kinv.data import datasets
     from kinv.inversion import callbacks, checkpoints
 
-    chief = callbacks.is_chief(strategy)
     run = pathlib.Path(options.out)
     # A rate that has decayed cannot go on.
     constant = options.learning_rate_decay == "none"
@@ -331,7 +330,7 @@ def add_training_flags(group):
         default="small",
         help="values of the settings below (default: small)",
     )
-    for name in ("image_size", "batch_size", "steps"):
+    for name in presets.FLAGS:
         values, meaning = presets.SETTINGS[name]
         add(
             "--" + name.replace("_", "-"),
@@ -357,9 +356,9 @@ def add_training_flags(group):
     add(
         "--seed",
         type=errors.non_negative_int,
-        default=8,
-        help="of weights, noise and the order of images (default: 8, the "
-        "paper's)",
+        default=presets.SEED,
+        help="of weights, noise and the order of images (default: "
+        f"{presets.SEED}, the paper's)",
     )
 
 

@@ -40,6 +40,13 @@ def parse_arguments(argv=None):
         help="epochs (default: 10)",
     )
     training.add_argument(
+        "--steps-per-epoch",
+        type=errors.positive_int,
+        metavar="STEPS",
+        help="updates between checkpoints and measurements (default: one pass "
+        "over the images)",
+    )
+    training.add_argument(
         "--batch-size",
         type=errors.positive_int,
         default=128,

@@ -11,7 +11,7 @@ Example:
 import argparse
 import os
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
@@ -45,11 +45,7 @@ def parse_arguments(argv):
         default=0,
         help="of weights and order",
     )
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="where TFDS keeps data sets; None is TFDS's own folder",
-    )
+    cli.add_data_dir(add)
     return parser.parse_args(argv)
 
 

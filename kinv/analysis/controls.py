@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kinv import measures
 from kinv.analysis import grids, probes, reconstructions, results
 from kinv.analysis import study as study_lib
 from kinv.serving import signature
@@ -84,9 +85,7 @@ def _ways(study, name, images):
     means = probes.class_means(model, features)[logits.argmax(-1)]
 
     def find():
-        distances = study_lib.squared_distances(
-            condition, features["condition"]
-        )
+        distances = measures.squared_distances(condition, features["condition"])
         return distances.argmin(axis=1)
 
     neighbours = study_lib.target(_training_images(study, find()), model)

@@ -52,21 +52,19 @@ def run(study):
 
 
 def _measure(study, model, batch):
-    rows = []
+    found = []
     for index, image in enumerate(batch.images):
         random = study.random("diversity", batch.key, str(index))
         seed = random.integers(2**32)
-        found = diverse.find(model, image, NUMBER, CANDIDATES, seed)
-        own = study_lib.target(image[None], model)
-        rows.append(
-            {
-                "pictures": np.concatenate([own, found.reconstructions])[None],
-                "spread": [found.spread],
-                "usual_spread": [found.usual_spread],
-                "class": model.logits(image[None]).argmax(axis=-1),
-            }
-        )
-    return study_lib.concatenate(rows)
+        found.append(diverse.find(model, image, NUMBER, CANDIDATES, seed))
+    own = study_lib.target(batch.images, model)[:, None]
+    chosen = np.stack([each.reconstructions for each in found])
+    return {
+        "pictures": np.concatenate([own, chosen], axis=1),
+        "spread": np.array([each.spread for each in found]),
+        "usual_spread": np.array([each.usual_spread for each in found]),
+        "class": model.logits(batch.images).argmax(axis=-1),
+    }
 
 
 def _class_distances(study, name):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from kinv import images as images_lib
+from kinv import measures
 from kinv.analysis import grids, results
 from kinv.analysis import study as study_lib
 
@@ -91,7 +92,7 @@ def _nearest(study, source, groups):
     ):
         images = images_lib.resize(batch.images, sizes["ratio"])
         for measure, size in sizes.items():
-            distances = study_lib.squared_distances(
+            distances = measures.squared_distances(
                 flat[measure], _flat(images, size)
             )
             nearer = distances.min(axis=1) < best[measure]

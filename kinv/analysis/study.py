@@ -281,17 +281,6 @@ def target(images, model):
     return images_lib.resize(images, model.image_size)
 
 
-def squared_distances(vectors, others):
-    """Between each two, `(vectors, others)`, by one matrix product."""
-    distances = (
-        np.sum(vectors**2, axis=-1)[:, None]
-        - 2 * vectors @ others.T
-        + np.sum(others**2, axis=-1)
-    )
-    # Rounding may leave something between equal vectors.
-    return np.maximum(distances, 0.0)
-
-
 def concatenate(parts):
     """Joins dicts of arrays, a batch each, into one dict of arrays."""
     return {

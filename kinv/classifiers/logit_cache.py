@@ -74,7 +74,7 @@ def cache_path(directory, description):
     return pathlib.Path(directory) / name / "logits.tfrecord"
 
 
-def write(source, classifier, layer, image_size, directory, verbose=True):
+def write(source, classifier, layer, image_size, directory):
     """Computes what is missing of a cache; does nothing where it is complete.
 
     One process computes; others that want the same cache wait until it is done.
@@ -86,7 +86,6 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
         image_size: height and width of the targets.
         directory: where caches are kept; made if need be. Beside the cache a
             JSON file says what it is of.
-        verbose: whether a progress bar is shown.
 
     Raises:
         errors.InputError: if the directory cannot be written, if logits do not
@@ -116,7 +115,6 @@ def write(source, classifier, layer, image_size, directory, verbose=True):
                 initial=done,
                 total=source.num_examples,
                 unit="image",
-                disable=not verbose,
             ) as progress:
                 for records in _records(
                     source, classifier, layer, record, done

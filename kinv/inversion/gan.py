@@ -106,7 +106,7 @@ class InversionGAN(keras.Model):
         classifier,
         generator=None,
         discriminator=None,
-        seed=8,
+        seed=presets.SEED,
         discriminator_steps=SMALL["discriminator_steps"],
         adversary=SMALL["adversary"],
         adversary_weight=SMALL["adversary_weight"],

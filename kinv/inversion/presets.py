@@ -184,6 +184,8 @@ PRESETS["paper-small"] = {
     "ema_decay": 0.999,
     "ema_start_step": 200,
 }
+# Of weights, noise and the order of images.
+SEED = 8
 # What a cosine ends at, over what it starts at.
 LAST_LEARNING_RATE = 0.02
 
@@ -208,7 +210,8 @@ def assignment(text):
         if str(choice) == value:
             return name, choice
     raise argparse.ArgumentTypeError(
-        f"expected {name} to be one of {values}; received {value!r}"
+        f"expected {name} to be one of {', '.join(map(str, values))}; received "
+        f"{value!r}"
     )
 
 

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kinv import measures
+
 # Of an image's noises, these many at a time.
 PART = 64
 
@@ -95,9 +97,7 @@ def picture_distances(pictures):
     # So that squared distances of these rows are means over bands.
     rows = [band / np.sqrt(band.shape[1] * len(bands)) for band in bands]
     rows = np.concatenate(rows, axis=1)
-    squares = np.square(rows).sum(axis=1)
-    squared = squares[:, None] + squares - 2 * rows @ rows.T
-    return np.sqrt(np.maximum(squared, 0))
+    return np.sqrt(measures.squared_distances(rows, rows))
 
 
 def farthest(distances, number):
