@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = pathlib.Path(__file__).parent.parent
@@ -70,7 +71,7 @@ def run_logit_cache(work, out):
     logit_cache.BATCH_SIZE = 2
     source = datasets.open_dataset(str(work / "data"), "train")
     classifier = keras.models.load_model(work / "classifier.keras")
-    logit_cache.write(source, classifier, None, SIZE, out, verbose=False)
+    logit_cache.write(source, classifier, None, SIZE, out)
 
 
 def tools(work):
@@ -192,6 +193,8 @@ def forked(function, *arguments):
         status = 0
     except SystemExit as stop:
         status = stop.code
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status if isinstance(status, int) else 1)
 
