@@ -90,6 +90,7 @@ setup(
             "build>=1.2,<2",  # the wheel that .ci/run installs
             "scikit-learn>=1.6,<2",  # the digits of docs/data.md
             "ai-edge-litert>=2.1,<3",  # runs what tools/export.py --lite writes
+            "jax>=0.6,<1",  # the networks on another backend of Keras
             "hypothesis>=6.130,<7",  # requests that nobody thought of
             # The explorer in a browser. Needs Debian's chromium; without it
             # these tests are skipped.

@@ -386,11 +386,11 @@ def machine():
 
 def versions():
     """Versions of the packages that decide a result, by package name."""
-    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
-    return {
-        "kinv": kinv.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
+    found = {"kinv": kinv.__version__}
+    for name in ("tensorflow", "keras", "tensorflow-datasets", "numpy", "jax"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_commit():

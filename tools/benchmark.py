@@ -74,6 +74,13 @@ def parse_arguments(argv):
         help="what the input pipeline reads",
     )
     cli.add_data_dir(add)
+    add_peer(parser)
+    return check_peer(parser, parser.parse_args(argv))
+
+
+def add_peer(parser):
+    """Flags of what is measured beside kinv, and of where figures go."""
+    add = parser.add_argument
     add(
         "--peer",
         metavar="DIR",
@@ -88,7 +95,10 @@ def parse_arguments(argv):
         help="Python that has PyTorch",
     )
     add("--json", metavar="FILE", help="write the figures there too")
-    options = parser.parse_args(argv)
+
+
+def check_peer(parser, options):
+    """Ends the tool where the peer would not have kinv's channels."""
     if options.peer and options.image_size != 64:
         parser.error(
             "argument --peer: expected --image-size 64, where both have the "

@@ -1,12 +1,18 @@
 #!/usr/bin/env python
-"""Trains and generates with BigGAN-PyTorch, for `tools/benchmark.py --peer`.
+"""Trains and generates with BigGAN-PyTorch, for the benchmarks' `--peer`.
 
 A process of its own, since PyTorch and TensorFlow in one would share neither
-threads nor memory well. Needs PyTorch and NumPy, and nothing of kinv. Reads
-`training` or `generation`, one a line, and answers when it is done.
+threads nor memory well. Needs PyTorch and NumPy, and nothing of kinv; takes a
+GPU where there is one. Reads lines and answers each when it is done:
+
+- `training`: steps of two discriminator updates and one of the generator;
+- `gradients, float32`: their gradients alone;
+- `gradients, mixed_bfloat16`: the same with automatic mixed precision;
+- `generation`: batches of the averaged generator.
 """
 
 import argparse
+import functools
 import json
 import sys
 
@@ -31,8 +37,7 @@ def main():
     # What the networks print goes elsewhere: answers alone go to stdout.
     answers, sys.stdout = sys.stdout, sys.stderr
     sys.path.insert(0, options.checkout)
-    train, generate, about = make_workloads(options)
-    workloads = {"training": train, "generation": generate}
+    workloads, about = make_workloads(options)
     print(json.dumps(about), file=answers, flush=True)
     for line in sys.stdin:
         workloads[line.strip()]()
@@ -87,17 +92,22 @@ def make_networks(options):
 
 
 def make_workloads(options):
-    """Makes functions that train, and generate, `--steps` batches.
+    """Makes functions that work through `--steps` steps or batches.
 
     Returns:
-        both functions, and a dict that describes the networks.
+        dict of them by what is read, and one that describes the networks.
     """
     import BigGAN
     import losses
     import torch
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.set_default_device(device)
     size = options.image_size
-    generator, average, discriminator = make_networks(options)
+    generator, average, discriminator = (
+        network.to(device) for network in make_networks(options)
+    )
     both = BigGAN.G_D(generator, discriminator)
     batch = options.batch_size
     images = torch.rand(3 * batch, 3, size, size) * 2 - 1
@@ -111,45 +121,64 @@ def make_workloads(options):
         for parameter in network.parameters():
             parameter.requires_grad = switched
 
-    def step():
+    def step(update=False, mixed=False):
+        autocast = functools.partial(
+            torch.autocast, device, dtype=torch.bfloat16, enabled=mixed
+        )
         learns(discriminator, True)
         learns(generator, False)
         for part in range(2):
             discriminator.optim.zero_grad()
             rows = slice(part * batch, (part + 1) * batch)
-            fake, real = both(*draw(), images[rows], labels[rows])
-            loss = sum(losses.discriminator_loss(fake, real))
+            with autocast():
+                fake, real = both(*draw(), images[rows], labels[rows])
+                loss = sum(losses.discriminator_loss(fake, real))
             loss.backward()
-            discriminator.optim.step()
+            if update:
+                discriminator.optim.step()
         learns(discriminator, False)
         learns(generator, True)
         generator.optim.zero_grad()
-        loss = losses.generator_loss(both(*draw(), train_G=True))
+        with autocast():
+            loss = losses.generator_loss(both(*draw(), train_G=True))
         loss.backward()
+        if not update:
+            return
         generator.optim.step()
         with torch.no_grad():
             state = generator.state_dict()
             for name, value in average.state_dict().items():
                 value.copy_(value * 0.9999 + state[name] * 0.0001)
 
-    def train():
-        for _ in range(options.steps):
-            step()
-
     def generate():
         average.eval()
         with torch.no_grad():
-            for _ in range(options.steps):
-                noise, label = draw()
-                average(noise, average.shared(label))
+            noise, label = draw()
+            average(noise, average.shared(label))
 
+    def repeated(function, **arguments):
+        def work():
+            for _ in range(options.steps):
+                function(**arguments)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return work
+
+    workloads = {
+        "training": repeated(step, update=True),
+        "gradients, float32": repeated(step),
+        "gradients, mixed_bfloat16": repeated(step, mixed=True),
+        "generation": repeated(generate),
+    }
     about = {
         "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "generator_parameters": count_parameters(generator),
         "discriminator_parameters": count_parameters(discriminator),
     }
-    return train, generate, about
+    return workloads, about
 
 
 def count_parameters(network):

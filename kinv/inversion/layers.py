@@ -338,8 +338,10 @@ class SelfAttention(keras.layers.Layer):
     def call(self, inputs, training=False):
         _, height, width, channels = inputs.shape
         queries = self.queries(inputs, training=training)
-        keys = ops.max_pool(self.keys(inputs, training=training), 2)
-        values = ops.max_pool(self.values(inputs, training=training), 2)
+        keys = ops.max_pool(self.keys(inputs, training=training), 2, strides=2)
+        values = ops.max_pool(
+            self.values(inputs, training=training), 2, strides=2
+        )
         queries = ops.reshape(queries, (-1, height * width, channels // 8))
         keys = ops.reshape(keys, (-1, height * width // 4, channels // 8))
         values = ops.reshape(values, (-1, height * width // 4, channels // 2))

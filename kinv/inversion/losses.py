@@ -75,7 +75,7 @@ def picture_distance(difference):
     picture = _patch_distances(difference, [*patches, (size, size)])
     bands = []
     while size > SMALLEST_BAND:
-        low = ops.average_pool(difference, 2)
+        low = ops.average_pool(difference, 2, strides=2)
         band = difference - layers.repeat_pixels(low)
         weight = 3.0 * (size / 8) ** 0.7
         bands += _patch_distances(weight * band, [(1, 1), (4, 2), (size, size)])

@@ -346,7 +346,7 @@ class DiscriminatorBlock(keras.layers.Layer):
         x = self.second(ops.relu(x), training=training)
         if self.downsample:
             # The pool goes before the shortcut's convolution: they commute.
-            inputs = ops.average_pool(inputs, 2)
+            inputs = ops.average_pool(inputs, 2, strides=2)
         if self.shortcut is None:
             return x
         return x + self.shortcut(inputs, training=training)
