@@ -24,7 +24,6 @@ def add_data_flags(group):
         metavar="SPLIT",
         help="held-out split to measure on (default: validation)",
     )
-    add_data_dir(add)
     add(
         "--crop",
         choices=("center", "random"),
@@ -33,15 +32,6 @@ def add_data_flags(group):
         "(default: center)",
     )
     add_skip_unreadable(add)
-
-
-def add_data_dir(add):
-    """Where TFDS keeps what it has prepared."""
-    add(
-        "--data-dir",
-        metavar="DIR",
-        help="where TFDS keeps data sets, if not in its own folder",
-    )
 
 
 def add_skip_unreadable(add):

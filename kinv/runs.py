@@ -6,7 +6,7 @@ import pathlib
 from kinv import errors, files
 
 # Options that may differ between any run and its resumption.
-MAY_CHANGE = {"resume", "out", "strategy", "data_dir"}
+MAY_CHANGE = {"resume", "out", "strategy"}
 # How many changes of a data set a message names.
 MOST_CHANGES = 5
 

@@ -42,7 +42,7 @@ def results(rendered, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     sizes = {"train": 1500, "test": 150}
 
-    def open_dataset(name, split, data_dir=None, skip_unreadable=False):
+    def open_dataset(name, split, skip_unreadable=False):
         assert name == "kinv_scenes/32-large"
         return rendered(split, sizes[split])
 

@@ -232,7 +232,9 @@ def prepare(folder, name, image, label, values):
         disable_shuffling=True,
     )
     del builder
-    return datasets.open_dataset(name, "train", folder)
+    tfds.core.utils.file_utils.clear_registered_data_dirs()
+    tfds.core.add_data_dir(folder)
+    return datasets.open_dataset(name, "train")
 
 
 IMAGE = tfds.features.Image(shape=(8, 8, 3))

@@ -143,7 +143,6 @@ def add_data_flags(add):
         help="height of the images that classifiers take; needed of models on "
         "a server that does not tell it, as TensorFlow Serving does not",
     )
-    cli.add_data_dir(add)
 
 
 def main(argv=None):
@@ -211,9 +210,7 @@ def open_study(options, paths):
         # An export keeps of a folder the last part of its path alone.
         if name == pathlib.PurePath(dataset).name:
             name = dataset
-        opened = datasets.open_dataset(
-            name, split, options.data_dir, options.skip_unreadable
-        )
+        opened = datasets.open_dataset(name, split, options.skip_unreadable)
         if names is None:
             unlabelled = "the models call their classes by different names"
             numbers = [-1] * len(opened.class_names)

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 
-from kinv import cli, errors, files
+from kinv import errors, files
 from kinv.inversion import presets
 
 SIZES = ("image_size", "base_channels")
@@ -73,7 +73,6 @@ def parse_arguments(argv):
         metavar="NAME",
         help="what the input pipeline reads",
     )
-    cli.add_data_dir(add)
     add_peer(parser)
     return check_peer(parser, parser.parse_args(argv))
 
@@ -427,7 +426,7 @@ def data_workloads(options):
     from kinv.data import datasets, rendering, scenes
 
     size, batch_size = options.image_size, options.batch_size
-    source = datasets.open_dataset(options.dataset, "train", options.data_dir)
+    source = datasets.open_dataset(options.dataset, "train")
     batches = iter(source.training_batches(size, 3 * batch_size, seed=0))
     factors = scenes.scene_factors("test", range(64))
     return {

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from kinv import cli, errors, files
+from kinv import errors, files
 
 TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
@@ -52,7 +52,6 @@ def parse_arguments(argv):
         metavar="DIR",
         help="where everything is written; remove it to start afresh",
     )
-    cli.add_data_dir(add)
     return parser.parse_args(argv)
 
 
@@ -66,8 +65,7 @@ def stages(options):
         List of `Stage`.
     """
     out = pathlib.Path(options.out)
-    data = ["--data-dir", options.data_dir] if options.data_dir else []
-    training = ["--dataset", DATASET, *data, "--resume"]
+    training = ["--dataset", DATASET, "--resume"]
     classifier, inversion = out / "classifier", out / "inversion"
     exported, grid = out / "exported", out / "grid.png"
     return [
@@ -91,7 +89,7 @@ def stages(options):
         ),
         Stage(
             "export",
-            _command("export", "--run", inversion, "--out", exported, *data),
+            _command("export", "--run", inversion, "--out", exported),
             exported,
         ),
         Stage(
@@ -123,7 +121,7 @@ def main(argv=None):
                 print(f"{title}: done before, {stage.result}")
                 continue
             if stage.name == "invert":
-                write_images(out / "images", options.data_dir)
+                write_images(out / "images")
             print(f"{title}\n$ {shlex.join(stage.command[1:])}", flush=True)
             start = time.monotonic()
             try:
@@ -161,12 +159,11 @@ def run_stage(stage):
         sys.exit(status if status > 0 else 1)
 
 
-def write_images(folder, data_dir):
+def write_images(folder):
     """Writes the first images of the test split as PNG files.
 
     Args:
         folder: written whole or not at all; left alone when it exists.
-        data_dir: where TFDS keeps data sets, or None.
     """
     if folder.exists():
         return
@@ -174,7 +171,7 @@ def write_images(folder, data_dir):
     from kinv import images
     from kinv.data import datasets
 
-    source = datasets.open_dataset(DATASET, "test", data_dir)
+    source = datasets.open_dataset(DATASET, "test")
     batches = source.evaluation_batches(32, NUM_IMAGES, limit=NUM_IMAGES)
     pictures, labels = next(batches.as_numpy_iterator())
     with files.atomic_path(folder) as temporary:

@@ -15,6 +15,7 @@ from kinv import cli, errors, files, runs
 BATCH_SIZE = 250
 
 # Options of a run that tell about the machine, not about the model.
+# `data_dir`: in run directories of former versions.
 PRIVATE_OPTIONS = {"data_dir", "resume", "strategy"}
 
 
@@ -48,7 +49,6 @@ def parse_arguments(argv):
         metavar="IMAGES",
         help="held-out images that the exported model is measured on",
     )
-    cli.add_data_dir(add)
     add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
     add(
         "--lite",
@@ -176,7 +176,6 @@ def open_data(options, config):
         datasets.open_dataset(
             trained["dataset"],
             trained[split],
-            options.data_dir or trained.get("data_dir"),
             trained.get("skip_unreadable", False),
         )
         for split in ("train_split", "validation_split")

@@ -16,6 +16,8 @@ from kinv import errors, files
 # Of the name of an image that the names of its reconstructions repeat: file
 # systems take 255.
 MAX_STEM_BYTES = 150
+# Images in the grid at most.
+MAX_ROWS = 50
 # Noises that --diverse chooses from.
 CANDIDATES = 512
 # What the deviations of --uncertainty are multiplied by, to be seen.
@@ -102,13 +104,12 @@ def add_sampling_flags(add):
 
 def add_output_flags(add):
     """What is written, and where."""
-    add("--out", required=True, metavar="FILE", help="grid to write, a PNG")
     add(
-        "--rows",
-        type=errors.positive_int,
-        default=50,
-        metavar="IMAGES",
-        help="images in the grid at most; the other outputs hold all",
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=f"grid to write, a PNG, of {MAX_ROWS} images at most; the other "
+        "outputs hold all",
     )
     add(
         "--images-out",
@@ -231,7 +232,7 @@ def invert(options, model, paths, results):
         results.paths.append(path)
         results.logits.append(before[0])
         results.agreements.append(1 - changed.mean())
-        if index < options.rows:
+        if index < MAX_ROWS:
             # At the grid's size: photographs would fill the memory.
             picture = images.resize_square(image[0], grids.CELL_SIZE)
             results.rows.append([picture, *reconstructions])
@@ -271,7 +272,7 @@ def write(options, model, results):
         results.captions,
         results.marked,
         row_captions=[
-            files.printable(path.name) for path in results.paths[: options.rows]
+            files.printable(path.name) for path in results.paths[:MAX_ROWS]
         ],
         column_captions=["image", *columns],
     )
@@ -294,8 +295,8 @@ def write(options, model, results):
             f"{found.logit_distances.mean():.3g} from the image's (usual "
             f"{found.usual_logit_distance:.3g})"
         )
-    if len(results.paths) > options.rows:
-        print(f"the grid holds the first {options.rows} images (--rows)")
+    if len(results.paths) > MAX_ROWS:
+        print(f"the grid holds the first {MAX_ROWS} images")
     for output in (options.out, options.images_out, options.logits_out):
         if output:
             print(f"written: {output}")

@@ -74,13 +74,6 @@ def parse_arguments(argv):
         "float_val, which TensorFlow Serving fills",
     )
     add(
-        "--poll-seconds",
-        type=errors.positive_float,
-        default=1.0,
-        metavar="SECONDS",
-        help="between looks for new versions",
-    )
-    add(
         "--page",
         metavar="FILE",
         help="instead of serving, write the explorer page to a file, for use "
@@ -179,8 +172,7 @@ def serve(options, directories):
 
     server = server_lib.Server(
         directories,
-        options.poll_seconds,
-        limits.Limits(
+        limits=limits.Limits(
             options.max_body * 2**20, options.max_pixels, options.max_samples
         ),
     )

@@ -50,9 +50,7 @@ def train(options, strategy, chief):
     resumed = chief and runs.open_run(run, vars(options), may_change)
 
     source, validation = (
-        datasets.open_dataset(
-            options.dataset, split, options.data_dir, options.skip_unreadable
-        )
+        datasets.open_dataset(options.dataset, split, options.skip_unreadable)
         for split in (options.train_split, options.validation_split)
     )
     cli.print_left_out(source, validation)

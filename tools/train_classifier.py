@@ -136,7 +136,6 @@ def train(options, strategy, chief):
         datasets.open_dataset(
             options.dataset,
             split,
-            data_dir=options.data_dir,
             skip_unreadable=options.skip_unreadable,
         )
         for split in (options.train_split, options.validation_split)

@@ -11,7 +11,7 @@ Example:
 import argparse
 import os
 
-from kinv import cli, errors, files
+from kinv import errors, files
 
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
@@ -45,7 +45,6 @@ def parse_arguments(argv):
         default=0,
         help="of weights and order",
     )
-    cli.add_data_dir(add)
     return parser.parse_args(argv)
 
 
@@ -67,7 +66,7 @@ def train(options, out):
     from kinv.inversion import checkpoints
 
     size = scene_factors.NETWORK_IMAGE_SIZE
-    images, targets = read_all("train", options.data_dir)
+    images, targets = read_all("train")
     keras.utils.set_random_seed(options.seed)
     devices.configure_keras()
     devices.set_precision("auto")
@@ -84,14 +83,14 @@ def train(options, out):
         targets,
         BATCH_SIZE,
         options.epochs,
-        validation_data=read_all("validation", options.data_dir),
+        validation_data=read_all("validation"),
     )
     # Read in float32, on every machine alike.
     devices.set_precision("float32")
     weights = network.get_weights()
     network = small.build_classifier(size, targets.shape[-1], options.width)
     network.set_weights(weights)
-    images, targets = read_all("test", options.data_dir)
+    images, targets = read_all("test")
     readings = network.predict(images, verbose=0)
     r_squared = {
         name: float(
@@ -106,7 +105,7 @@ def train(options, out):
     print(f"written: {out / 'factors.keras'}")
 
 
-def read_all(split, data_dir):
+def read_all(split):
     """Images, uint8, and encoded factors of a whole split."""
     import numpy as np
 
@@ -114,7 +113,7 @@ def read_all(split, data_dir):
     from kinv.data import datasets
 
     size = scene_factors.NETWORK_IMAGE_SIZE
-    source = datasets.open_dataset(f"kinv_scenes/{size}", split, data_dir)
+    source = datasets.open_dataset(f"kinv_scenes/{size}", split)
     batches = source.evaluation_batches(size, 1000, with_factors=True)
     rows = [
         (np.uint8(images), scene_factors.encode(values))

@@ -15,7 +15,7 @@ from kinv.data import scenes as _scenes  # noqa: F401 (registers kinv_scenes)
 from kinv.data.source import Source
 
 
-def open_dataset(name, split, data_dir=None, skip_unreadable=False):
+def open_dataset(name, split, skip_unreadable=False):
     """Opens one split of a data set.
 
     Args:
@@ -31,7 +31,6 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
             then the rest.
         split: TFDS split syntax, such as `train` or `test[:1000]`; of
             directories and files, a name with or without percent borders.
-        data_dir: where TFDS keeps its data. Defaults to TFDS's own place.
         skip_unreadable: leave out image files of a directory that cannot be
             read, and count them in `num_skipped`. This decodes each of them
             once; without, a look at its first and last bytes has to do, and a
@@ -52,12 +51,12 @@ def open_dataset(name, split, data_dir=None, skip_unreadable=False):
         return folders.open_folder(path, split, skip_unreadable)
     if path.is_file():
         return arrays.open_arrays(path, split)
-    return _open_tfds(name, split, data_dir)
+    return _open_tfds(name, split)
 
 
-def _open_tfds(name, split, data_dir):
+def _open_tfds(name, split):
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        builder = tfds.builder(name)
     # TFDS has an exception of its own for each way a name can be wrong.
     except Exception as error:
         reason = errors.reason(error)
@@ -81,7 +80,8 @@ def _open_tfds(name, split, data_dir):
         reason = errors.reason(error)
         raise errors.InputError(
             f"Expected to download or prepare {name}. Received: {reason} "
-            "Check the network and the free disk space, or name --data-dir."
+            "Check the network and the free disk space, or name another "
+            "folder: TFDS_DATA_DIR=/path/to/folder."
         ) from error
     try:
         examples = builder.as_dataset(
