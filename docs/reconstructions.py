@@ -10,7 +10,6 @@ from kinv.analysis import grids
 from kinv.serving import pipeline
 
 MODELS = {
-    "robust, calibrated": "exported/scenes32-robust-calibrated",
     "robust": "exported/scenes32-robust",
     "standard": "exported/scenes32-standard",
 }

@@ -27,6 +27,9 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()]
     * int(os.environ.get("KINV_REPLICAS", 2)),
 )
+# Small networks are traced a thousand times and run a few: a fifth of the
+# tests' time went into optimising their graphs.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture(autouse=True)

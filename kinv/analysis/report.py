@@ -19,7 +19,8 @@ DPI = 200
 PAGE_DPI = 100
 # Rows of a table on the page; its CSV has all of them.
 MOST_ROWS = 1000
-# A factor is called kept if so much of its variance can be read.
+# A factor is called kept if so much of its variance can be read, and an
+# inversion complete if it shows so much of what is known beyond the class.
 KEPT = 0.8
 VERDICTS = ("holds", "does not hold", "undecided")
 
@@ -235,11 +236,12 @@ def findings(models, factors, shown, calibration):
             continue
         share = shown[line["name"]]["value"]
         warns = line["understates"] or line["overstates"]
-        careful = warns or share < measures.LOW_WITHIN_CLASS_R2
+        partial = share < KEPT
+        care = " only with care" * (warns or partial)
+        rest = " (what it lacks, the logits may still hold)" * partial
         trust.append(
-            f"{line['name']} can be trusted{' only with care' * careful}: it "
-            f"shows {number(share)} of what is known beyond the class, and "
-            f"{line['verdict']}"
+            f"{line['name']} can be trusted{care}: it shows {number(share)} of "
+            f"what is known beyond the class{rest}, and {line['verdict']}"
         )
     sentences = []
     if factors:
