@@ -255,9 +255,9 @@ def test_the_page_begins_with_what_was_found(tmp_path):
         "robust can be trusted: it shows 0.810 of what is known beyond the "
         "class, and the noise says 1.00 of what the logits leave open; that of "
         "standard can be trusted only with care: it shows 0.680 of what is "
-        "known beyond the class (what it lacks, the logits may still hold), and "
-        "the noise says 0.36 of what the logits leave open: it understates what "
-        "the classifier threw away."
+        "known beyond the class (what it lacks, the logits may still hold), "
+        "and the noise says 0.36 of what the logits leave open: it understates "
+        "what the classifier threw away."
     )
     # Of nothing that was measured, nothing is said.
     (tmp_path / "other").mkdir()

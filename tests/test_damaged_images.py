@@ -110,7 +110,7 @@ def read_all(folder):
     from kinv.data import datasets
 
     counts = collections.Counter()
-    source = datasets.open_dataset(str(folder), "train[:100%]", None, True)
+    source = datasets.open_dataset(str(folder), "train[:100%]", True)
     trained = {}
     squares = source.evaluation_batches(16, 1).as_numpy_iterator()
     examples = source.examples.as_numpy_iterator()

@@ -170,7 +170,7 @@ def test_unreadable_image_is_named_or_skipped(folder):
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(errors.InputError, match="01.png"):
         datasets.open_dataset(folder, "train[:100%]")
-    source = datasets.open_dataset(folder, "train[:100%]", None, True)
+    source = datasets.open_dataset(folder, "train[:100%]", True)
     assert (source.num_examples, source.num_skipped) == (29, 1)
 
 
@@ -182,19 +182,21 @@ def test_unknown_name():
 def test_scenes_are_prepared_and_an_unknown_split_refused(
     tmp_path, monkeypatch
 ):
+    # As TFDS_DATA_DIR does for a process.
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     monkeypatch.setattr(scenes, "SPLITS", {"train": 8})
-    source = datasets.open_dataset("kinv_scenes/32", "train[:50%]", tmp_path)
+    source = datasets.open_dataset("kinv_scenes/32", "train[:50%]")
     assert source.num_examples == 4
     images, _ = next(iter(source.evaluation_batches(32, 4)))
     expected = rendering.render(scenes.scene_factors("train", np.arange(4)), 32)
     np.testing.assert_array_equal(images, expected)
     with pytest.raises(errors.InputError, match="train.*Received: dev"):
-        datasets.open_dataset("kinv_scenes/32", "dev", tmp_path)
+        datasets.open_dataset("kinv_scenes/32", "dev")
     # The large one goes on where the other ends.
     config = scenes.KinvScenes.builder_configs["32-large"]
     assert config.num_images["train"] == 240_000
     monkeypatch.setitem(config.num_images, "train", 12)
-    source = datasets.open_dataset("kinv_scenes/32-large", "train", tmp_path)
+    source = datasets.open_dataset("kinv_scenes/32-large", "train")
     assert source.num_examples == 12
     more, _ = next(iter(source.evaluation_batches(32, 12)))
     np.testing.assert_array_equal(more[:4], images)
@@ -240,7 +242,7 @@ def test_damage_inside_a_file_stops_the_stream_with_its_name(folder, capsys):
     message = capsys.readouterr().err
     assert "01.png" in message and "--skip-unreadable" in message
     assert len(message.splitlines()) == 1
-    source = datasets.open_dataset(folder, "train[:100%]", None, True)
+    source = datasets.open_dataset(folder, "train[:100%]", True)
     assert (source.num_examples, source.num_skipped) == (29, 1)
 
 
