@@ -13,6 +13,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import requests  # noqa: E402
 import tensorflow as tf  # noqa: E402
+import tensorflow_datasets as tfds  # noqa: E402
 
 from kinv import images
 from kinv.classifiers import small
@@ -37,6 +38,13 @@ def precision():
     """Float32 again after every test: tools set the policy for the process."""
     yield
     keras.mixed_precision.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """An empty folder for TFDS, as `TFDS_DATA_DIR` names it for a process."""
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

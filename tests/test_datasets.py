@@ -180,10 +180,8 @@ def test_unknown_name():
 
 
 def test_scenes_are_prepared_and_an_unknown_split_refused(
-    tmp_path, monkeypatch
+    data_dir, monkeypatch
 ):
-    # As TFDS_DATA_DIR does for a process.
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     monkeypatch.setattr(scenes, "SPLITS", {"train": 8})
     source = datasets.open_dataset("kinv_scenes/32", "train[:50%]")
     assert source.num_examples == 4

@@ -232,8 +232,6 @@ def prepare(folder, name, image, label, values):
         disable_shuffling=True,
     )
     del builder
-    tfds.core.utils.file_utils.clear_registered_data_dirs()
-    tfds.core.add_data_dir(folder)
     return datasets.open_dataset(name, "train")
 
 
@@ -255,53 +253,53 @@ BYTES = np.full((8, 8, 3), 100, "uint8")
     ],
 )
 def test_other_labels_of_prepared_sets_are_not_used(
-    tmp_path, label, value, reason
+    data_dir, label, value, reason
 ):
-    opened = prepare(tmp_path, "own", IMAGE, label, [(BYTES, value)] * 2)
+    opened = prepare(data_dir, "own", IMAGE, label, [(BYTES, value)] * 2)
     assert opened.class_names == [] and reason in opened.unlabelled
     ((shown, numbers),) = opened.evaluation_batches(8, 2)
     assert (shown.numpy() == 100).all() and numbers.numpy().tolist() == [-1, -1]
 
 
-def test_missing_labels_of_a_prepared_set_stay_missing(tmp_path):
+def test_missing_labels_of_a_prepared_set_stay_missing(data_dir):
     label = tfds.features.ClassLabel(names=["dark", "bright"])
     values = [(BYTES, 1), (BYTES, -1)]
-    opened = prepare(tmp_path, "minus", IMAGE, label, values)
+    opened = prepare(data_dir, "minus", IMAGE, label, values)
     found, _ = labels.match(opened, ["bright", "dark"])
     assert read(found) == [0, -1]
 
 
-def test_depths_of_prepared_images(tmp_path):
+def test_depths_of_prepared_images(data_dir):
     deep = np.full((8, 8, 1), 100 * 257, "uint16")
     kind = tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16)
-    opened = prepare(tmp_path, "deep", kind, None, [(deep, None)])
+    opened = prepare(data_dir, "deep", kind, None, [(deep, None)])
     ((shown, _),) = opened.evaluation_batches(8, 2)
     assert (shown.numpy() == 100).all()
     clear = np.dstack([BYTES, np.zeros((8, 8), "uint8")])
     kind = tfds.features.Image(shape=(8, 8, 4))
-    opened = prepare(tmp_path, "clear", kind, None, [(clear, None)])
+    opened = prepare(data_dir, "clear", kind, None, [(clear, None)])
     ((shown, _),) = opened.evaluation_batches(8, 2)
     assert (shown.numpy() == 255).all()
     kind = tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)
     with pytest.raises(errors.InputError, match="Received: float32"):
         prepare(
-            tmp_path, "float", kind, None, [(np.ones((8, 8, 1), "f4"), None)]
+            data_dir, "float", kind, None, [(np.ones((8, 8, 1), "f4"), None)]
         )
 
 
-def test_prepared_photographs_are_turned_upright(tmp_path):
+def test_prepared_photographs_are_turned_upright(data_dir):
     pixels = np.zeros((16, 16, 3), "uint8")
     pixels[:, 8:] = 255
     exif = Image.Exif()
     exif[0x0112] = 6  # To be turned a quarter clockwise.
-    (tmp_path / "photos").mkdir()
+    (data_dir / "photos").mkdir()
     kind = tfds.features.Image(shape=(16, 16, 3), encoding_format="jpeg")
     paths = []
     for name, options in (("plain", {}), ("turned", {"exif": exif})):
-        path = tmp_path / "photos" / f"{name}.jpg"
+        path = data_dir / "photos" / f"{name}.jpg"
         Image.fromarray(pixels).save(path, quality=95, **options)
         paths.append((str(path), None))
-    opened = prepare(tmp_path, "photos", kind, None, paths)
+    opened = prepare(data_dir, "photos", kind, None, paths)
     ((shown, _),) = opened.evaluation_batches(16, 2)
     np.testing.assert_allclose(shown[0], pixels, atol=4)
     np.testing.assert_allclose(shown[1], np.rot90(pixels, -1), atol=4)

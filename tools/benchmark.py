@@ -113,7 +113,7 @@ def add_sizes(add):
         type=errors.positive_int,
         default=64,
         metavar="PIXELS",
-        help="height and width: 32, 64 or 128",
+        help="height and width: 8, 32, 64 or 128",
     )
     add(
         "--base-channels",
@@ -443,8 +443,6 @@ def data_workloads(options):
 
 def make_networks(options, classifier):
     """Both networks, in the dtype policy of the moment."""
-    from kinv.inversion import presets
-
     sizes = {name: getattr(options, name) for name in SIZES}
     settings = {**PRESET, **sizes}
     return presets.make_networks(classifier, settings)

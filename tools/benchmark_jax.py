@@ -16,7 +16,6 @@ import os
 import pathlib
 import statistics
 import sys
-import time
 
 from kinv import errors, files
 from kinv.inversion import presets
@@ -39,7 +38,8 @@ def parse_arguments(argv):
         description="Measure images per second of a step without its "
         "optimizers: forward passes and gradients of two updates of the "
         "discriminator and one of the generator, hinge losses, on Keras's JAX "
-        "backend.",
+        "backend. Without --batch-size, of the largest batches that leave room "
+        "for the peer on a GPU.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     benchmark.add_sizes(parser.add_argument)
@@ -98,16 +98,11 @@ def measure(workloads, amount, rounds):
     Returns:
         The figures, a dict for each workload; printed too.
     """
-    first, seconds = {}, {name: [] for name in workloads}
-    for name in [*workloads, *rounds * list(workloads)]:
-        start = time.perf_counter()
-        workloads[name]()
-        taken = time.perf_counter() - start
-        if name in first:
-            seconds[name].append(taken)
-        else:
-            first[name] = taken
-            print(f"{name}: first call {taken:.1f} s", flush=True)
+    print("first calls, which compile", flush=True)
+    first, _, seconds = benchmark.time_rounds(
+        {name: (amount, function) for name, function in workloads.items()},
+        rounds,
+    )
     speed = {
         name: amount / statistics.median(seconds[name]) for name in workloads
     }
@@ -187,17 +182,19 @@ def calls_of_step(options, precision):
     import numpy as np
     from keras import ops
 
-    from kinv.inversion import losses, networks
+    from kinv.inversion import losses
 
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
-    sizes = {name: getattr(options, name) for name in benchmark.SIZES}
-    sizes["condition_dim"] = benchmark.NUM_CLASSES
-    generator = networks.Generator(
-        **sizes,
-        **{name: PAPER[name] for name in presets.NETWORK_SETTINGS[4:]},
+    size, batch = options.image_size, options.batch_size
+    inputs = keras.Input((size, size, 3))
+    outputs = keras.layers.Dense(benchmark.NUM_CLASSES)(
+        keras.layers.Flatten()(inputs)
     )
-    discriminator = networks.Discriminator(**sizes)
+    sizes = {name: getattr(options, name) for name in benchmark.SIZES}
+    generator, discriminator = presets.make_networks(
+        keras.Model(inputs, outputs), {**PAPER, **sizes}
+    )
     keras.config.set_dtype_policy("float32")
 
     def call(network, weights, **inputs):
@@ -232,7 +229,6 @@ def calls_of_step(options, precision):
         for network in (generator, discriminator)
     )
     random = np.random.default_rng(0)
-    size, batch = options.image_size, options.batch_size
 
     def draw():
         """Logits and noise."""
