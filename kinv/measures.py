@@ -114,11 +114,10 @@ def psnr(images, others):
 
 def squared_distances(vectors, others):
     """Between each two, `(vectors, others)`, by one matrix product."""
-    distances = (
-        np.sum(vectors**2, axis=-1)[:, None]
-        - 2 * vectors @ others.T
-        + np.sum(others**2, axis=-1)
+    lengths, other_lengths = (
+        np.einsum("ij,ij->i", rows, rows) for rows in (vectors, others)
     )
+    distances = lengths[:, None] - 2 * vectors @ others.T + other_lengths
     # Rounding may leave something between equal vectors.
     return np.maximum(distances, 0.0)
 

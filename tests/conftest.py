@@ -40,6 +40,14 @@ def precision():
     keras.mixed_precision.set_dtype_policy("float32")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """No test finds what another run of the tests, or the user, has kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
     """An empty folder for TFDS, as `TFDS_DATA_DIR` names it for a process."""

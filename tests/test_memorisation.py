@@ -16,13 +16,14 @@ SIZE = 8
 HELD_OUT = np.full((100, SIZE, SIZE, 3), 128, "uint8")
 
 
-def make_source(images):
+def make_source(images, identity=None):
     examples = {"image": images, "label": np.zeros(len(images), "int64")}
     return source_lib.Source(
         tf.data.Dataset.from_tensor_slices(examples),
         lambda image: image,
         ["any"],
         len(images),
+        identity=identity,
     )
 
 
@@ -90,6 +91,33 @@ def test_the_distance_is_that_of_numpy():
     for measure in ("ratio", "blur_ratio"):
         value = found.metrics["model"][measure]["value"]
         assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_search_is_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    searches = []
+    search = memorisation._nearest
+    monkeypatch.setattr(
+        memorisation,
+        "_nearest",
+        lambda *of: searches.append(1) or search(*of),
+    )
+    training = random_images(700, 0)
+    source = make_source(training, lambda: "those")
+    first, again, of_others, among_others = (
+        run(always(picture), lambda: images).metrics["model"]
+        for picture, images in (
+            (training[650], source),
+            (training[650], source),
+            (training[650] // 2, source),
+            (training[650], make_source(training // 2, lambda: "others")),
+        )
+    )
+    assert len(searches) == 3
+    assert first == again
+    assert first["ratio"]["value"] == pytest.approx(0, abs=1e-2)
+    for other in (of_others, among_others):
+        assert other["ratio"]["value"] > 0.5
 
 
 def test_a_limit_is_told(monkeypatch):

@@ -24,6 +24,7 @@ class FakeSource:
     num_examples = 32
     num_skipped = 2
     left_out = unlabelled = ""
+    grey = False
 
     def _examples(self):
         random = np.random.default_rng(0)
@@ -116,6 +117,38 @@ def test_writes_the_whole_run_directory(tmp_path, capsys, more):
     [(images, labels)] = FakeSource().evaluation_batches(8, 32)
     hits = np.argmax(classifier(images), axis=1) == labels.numpy()
     assert hits.mean() == metrics["clean_accuracy"]
+
+
+@pytest.mark.parametrize("adversarial", ["none", "linf"])
+def test_grey_images_make_a_grey_classifier(tmp_path, monkeypatch, adversarial):
+    class Grey(FakeSource):
+        """Two classes, dark and bright, three equal channels."""
+
+        grey = True
+
+        def _examples(self):
+            return (
+                super()
+                ._examples()
+                .map(lambda x, y: (tf.repeat(x[..., :1], 3, axis=-1), y))
+            )
+
+    monkeypatch.setattr(
+        kinv.data.datasets, "open_dataset", lambda *_, **__: Grey()
+    )
+    run = tmp_path / "run"
+    train_classifier.main(command(run, f"--adversarial={adversarial}"))
+    saved = keras.models.load_model(run / "classifier.keras")
+    assert saved.input_shape == (None, 8, 8, 1)
+    metrics = json.loads((run / "metrics.json").read_text())
+    [(images, labels)] = Grey().evaluation_batches(8, 32)
+    hits = np.argmax(saved(images[..., :1]), axis=1) == labels.numpy()
+    assert hits.mean() == metrics["clean_accuracy"] > 0.9
+    # As kinv takes it: of three channels, and the generator is told.
+    loaded = loading.load_classifier(run / "classifier.keras")
+    np.testing.assert_allclose(
+        loaded(images), saved(images[..., :1]), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("adversarial", ["none", "linf"])

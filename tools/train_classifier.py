@@ -152,8 +152,9 @@ def train(options, strategy, chief):
         f"{labels.some(source.class_names, 10)}"
     )
 
+    channels = 1 if source.grey and held_out.grey else 3
     with strategy.scope():
-        classifier, model = build_model(options, num_classes, steps)
+        classifier, model = build_model(options, num_classes, channels, steps)
 
     # The run directory, its options first.
     if chief and not resumed:
@@ -181,7 +182,7 @@ def train(options, strategy, chief):
         ]
     start = time.monotonic()
     model.fit(
-        labels.require(
+        seen(
             source.training_batches(
                 options.image_size,
                 options.batch_size,
@@ -190,15 +191,17 @@ def train(options, strategy, chief):
                 crop=options.crop,
             ),
             options.dataset,
+            channels,
         ),
         epochs=options.epochs,
         initial_epoch=epochs_done,
         steps_per_epoch=steps,
-        validation_data=labels.require(
+        validation_data=seen(
             held_out.evaluation_batches(
                 options.image_size, options.batch_size, limit=2000
             ),
             options.dataset,
+            channels,
         ),
         shuffle=False,
         callbacks=[
@@ -213,12 +216,31 @@ def train(options, strategy, chief):
         save(options, classifier, source, held_out, minutes)
 
 
-def build_model(options, num_classes, steps):
+def seen(batches, name, channels):
+    """The batches of a data set as the classifier takes them.
+
+    Args:
+        batches: `tf.data.Dataset` of images of three channels, and labels.
+        name: the data set, as a user gave it.
+        channels: 3, or 1 of grey images, whose three are equal.
+
+    Returns:
+        `tf.data.Dataset`; it ends in `InputError` at an image without label.
+    """
+    from kinv.data import labels
+
+    return labels.require(batches, name).map(
+        lambda images, numbers: (images[..., :channels], numbers)
+    )
+
+
+def build_model(options, num_classes, channels, steps):
     """The classifier, and the compiled model that trains it.
 
     Args:
         options: of `parse_arguments`.
         num_classes: number of classes.
+        channels: of the images, 3 or 1.
         steps: number of steps per epoch.
     """
     import keras
@@ -227,7 +249,7 @@ def build_model(options, num_classes, steps):
     from kinv.classifiers import attacks, small
 
     classifier = small.build_classifier(
-        options.image_size, num_classes, options.width
+        options.image_size, num_classes, options.width, channels
     )
     schedule = keras.optimizers.schedules.CosineDecay(
         options.learning_rate, options.epochs * steps
@@ -271,9 +293,9 @@ def save(options, classifier, source, held_out, minutes):
 
     run = pathlib.Path(options.out)
     keras.mixed_precision.set_dtype_policy("float32")
-    weights = classifier.get_weights()
+    weights, channels = classifier.get_weights(), classifier.input_shape[-1]
     classifier = small.build_classifier(
-        options.image_size, len(source.class_names), options.width
+        options.image_size, len(source.class_names), options.width, channels
     )
     classifier.set_weights(weights)
     metrics = measure(options, classifier, held_out)
@@ -351,6 +373,7 @@ def measure(options, classifier, held_out):
             attack,
         ),
     ):
+        batches = seen(batches, options.dataset, classifier.input_shape[-1])
         correct, total = attacks.accuracy(
             classifier, batches, attack=by, seed=options.seed
         )

@@ -1,7 +1,7 @@
 """Arrays that a report may take from one before it, in the user's cache.
 
 In `kinv` below `XDG_CACHE_HOME` or `~/.cache`, which may be removed at any
-time. What is kept depends on data and classifier alone.
+time. The key of what is kept tells all that it depends on.
 """
 
 import hashlib

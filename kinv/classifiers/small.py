@@ -7,7 +7,7 @@ from keras import layers
 from kinv import errors
 
 
-def build_classifier(image_size, num_classes, width):
+def build_classifier(image_size, num_classes, width, channels=3):
     """Builds a pre-activation residual network from stock Keras layers.
 
     One residual block per halving of the resolution, down to about 4 pixels;
@@ -18,11 +18,12 @@ def build_classifier(image_size, num_classes, width):
         image_size: side of the images in pixels, at least 8.
         num_classes: number of logits, at least 2.
         width: channels of the first block, at least 1.
+        channels: of the images: 3, or 1 for grey ones.
 
     Returns:
-        A functional `keras.Model`: images `(batch, image_size, image_size, 3)`
-        in [0, 255] to logits `(batch, num_classes)`, float32 under every dtype
-        policy.
+        A functional `keras.Model`: images `(batch, image_size, image_size,
+        channels)` in [0, 255] to logits `(batch, num_classes)`, float32 under
+        every dtype policy.
 
     Raises:
         errors.InputError: if `image_size` or `num_classes` is too small.
@@ -41,7 +42,7 @@ def build_classifier(image_size, num_classes, width):
             "Expected at least 2 classes to tell apart. "
             f"Received: num_classes={num_classes}."
         )
-    inputs = keras.Input((image_size, image_size, 3), name="images")
+    inputs = keras.Input((image_size, image_size, channels), name="images")
     # In float32: bfloat16 holds pixel values above 128 to whole numbers only,
     # coarser than the steps of an attack.
     x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")(inputs)

@@ -72,6 +72,7 @@ def open_arrays(path, split):
             images.tobytes() + labels.tobytes()
         ).hexdigest(),
         unlabelled=unlabelled,
+        grey=images.shape[3] == 1,
     )
 
 

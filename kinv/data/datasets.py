@@ -117,6 +117,7 @@ def _open_tfds(name, split):
             f"{builder.info.full_name} {split} {num_examples}".encode()
         ).hexdigest(),
         unlabelled=unlabelled,
+        grey=features["image"].shape[-1] == 1,
     )
 
 

@@ -26,6 +26,7 @@ class Source:
             their times, so that a copy is the same data set.
         unlabelled: why no labels are known.
         left_out: one line about files that were not taken, or empty.
+        grey: whether every image is known to have one channel.
 
     Attributes:
         class_numbers: labels that the examples may have.
@@ -42,6 +43,7 @@ class Source:
         identity=None,
         unlabelled="",
         left_out="",
+        grey=False,
     ):
         self.examples = examples
         self.decode = decode
@@ -52,6 +54,7 @@ class Source:
         self.identity = identity
         self.unlabelled = unlabelled
         self.left_out = left_out
+        self.grey = grey
         self.class_numbers = list(range(len(self.class_names)))
         self._own_class_names = self.class_names
 
