@@ -29,6 +29,7 @@ from kinv.analysis import (
     results,
     rotation,
     scene_factors,
+    side_by_side,
     stability,
     two_inversions,
 )
@@ -1178,6 +1179,59 @@ def test_memorisation_tells_copies_from_pictures_of_ones_own(
 def colors(image_of):
     """Logits are the mean colour."""
     return fake(lambda images: images.mean(axis=(1, 2)) / 64, image_of, 3)
+
+
+def test_two_models_side_by_side(source):
+    def model(spread, brighter=None):
+        """Shows the mean colour, with noise; one image much brighter."""
+
+        def image_of(logits, noise):
+            made = 64 * logits + spread * noise[:, :3]
+            if brighter is not None:
+                made[np.isclose(logits, brighter).all(axis=1)] += 90
+            return np.broadcast_to(
+                made[:, None, None], (len(logits), 32, 32, 3)
+            )
+
+        return colors(image_of)
+
+    [(images, *_)] = study_lib.Study({}, source, None, 32).batches(
+        400, batch_size=400
+    )
+    means = images.mean(axis=(1, 2))
+    result = run(
+        side_by_side, source, calm=model(5, means[123] / 64), wild=model(12)
+    )
+    of = result.metrics["calm and wild"]
+    left_open = images.var(axis=(1, 2)).mean()
+    groups = [means[means.argmax(axis=1) == kind] for kind in range(3)]
+    within = np.mean(
+        [2 * group.var(axis=0, ddof=1).sum() for group in groups for _ in group]
+    )
+    for name, spread in ("calm", 5), ("wild", 12):
+        assert of[name]["spread"]["value"] == pytest.approx(spread, rel=0.05)
+        ratio = (left_open + spread**2 / 8) / (left_open + spread**2)
+        assert of[name]["error_ratio"]["value"] == pytest.approx(
+            ratio, abs=0.02
+        )
+        # Of three colours.
+        expected = within / (within + 3 * spread**2)
+        assert of[name]["within_class_r2"]["value"] == pytest.approx(
+            expected, abs=0.04
+        )
+    minus = of["wild minus calm"]
+    assert 6 < minus["spread"]["low"] < 7 < minus["spread"]["high"] < 8
+    assert minus["error_ratio"]["high"] < 0
+    rows = result.tables["images-calm-wild"]
+    assert len(rows) == 400
+    first = max(rows, key=lambda row: row["distance_of_means"])
+    assert first["image"] == 123
+    # One of six bands differs, by 90 and what is left of the noise.
+    assert first["distance_of_means"] == pytest.approx(90 / np.sqrt(6), rel=0.2)
+    assert first["class_calm"] == f"class {means[123].argmax()}"
+    assert "calm and wild differ most" in result.figures[0].caption
+    with pytest.raises(results.NotApplicable, match="two models"):
+        run(side_by_side, source, one=model(5))
 
 
 def test_two_inversions_of_one_classifier(source, monkeypatch):

@@ -37,6 +37,7 @@ EXPERIMENTS = (
     "controls",
     "distributions",
     "memorisation",
+    "side_by_side",
     "two_inversions",
     "layers_compared",
 )

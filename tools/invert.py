@@ -20,8 +20,6 @@ MAX_STEM_BYTES = 150
 MAX_ROWS = 50
 # Noises that --diverse chooses from.
 CANDIDATES = 512
-# What the deviations of --uncertainty are multiplied by, to be seen.
-DEVIATION_SCALE = 4
 
 
 def parse_arguments(argv):
@@ -242,9 +240,8 @@ def invert(options, model, paths, results):
             )
             results.marked.append([False, *changed])
             if options.uncertainty:
-                deviation = reconstructions.std(axis=0).mean(axis=-1)
-                shown = deviation[..., None].repeat(3, -1) * DEVIATION_SCALE
-                results.rows[-1].append(shown)
+                deviation = reconstructions.std(axis=0)
+                results.rows[-1].append(grids.deviation_map(deviation))
                 results.captions[-1].append(f"mean {deviation.mean():.0f}")
                 results.marked[-1].append(False)
         if not options.diverse:
@@ -266,7 +263,7 @@ def write(options, model, results):
 
     columns = [f"noise {sample + 1}" for sample in range(options.samples)]
     if options.uncertainty:
-        columns.append(f"deviation, white: {255 / DEVIATION_SCALE:.0f} of 255")
+        columns.append(f"deviation, white: {grids.WHITE_DEVIATION} of 255")
     grid = grids.captioned_grid(
         results.rows,
         results.captions,

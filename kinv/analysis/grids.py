@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kinv.images import resize_square
+from kinv.images import resize_square, to_uint8
 
 CELL_SIZE = 128
 DPI = 100
@@ -16,6 +16,8 @@ FONT_SIZE = 9
 # Height of a line and width of a character, in pixels; few are wider.
 LINE = round(1.35 * FONT_SIZE * DPI / 72)
 CHARACTER = 0.62 * FONT_SIZE * DPI / 72
+# Grey levels of 255 that `deviation_map` shows white.
+WHITE_DEVIATION = 64
 CAPTION_COLOR = "#333333"
 MARKED_COLOR = "#b3261e"
 
@@ -43,6 +45,20 @@ def mosaic(images, columns, gap):
         top, left = top * (height + gap), left * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def deviation_map(deviations):
+    """Standard deviations of pixels as pictures, so bright that they are seen.
+
+    Args:
+        deviations: `(..., height, width, channels)`, in grey levels.
+
+    Returns:
+        uint8 `(..., height, width, 3)`, grey: 0 black, `WHITE_DEVIATION` or
+        more white.
+    """
+    brightness = deviations.mean(axis=-1, keepdims=True) * 255 / WHITE_DEVIATION
+    return to_uint8(brightness.repeat(3, axis=-1))
 
 
 def captioned_grid(

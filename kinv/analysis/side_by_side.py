@@ -1,0 +1,174 @@
+"""Which of two models leaves more of the same images open, and where?"""
+
+import itertools
+
+import numpy as np
+
+from kinv import images as images_lib
+from kinv import measures
+from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
+from kinv.serving import diverse
+
+TITLE = "Side by side"
+SHOWN = 8
+IMAGES = 500
+SAMPLES = measures.ERROR_RATIO_NOISES
+
+
+def run(study):
+    """Compares what two models show of the same images, and leave open.
+
+    Any two, of whatever classifiers: nothing but the images is needed. Each
+    measure is taken of both, and of the second minus the first on the same
+    images, so that images that are hard for both do not blur the difference.
+
+    `spread` is the standard deviation over 8 noises, root mean square over
+    pixels, in grey levels: what a model says is open. `error_of_mean`: how far
+    the image is from the mean reconstruction, which is what the model shows.
+    `error_ratio` tells whether the spread is to be believed
+    (`measures.error_ratio`; 0.5625 is calibrated). `within_class_r2` is read by
+    each model's own classifier, of images that both models' classifiers put
+    into one class.
+
+    Returns:
+        `results.Result`. By pair of models: these four, of each and their
+        difference, with bootstrap intervals. Tables: the same, and each image
+        with its spreads, errors, classes and the distance of the two mean
+        reconstructions (`diverse.picture_distances`, in grey levels), by which
+        the images shown are chosen.
+
+    Raises:
+        results.NotApplicable: of a single model.
+    """
+    study.require(len(study.models) > 1, "two models, --model given twice")
+    per_image = {
+        name: study.per_image(_measure, name, study.count(IMAGES), label=name)
+        for name in study.models
+    }
+    metrics, rows, tables, figures = {}, [], {}, []
+    for names in itertools.combinations(study.models, 2):
+        both = [per_image[name] for name in names]
+        pair = " and ".join(names)
+        metrics[pair] = _compare(study, names, both)
+        rows += results.rows(metrics[pair], column="of", models=pair)
+        apart = _distances(*(of["mean"] for of in both))
+        tables[f"images-{'-'.join(names)}"] = _images(study, names, both, apart)
+        farthest = np.argsort(-apart, kind="stable")[:SHOWN]
+        figures.append(_figure(study, names, both, farthest))
+    return results.Result(metrics, {"differences": rows, **tables}, figures)
+
+
+def _measure(study, model, batch, label):
+    noise = study.noise(model, len(batch.images), SAMPLES, label, batch.key)
+    made = model.reconstruct(batch.images, noise)
+    images = study_lib.target(batch.images, model)
+    of_mean, of_single = measures.reconstruction_errors(images, made)
+    logits = model.logits(batch.images)
+    deviation = made.std(axis=1, ddof=1, dtype="float64")
+    return {
+        "of_mean": of_mean,
+        "of_single": of_single,
+        "variance": np.mean(deviation**2, axis=(1, 2, 3)),
+        "logits": logits,
+        "reconstruction_logits": model.logits(made[:, 0]),
+        "image": images_lib.to_uint8(images),
+        "reconstruction": images_lib.to_uint8(made[:, 0]),
+        "deviation": grids.deviation_map(deviation),
+        "mean": made.mean(axis=1),
+    }
+
+
+def _compare(study, names, both):
+    """Each measure of each model, and the second's minus the first's."""
+    # A class of both: the same pairs of images for both.
+    classes = np.unique(
+        np.stack([of["logits"].argmax(-1) for of in both]),
+        axis=1,
+        return_inverse=True,
+    )[1].ravel()
+    within_class = [
+        measures.within_class_errors(
+            of["logits"], of["reconstruction_logits"], classes
+        )
+        for of in both
+    ]
+
+    def root_mean_square(squares):
+        return np.sqrt(squares.mean())
+
+    measured = {
+        "spread": (root_mean_square, [(of["variance"],) for of in both]),
+        "error_of_mean": (root_mean_square, [(of["of_mean"],) for of in both]),
+        "error_ratio": (
+            measures.error_ratio,
+            [(of["of_mean"], of["of_single"]) for of in both],
+        ),
+        "within_class_r2": (measures.explained_variance, within_class),
+    }
+    minus = f"{names[1]} minus {names[0]}"
+    of_each = {name: {} for name in (*names, minus)}
+    for measure, (statistic, arrays) in measured.items():
+        count = len(arrays[0])
+
+        def difference(*arrays, statistic=statistic, count=count):
+            return statistic(*arrays[count:]) - statistic(*arrays[:count])
+
+        key = "side by side", measure
+        for name, of in zip(names, arrays, strict=True):
+            of_each[name][measure] = study.bootstrap(statistic, of, *key)
+        of_each[minus][measure] = study.bootstrap(
+            difference, (*arrays[0], *arrays[1]), *key
+        )
+    return of_each
+
+
+def _distances(means, others):
+    """Of the two models' mean reconstructions, one for each image."""
+    size = min(means.shape[1], others.shape[1])
+    pairs = zip(
+        images_lib.resize(means, size),
+        images_lib.resize(others, size),
+        strict=True,
+    )
+    return np.array(
+        [diverse.picture_distances(np.stack(pair))[0, 1] for pair in pairs]
+    )
+
+
+def _images(study, names, both, apart):
+    """One row for each image, the first one 0."""
+    columns = {"distance_of_means": apart}
+    for name, of in zip(names, both, strict=True):
+        class_names = study.models[name].class_names
+        columns |= {
+            f"class_{name}": [class_names[i] for i in of["logits"].argmax(-1)],
+            f"spread_{name}": np.sqrt(of["variance"]),
+            f"error_of_mean_{name}": np.sqrt(of["of_mean"]),
+        }
+    return results.image_rows(columns, "image")
+
+
+def _figure(study, names, both, shown):
+    grid, row_captions = [both[0]["image"][shown]], ["image"]
+    captions = [[f"image {index}" for index in shown]]
+    for name, of in zip(names, both, strict=True):
+        class_names = study.models[name].class_names
+        grid += [of["reconstruction"][shown], of["deviation"][shown]]
+        row_captions += [name, f"{name}: left open"]
+        captions += [
+            [class_names[i] for i in of["logits"][shown].argmax(-1)],
+            [f"{np.sqrt(of['variance'][index]):.0f} of 255" for index in shown],
+        ]
+    return results.Figure(
+        "-".join(names),
+        "The images of which the mean reconstructions of "
+        f"{' and '.join(names)} differ most. Of each model one reconstruction, "
+        "below it the class that its classifier gives the image, and the "
+        "standard deviation over 8 noises, with its root mean square below: "
+        "black where the logits decide, white where it is "
+        f"{grids.WHITE_DEVIATION} grey levels or more.",
+        grids.captioned_grid(
+            grid, captions, row_captions=row_captions, cell_size=96
+        ),
+    )
