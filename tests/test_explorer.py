@@ -14,7 +14,9 @@ from PIL import Image
 from playwright import sync_api
 
 from kinv import images
+from kinv.analysis import grids
 from kinv.data import rendering, scenes
+from kinv.serving import diverse, pipeline
 from tools import serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -80,7 +82,7 @@ def pixels(page, index=0):
 
 def own_pixels(page):
     """The pixels of the image as the classifier sees it."""
-    canvas = page.locator(".own canvas")
+    canvas = page.locator(".own canvas").first
     address = canvas.evaluate("c => c.toDataURL()")
     data = base64.b64decode(address.partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), "float32")
@@ -146,7 +148,7 @@ def test_a_picture_of_ones_own(served, page, tmp_path):
     before = pixels(page)
     do(page, lambda: page.locator("#file").set_input_files(path))
     assert np.abs(pixels(page) - before).mean() > 2
-    own = page.locator(".own canvas").evaluate(
+    own = page.locator(".own canvas").first.evaluate(
         "c => Array.from(c.getContext('2d').getImageData(16, 16, 1, 1).data)"
     )
     np.testing.assert_allclose(own, [200, 0, 0, 255], atol=1)
@@ -202,6 +204,64 @@ def test_between_two_images_and_repeated(served, page):
     do(page, lambda: page.locator("input[value=repeat]").check())
     captions = page.locator(".pictures figcaption b").all_inner_texts()
     assert captions == [f"pass {index}" for index in range(1, 9)]
+
+
+def test_the_widest_is_chosen_as_by_invert(served, page):
+    open_page(page, served.rest)
+    model = pipeline.Pipeline.load("exported/scenes32-robust")
+    image = images.read_image("docs/images/7-purple-cube.png")
+    noise = np.random.default_rng(0).standard_normal((1, 12, model.noise_dim))
+    pictures = model.reconstruct(image[None], noise.astype("float32"))[0]
+    expected = diverse.picture_distances(pictures)
+    found = page.evaluate(
+        """pictures => {
+          const rows = pictures.map(bands);
+          return [rows.map(one => rows.map(other => distance(one, other))),
+            farthest(rows, 5), meanDistance(rows), deviationMap(pictures)];
+        }""",
+        pictures.tolist(),
+    )
+    np.testing.assert_allclose(found[0], expected, atol=1e-3)
+    assert found[1] == diverse.farthest(expected, 5).tolist()
+    assert found[2] == pytest.approx(diverse.mean_distance(expected), rel=1e-5)
+    np.testing.assert_allclose(
+        found[3],
+        grids.deviation_map(pictures.std(axis=0, ddof=1)),
+        atol=0.51,
+    )
+
+
+def test_the_widest_view(served, page):
+    open_page(page, served.rest)
+    assert page.locator(".deviation canvas").count() == 1
+
+    model = pipeline.Pipeline.load("exported/scenes32-robust")
+    noise = page.evaluate(f"noiseRows(CANDIDATES, {model.noise_dim})")
+    image = own_pixels(page)[None]
+    pictures = model.reconstruct(image, np.array([noise], "float32"))[0]
+    away = np.linalg.norm(model.logits(pictures) - model.logits(image), axis=1)
+    distances = diverse.picture_distances(pictures)
+    near = np.flatnonzero(away <= np.median(away))
+    chosen = near[diverse.farthest(distances[np.ix_(near, near)], 6)]
+    do(page, lambda: page.locator("input[value=widest]").check())
+    shown = [pixels(page, i) for i in range(page.locator("figure b").count())]
+    assert len(shown) == 6
+    told = re.search(
+        r"; (\d+) of 255 apart \(usual (\d+)\)",
+        page.locator(".summary").inner_text(),
+    )
+    widest, usual = map(int, told.groups())
+    expected = diverse.mean_distance(distances[np.ix_(chosen, chosen)])
+    assert widest == pytest.approx(expected, abs=1)
+    assert usual == pytest.approx(diverse.mean_distance(distances), abs=1)
+    assert widest == pytest.approx(
+        diverse.mean_distance(diverse.picture_distances(np.array(shown))), abs=1
+    )
+    # The same again from its address.
+    first = pixels(page)
+    assert "view=widest" in page.url
+    do(page, page.reload)
+    np.testing.assert_array_equal(pixels(page), first)
 
 
 def test_download(served, page, tmp_path):

@@ -240,7 +240,7 @@ def invert(options, model, paths, results):
             )
             results.marked.append([False, *changed])
             if options.uncertainty:
-                deviation = reconstructions.std(axis=0)
+                deviation = reconstructions.std(axis=0, ddof=1)
                 results.rows[-1].append(grids.deviation_map(deviation))
                 results.captions[-1].append(f"mean {deviation.mean():.0f}")
                 results.marked[-1].append(False)
