@@ -362,6 +362,16 @@ def test_wrong_numbers_end_with_status_two(more, capsys):
     assert "expected" in capsys.readouterr().err
 
 
+def test_a_setting_with_a_flag_of_its_own_names_it(capsys):
+    with pytest.raises(SystemExit) as raised:
+        train.main(
+            "--dataset=d --classifier=c --out=o --set steps_per_epoch=5".split()
+        )
+    assert raised.value.code == 2
+    message = "expected --steps-per-epoch for steps_per_epoch; received"
+    assert message in capsys.readouterr().err
+
+
 def test_classifier_of_other_classes(image_folder, tmp_path, capsys):
     model = keras.Sequential(
         [

@@ -197,8 +197,13 @@ def assignment(text):
         The name and the value, of the setting's type.
     """
     name, _, value = text.partition("=")
-    names = [name for name in SETTINGS if name not in FLAGS]
-    if name not in names:
+    if name in FLAGS:
+        flag = f"--{name.replace('_', '-')}"
+        raise argparse.ArgumentTypeError(
+            f"expected {flag} for {name}; received {text!r}"
+        )
+    if name not in SETTINGS:
+        names = [name for name in SETTINGS if name not in FLAGS]
         raise argparse.ArgumentTypeError(
             f"expected NAME=VALUE with one of {', '.join(names)}; received "
             f"{text!r}"
