@@ -99,6 +99,9 @@ class GeneratorBlock(keras.layers.Layer):
         self.shortcut = layers.SpectralConv2D(
             channels, 1, upsampling=upsampling
         )
+        # By the first call of its layers: Keras would call it once to build
+        # it, then again.
+        self.built = True
 
     def call(self, inputs, condition, training=False):
         x = ops.relu(self.norms[0](inputs, condition, training=training))
@@ -220,6 +223,8 @@ class Generator(keras.Model):
         self.attend = layers.SelfAttention() if attention else None
         self.last_norm = normalization.BatchNormalization()
         self.last = layers.SpectralConv2D(channels, 3)
+        # As a block is.
+        self.built = True
         self(
             {
                 "condition": keras.Input((condition_dim,)),
@@ -413,6 +418,8 @@ class Discriminator(keras.Model):
             kernel_initializer="glorot_normal",
             dtype="float32",
         )
+        # As a block is.
+        self.built = True
         self(
             {
                 "images": keras.Input((image_size, image_size, 3)),
