@@ -34,8 +34,10 @@ def make_model(
     normalization="standardize",
     discriminator_steps=2,
     classifier=None,
+    graph=False,
     **options,
 ):
+    """Small networks; without `graph` they step eagerly, four times as soon."""
     keras.utils.set_random_seed(3)
     classifier = classifier or keras.Sequential(
         [
@@ -62,7 +64,7 @@ def make_model(
         seed=1,
         **{**PAPER, **options},
     )
-    model.compile(adam(), adam(), jit_compile=False)
+    model.compile(adam(), adam(), jit_compile=False, run_eagerly=not graph)
     return model
 
 
@@ -99,15 +101,22 @@ def weights(model):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"normalization": "class-centered", **SMALL}],
+    [
+        {},
+        {
+            "normalization": "class-centered",
+            "discriminator_steps": 1,
+            **SMALL,
+        },
+    ],
     ids=["paper", "small"],
 )
 def test_one_step_on_several_replicas_equals_one(options):
-    alone = make_model(**options)
+    alone = make_model(**options, graph=True)
     fit(alone)
     strategy = devices.make_strategy("mirrored")
     with strategy.scope():
-        together = make_model(**options)
+        together = make_model(**options, graph=True)
     fit(together)
     # Everything: both networks, averages, spectral vectors, Adam's moments.
     for one, two in zip(alone.variables, together.variables, strict=True):
@@ -170,7 +179,10 @@ def test_first_discriminator_step_is_adam_on_the_hinge_loss():
 
 def test_a_decoder_learns_its_terms_without_an_adversary():
     model = make_model(
-        discriminator_steps=0, readback_weight=2.0, pixel_weight=3.0
+        discriminator_steps=0,
+        readback_weight=2.0,
+        pixel_weight=3.0,
+        graph=True,
     )
     images, labels = make_data(1)
     logits = np.array(model.classifier(images))
@@ -472,10 +484,10 @@ def test_micro_batches_of_equal_moments_are_one_batch(
 def test_a_step_in_micro_batches_on_two_replicas():
     strategy = devices.make_strategy("mirrored")
     with strategy.scope():
-        model = make_model(micro_batches=2)
+        model = make_model(micro_batches=2, discriminator_steps=1, graph=True)
     fit(model)
     assert model.generator_optimizer.iterations.numpy() == 1
-    assert model.discriminator_optimizer.iterations.numpy() == 2
+    assert model.discriminator_optimizer.iterations.numpy() == 1
     for variable in model.variables:
         assert np.isfinite(variable.numpy()).all()
         first, second = strategy.experimental_local_results(variable.value)
