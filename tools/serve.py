@@ -84,25 +84,27 @@ def parse_arguments(argv):
 
 def add_limits(parser):
     """Adds the flags of what one request may ask for."""
+    from kinv.serving.limits import Limits
+
     add = parser.add_argument
     add(
         "--max-body",
         type=errors.positive_int,
-        default=64,
+        default=Limits.body_bytes // 2**20,
         metavar="MIB",
         help="size of a request at most",
     )
     add(
         "--max-pixels",
         type=errors.positive_int,
-        default=2**22,
+        default=Limits.image_pixels,
         metavar="PIXELS",
         help="pixels of an image at most",
     )
     add(
         "--max-samples",
         type=errors.positive_int,
-        default=1024,
+        default=Limits.samples,
         metavar="NUMBER",
         help="reconstructions of a request at most, of 32 x 32 pixels; fewer "
         "of larger ones",
