@@ -23,6 +23,7 @@ from kinv.inversion import presets
 # As a script and installed, as `kinv.tools`.
 sys.path.append(str(pathlib.Path(__file__).parent))
 import benchmark  # noqa: E402
+from benchmark_workloads import NUM_CLASSES, PRECISIONS, SIZES  # noqa: E402
 
 PAPER = presets.PRESETS["paper"]
 # What kinv's float32 step may take of the card's memory: the peer, which keeps
@@ -69,11 +70,9 @@ def main(argv=None):
     amount = options.steps * options.batch_size
     peers = benchmark.start_peers(options) if options.peer else {}
     try:
-        workloads = {
-            how: make_gradients(options, how) for how in benchmark.PRECISIONS
-        }
+        workloads = {how: make_gradients(options, how) for how in PRECISIONS}
         for name, process in peers.items():
-            for how in benchmark.PRECISIONS:
+            for how in PRECISIONS:
                 workloads[f"{how}, {name}"] = functools.partial(
                     benchmark.ask_peer, process, f"gradients, {how}"
                 )
@@ -188,10 +187,8 @@ def calls_of_step(options, precision):
     keras.utils.set_random_seed(0)
     size, batch = options.image_size, options.batch_size
     inputs = keras.Input((size, size, 3))
-    outputs = keras.layers.Dense(benchmark.NUM_CLASSES)(
-        keras.layers.Flatten()(inputs)
-    )
-    sizes = {name: getattr(options, name) for name in benchmark.SIZES}
+    outputs = keras.layers.Dense(NUM_CLASSES)(keras.layers.Flatten()(inputs))
+    sizes = {name: getattr(options, name) for name in SIZES}
     generator, discriminator = presets.make_networks(
         keras.Model(inputs, outputs), {**PAPER, **sizes}
     )
@@ -232,7 +229,7 @@ def calls_of_step(options, precision):
 
     def draw():
         """Logits and noise."""
-        lengths = benchmark.NUM_CLASSES, PAPER["noise_dim"]
+        lengths = NUM_CLASSES, PAPER["noise_dim"]
         return [
             jax.numpy.asarray(random.standard_normal((batch, n)), "float32")
             for n in lengths
