@@ -1,6 +1,9 @@
 """Flags that several tools have."""
 
+import pathlib
 import sys
+
+from kinv import errors
 
 
 def add_data_flags(group):
@@ -42,6 +45,40 @@ def add_skip_unreadable(add):
         help="leave out unreadable images of a folder, and count them, instead "
         "of stopping",
     )
+
+
+def named_models(arguments):
+    """Paths and addresses by name, of arguments `[NAME=]MODEL`.
+
+    Args:
+        arguments: list of str. A name defaults to the last part of the path or
+            address that is no version.
+
+    Raises:
+        errors.InputError: if two models have one name, or one has none.
+    """
+    paths = {}
+    for argument in arguments:
+        name, separator, path = argument.partition("=")
+        # A "=" behind a "/" is a part of the path.
+        if not separator or "/" in name:
+            path = argument
+            # NAME, NAME/VERSION or, of a server, NAME/versions/VERSION.
+            parts = pathlib.PurePath(path)
+            if parts.name.isdecimal() and len(parts.parts) > 1:
+                parts = parts.parent
+            if parts.name == "versions" and "://" in path:
+                parts = parts.parent
+            name = parts.name
+        path = path.rstrip("/")
+        if not name or name in paths:
+            raise errors.InputError(
+                "Expected models of different names. Received: --model "
+                f"{argument}, of the name {name!r} again. Name it: --model "
+                f"OTHER={path}."
+            )
+        paths[name] = path
+    return paths
 
 
 def print_left_out(*sources):

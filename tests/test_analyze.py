@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kinv import errors, images, measures
+from kinv import cli, errors, images, measures
 from kinv.analysis import controls, factors, grids, report
 from kinv.analysis import results as results_lib
 from kinv.data import datasets
@@ -579,13 +579,13 @@ def test_wrong_input_is_one_line(arguments, message, tmp_path):
 
 
 def test_labels():
-    assert analyze.labelled(["exported/a", "exported/b/2", "c=x/1"]) == {
+    assert cli.named_models(["exported/a", "exported/b/2", "c=x/1"]) == {
         "a": "exported/a",
         "b": "exported/b/2",
         "c": "x/1",
     }
     assert list(
-        analyze.labelled(
+        cli.named_models(
             [
                 "grpc://host:1/d",
                 "grpc://host:1/e/versions/2",
@@ -595,15 +595,15 @@ def test_labels():
         )
     ) == ["d", "e", "f", "g"]
     # The first "=" ends the label, unless it is a part of the path.
-    assert analyze.labelled(
+    assert cli.named_models(
         ["x=runs/lr=3/e", "runs/lr=4/f/", "g=http://h:1/v1/models/lr=5/"]
     ) == {
         "x": "runs/lr=3/e",
         "f": "runs/lr=4/f",
         "g": "http://h:1/v1/models/lr=5",
     }
-    with pytest.raises(errors.InputError, match="different labels"):
-        analyze.labelled(["a", "x/a"])
+    with pytest.raises(errors.InputError, match="different names"):
+        cli.named_models(["a", "x/a"])
 
 
 @pytest.mark.parametrize(

@@ -1172,15 +1172,10 @@ def test_a_signal_ends_it_cleanly(start_server, number):
     assert out.endswith("stopped\n")
 
 
-def test_names():
-    # The first "=" ends the name, unless it is a part of the path.
-    assert serve.named(["exported/a", "x=runs/lr=3/e", "runs/lr=4/f/"]) == {
-        "a": "exported/a",
-        "x": "runs/lr=3/e",
-        "f": "runs/lr=4/f/",
-    }
-    with pytest.raises(errors.InputError, match="different names"):
-        serve.named(["a", "x/a"])
+@pytest.mark.parametrize("model", ["a:b=exported/a", "exported/a:b"])
+def test_a_name_that_no_address_can_hold_is_refused(model):
+    with pytest.raises(errors.InputError, match="without '/' or ':'"):
+        serve.main(["--model", model])
 
 
 def test_page_is_written_to_a_file(tmp_path):

@@ -161,7 +161,7 @@ def analyze(options, words):
     from kinv.analysis import study as study_lib
 
     devices.configure_keras()
-    paths = labelled(options.model)
+    paths = cli.named_models(options.model)
     study, settings = open_study(options, paths)
     out = open_results(options.out, settings)
     seconds, skipped = run_experiments(study, options, out)
@@ -331,32 +331,6 @@ def check_data(metadata, source, dataset, split):
     of_validation = metadata.get("training", {}).get("validation_split")
     if same and split == of_validation:
         runs.check_data(metadata, {"validation": source.describe()}, dataset)
-
-
-def labelled(arguments):
-    """Paths and addresses by label, of arguments `[LABEL=]MODEL`."""
-    paths = {}
-    for argument in arguments:
-        label, separator, path = argument.partition("=")
-        # A "=" behind a "/" is a part of the path.
-        if not separator or "/" in label:
-            path = argument
-            # NAME, NAME/VERSION or, of a server, NAME/versions/VERSION.
-            name = pathlib.PurePath(path)
-            if name.name.isdecimal() and len(name.parts) > 1:
-                name = name.parent
-            if name.name == "versions" and "://" in path:
-                name = name.parent
-            label = name.name
-        path = path.rstrip("/")
-        if not label or label in paths:
-            raise errors.InputError(
-                "Expected models of different labels. Received: "
-                f"--model {argument}, of label {label!r} again. Name it: "
-                f"--model OTHER={path}."
-            )
-        paths[label] = path
-    return paths
 
 
 def common_names(models):

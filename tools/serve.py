@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 LOOPBACK = "127.0.0.1"
 # What only this machine can reach.
@@ -138,7 +138,7 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kinv").setLevel(logging.INFO)
-    directories = named(options.model)
+    directories = directories_of(options.model)
     if options.page:
         write_page(options.page, directories)
     else:
@@ -228,21 +228,15 @@ def stop_on_signals():
     return asked_to_stop
 
 
-def named(arguments):
-    """Directories by name, of arguments `[NAME=]DIR`."""
-    directories = {}
-    for argument in arguments:
-        name, separator, directory = argument.partition("=")
-        # A "=" behind a "/" is a part of the path.
-        if not separator or "/" in name:
-            name, directory = pathlib.PurePath(argument).name, argument
-        if not name or set(name) & set("/:") or name in directories:
+def directories_of(arguments):
+    """Directories by the names under which they are served."""
+    directories = cli.named_models(arguments)
+    for name, directory in directories.items():
+        if set(name) & set("/:"):
             raise errors.InputError(
-                "Expected models of different names, without '/' or ':'. "
-                f"Received: --model {argument}. Name it: --model "
-                f"NAME={directory}."
+                "Expected a name without '/' or ':'. Received: --model "
+                f"{name}={directory}."
             )
-        directories[name] = directory
     return directories
 
 
