@@ -9,7 +9,6 @@ Example:
 import argparse
 import logging
 import os
-import pathlib
 import signal
 import socket
 import threading
