@@ -1,5 +1,7 @@
 """Networks: sizes derived by hand, options, serialisation."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -93,6 +95,36 @@ def test_shapes_and_ranges(image_size):
     discriminator = networks.Discriminator(image_size, 5, 8)
     scores = discriminator({"images": images, "condition": inputs["condition"]})
     assert scores.shape == (4, 1)
+
+
+def test_making_a_network_calls_each_layer_once(monkeypatch):
+    """Keras's own way to build calls each twice, blocks four times."""
+    calls = []
+
+    def counted(call):
+        @functools.wraps(call)
+        def counting(self, *args, **kwargs):
+            calls.append(self)
+            return call(self, *args, **kwargs)
+
+        return counting
+
+    classes = (
+        *(networks.GeneratorBlock, networks.DiscriminatorBlock),
+        *(layers.SpectralConv2D, layers.SpectralDense, layers.SelfAttention),
+    )
+    for layer in classes:
+        monkeypatch.setattr(layer, "call", counted(layer.call))
+    for network in (networks.Generator, networks.Discriminator):
+        calls.clear()
+        made = network(32, 5, 4)
+        of_these = [
+            layer
+            for layer in made._flatten_layers()
+            if isinstance(layer, classes)
+        ]
+        assert len(of_these) > 6
+        assert sorted(map(id, calls)) == sorted(map(id, of_these))
 
 
 def test_grey_images_have_three_equal_channels():
