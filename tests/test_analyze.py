@@ -557,7 +557,7 @@ def test_served_models_give_what_local_ones_give(
         (["--model", "nowhere"], "nowhere, which does not exist"),
         (["--experiments", "rotations"], "invalid choice: 'rotations'"),
         (["--dataset", "no_such_data"], "Received: no_such_data"),
-        (MODELS[:2], "of label 'scenes32-robust' again"),
+        (MODELS[:2], "of the name 'scenes32-robust' again"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, message, tmp_path):
