@@ -3,6 +3,7 @@
 import base64
 import http.server
 import io
+import pathlib
 import re
 import shutil
 import threading
@@ -19,6 +20,7 @@ from kinv.data import rendering, scenes
 from kinv.serving import diverse, pipeline
 from tools import serve
 
+ROOT = pathlib.Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
@@ -208,8 +210,8 @@ def test_between_two_images_and_repeated(served, page):
 
 def test_the_widest_is_chosen_as_by_invert(served, page):
     open_page(page, served.rest)
-    model = pipeline.Pipeline.load("exported/scenes32-robust")
-    image = images.read_image("docs/images/7-purple-cube.png")
+    model = pipeline.Pipeline.load(ROOT / "exported/scenes32-robust")
+    image = images.read_image(ROOT / "docs/images/7-purple-cube.png")
     noise = np.random.default_rng(0).standard_normal((1, 12, model.noise_dim))
     pictures = model.reconstruct(image[None], noise.astype("float32"))[0]
     expected = diverse.picture_distances(pictures)
@@ -235,7 +237,7 @@ def test_the_widest_view(served, page):
     open_page(page, served.rest)
     assert page.locator(".deviation canvas").count() == 1
 
-    model = pipeline.Pipeline.load("exported/scenes32-robust")
+    model = pipeline.Pipeline.load(ROOT / "exported/scenes32-robust")
     noise = page.evaluate(f"noiseRows(CANDIDATES, {model.noise_dim})")
     image = own_pixels(page)[None]
     pictures = model.reconstruct(image, np.array([noise], "float32"))[0]

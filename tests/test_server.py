@@ -1172,6 +1172,18 @@ def test_a_signal_ends_it_cleanly(start_server, number):
     assert out.endswith("stopped\n")
 
 
+def test_names():
+    # The first "=" ends the name, unless it is a part of the path.
+    arguments = ["exported/a", "x=runs/lr=3/e", "runs/lr=4/f/"]
+    assert serve.directories_of(arguments) == {
+        "a": "exported/a",
+        "x": "runs/lr=3/e",
+        "f": "runs/lr=4/f",
+    }
+    with pytest.raises(errors.InputError, match="different names"):
+        serve.directories_of(["a", "x/a"])
+
+
 @pytest.mark.parametrize("model", ["a:b=exported/a", "exported/a:b"])
 def test_a_name_that_no_address_can_hold_is_refused(model):
     with pytest.raises(errors.InputError, match="without '/' or ':'"):

@@ -182,26 +182,30 @@ def train(options, strategy, chief):
         ]
     start = time.monotonic()
     model.fit(
-        seen(
-            source.training_batches(
-                options.image_size,
-                options.batch_size,
-                options.seed,
-                start=epochs_done * steps * options.batch_size,
-                crop=options.crop,
+        labels.require(
+            seen(
+                source.training_batches(
+                    options.image_size,
+                    options.batch_size,
+                    options.seed,
+                    start=epochs_done * steps * options.batch_size,
+                    crop=options.crop,
+                ),
+                channels,
             ),
             options.dataset,
-            channels,
         ),
         epochs=options.epochs,
         initial_epoch=epochs_done,
         steps_per_epoch=steps,
-        validation_data=seen(
-            held_out.evaluation_batches(
-                options.image_size, options.batch_size, limit=2000
+        validation_data=labels.require(
+            seen(
+                held_out.evaluation_batches(
+                    options.image_size, options.batch_size, limit=2000
+                ),
+                channels,
             ),
             options.dataset,
-            channels,
         ),
         shuffle=False,
         callbacks=[
@@ -216,20 +220,14 @@ def train(options, strategy, chief):
         save(options, classifier, source, held_out, minutes)
 
 
-def seen(batches, name, channels):
-    """The batches of a data set as the classifier takes them.
+def seen(batches, channels):
+    """Batches of images and labels as the classifier takes them.
 
     Args:
-        batches: `tf.data.Dataset` of images of three channels, and labels.
-        name: the data set, as a user gave it.
+        batches: `tf.data.Dataset`, whose images have three channels.
         channels: 3, or 1 of grey images, whose three are equal.
-
-    Returns:
-        `tf.data.Dataset`; it ends in `InputError` at an image without label.
     """
-    from kinv.data import labels
-
-    return labels.require(batches, name).map(
+    return batches.map(
         lambda images, numbers: (images[..., :channels], numbers)
     )
 
@@ -373,7 +371,7 @@ def measure(options, classifier, held_out):
             attack,
         ),
     ):
-        batches = seen(batches, options.dataset, classifier.input_shape[-1])
+        batches = seen(batches, classifier.input_shape[-1])
         correct, total = attacks.accuracy(
             classifier, batches, attack=by, seed=options.seed
         )

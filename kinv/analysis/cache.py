@@ -27,6 +27,23 @@ def _path(key):
     return pathlib.Path(home, "kinv", f"{name}.npz")
 
 
+def kept(key, compute, suffice=lambda arrays: True):
+    """The arrays kept under a key, or else computed, and then kept.
+
+    Args:
+        key: as of `load`; None for what cannot be told from others, which is
+            computed every time.
+        compute: function without arguments to a dict of arrays.
+        suffice: function of kept arrays to whether they are enough.
+    """
+    arrays = load(key) if key else None
+    if arrays is None or not suffice(arrays):
+        arrays = compute()
+        if key:
+            store(key, arrays)
+    return arrays
+
+
 def load(key):
     """Reads the arrays that were kept under a key.
 

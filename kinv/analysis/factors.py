@@ -117,14 +117,13 @@ def _probed(study, name, features, condition, classes):
     if known and study.source.identity:
         held_out = study.source.identity(), len(classes), study.seed
         key = ["probes", known, len(features["classes"]), *held_out]
-    kept = cache.load(key) if key else None
-    if kept is None:
-        kept = {
+
+    def probe():
+        return {
             "codes": probes.predict(study, name, features, condition, classes)
         }
-        if key:
-            cache.store(key, kept)
-    return kept["codes"]
+
+    return cache.kept(key, probe)["codes"]
 
 
 def _control(study, model, means, classes, network):

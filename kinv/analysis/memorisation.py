@@ -78,14 +78,14 @@ def _found(study, source, groups):
     if source.identity:
         queries = hashlib.sha256(np.ascontiguousarray(groups)).hexdigest()
         key = ["nearest", source.identity(), TRAINING_IMAGES, queries]
-    kept = cache.load(key) if key else None
-    if kept is None:
+
+    def search():
         distances, nearest = _nearest(study, source, groups)
-        kept = {**distances, "nearest": nearest}
-        if key:
-            cache.store(key, kept)
-    nearest = kept.pop("nearest")
-    return kept, nearest
+        return {**distances, "nearest": nearest}
+
+    distances = cache.kept(key, search)
+    nearest = distances.pop("nearest")
+    return distances, nearest
 
 
 def _nearest(study, source, groups):

@@ -27,14 +27,13 @@ def training_features(study, name, count):
     """
     source = study.training_source()
     limit = min(count, source.num_examples)
-    key = identity(study, name, source)
-    kept = cache.load(key) if key else None
-    if kept is None or len(kept["classes"]) < limit:
-        kept = study.per_image(
+    kept = cache.kept(
+        identity(study, name, source),
+        lambda: study.per_image(
             _classify, name, limit, source, study_lib.TRAINING_BATCH_SIZE
-        )
-        if key:
-            cache.store(key, kept)
+        ),
+        lambda kept: len(kept["classes"]) >= limit,
+    )
     return {column: values[:limit] for column, values in kept.items()}
 
 
