@@ -27,6 +27,8 @@ TOY = {
     "analyze": ["--quick", "--experiments", "reconstructions"],
 }
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 
 def commands():
     """Words of each command of the document, by tool."""
