@@ -25,6 +25,8 @@ from kinv.inversion import checkpoints
 from kinv.serving import pipeline
 from tools import analyze, export, train
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 
 def arguments(folder, classifier, out, *more):
     return [
