@@ -68,7 +68,7 @@ setup(
         "tensorboard>=2.20,<2.23",  # summaries
         "numpy>=2,<3",  # arrays
         "h5py>=3.11,<4",  # checkpoints
-        "pillow>=11,<14",  # image files
+        "pillow>=11.3,<14",  # image files
         "matplotlib>=3.9,<4",  # grids and plots
         "scipy>=1.13,<2",  # intervals and tests
         "jinja2>=3.1,<4",  # the report's page

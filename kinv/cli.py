@@ -19,20 +19,20 @@ def add_data_flags(group):
         "--train-split",
         default="train",
         metavar="SPLIT",
-        help="split to train on (default: train)",
+        help="split to train on (default: %(default)s)",
     )
     add(
         "--validation-split",
         default="validation",
         metavar="SPLIT",
-        help="held-out split to measure on (default: validation)",
+        help="held-out split to measure on (default: %(default)s)",
     )
     add(
         "--crop",
         choices=("center", "random"),
         default="center",
         help="of training images; random: a square of 50 to 100 %% of the area "
-        "(default: center)",
+        "(default: %(default)s)",
     )
     add_skip_unreadable(add)
 
@@ -81,6 +81,20 @@ def named_models(arguments):
     return paths
 
 
+def check_parent(path):
+    """Raises `InputError` unless the folder of an output exists.
+
+    Args:
+        path: of the output, or None for none.
+    """
+    parent = pathlib.Path(path or ".").absolute().parent
+    if not parent.is_dir():
+        raise errors.InputError(
+            f"Expected an existing folder to write {path} to. Received: "
+            f"{parent}, which does not exist. Create it first."
+        )
+
+
 def print_left_out(*sources):
     """Prints what is left out of the splits of a data set, once each."""
     for line in dict.fromkeys(source.left_out for source in sources):
@@ -103,14 +117,15 @@ def add_run_flags(group):
         "--strategy",
         default="auto",
         choices=("auto", "single", "mirrored", "multiworker", "tpu"),
-        help="devices to train on (default: auto, all GPUs of this host)",
+        help="devices to train on (default: %(default)s, all GPUs of this "
+        "host)",
     )
     add(
         "--precision",
         default="auto",
         choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
-        help="of convolutions (default: auto, mixed_bfloat16 where the device "
-        "computes in it); what is saved is float32",
+        help="of convolutions (default: %(default)s, mixed_bfloat16 where the "
+        "device computes in it); what is saved is float32",
     )
 
 

@@ -131,6 +131,15 @@ _LOST = (
 )
 
 
+def compiles(strategy):
+    """Whether XLA compiles a training under a `tf.distribute` strategy.
+
+    It is slower on CPU, and fails on several replicas.
+    """
+    one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
+    return one_gpu and strategy.num_replicas_in_sync == 1
+
+
 def set_precision(name):
     """Sets the Keras dtype policy for the networks built from now on.
 

@@ -18,6 +18,10 @@ class InputError(ValueError):
     """
 
 
+class NoSplitError(InputError):
+    """A data set without the split that was named."""
+
+
 class NonFiniteError(RuntimeError):
     """A loss became NaN or infinite; the message names the step."""
 
@@ -129,6 +133,18 @@ def positive_int(text):
 def non_negative_int(text):
     """Argument type: an integer of at least 0."""
     return _number(text, int, "an integer of at least 0", lambda n: n >= 0)
+
+
+def seed(text):
+    """Argument type: a seed, an integer of 31 bits."""
+    return _number(
+        text, int, "an integer in [0, 2147483647]", lambda n: 0 <= n < 2**31
+    )
+
+
+def mebibytes(text):
+    """Argument type: a size in MiB whose bytes an integer of 31 bits counts."""
+    return _number(text, int, "an integer in [1, 2047]", lambda n: 0 < n < 2048)
 
 
 def positive_float(text):

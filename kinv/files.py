@@ -78,6 +78,8 @@ def rename(path, new_path):
         old = digests.get(new_path.name, [])
         _write_digests(directory, {new_path.name: new + old})
     os.replace(path, new_path)
+    if path.name in digests:
+        _write_digests(directory, {new_path.name: new})
 
 
 def sha256(path):

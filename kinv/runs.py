@@ -86,23 +86,14 @@ def record(path, options, **facts):
     _summarize(pathlib.Path(path) / "tensorboard", options, facts)
 
 
-def describe_data(train, validation):
-    """What is recorded of a run's images, for `check_data`.
-
-    Args:
-        train: `data.source.Source` of the split that was trained on.
-        validation: that of the split that was measured on.
-    """
-    return {"train": train.describe(), "validation": validation.describe()}
-
-
 def check_data(recorded, found, name):
     """Raises `InputError` that says what changed, unless data are as recorded.
 
     Args:
         recorded: dict of a `config.json` or `kinv.json`, with what
-            `describe_data` gave as `data`. Of older ones nothing is known.
-        found: what `describe_data` gives now, or a part of it.
+            `source.Source.describe` gave of each split as `data`. Of older ones
+            nothing is known.
+        found: what it gives now of `train`, `validation` or both.
         name: of the data set, for the message.
     """
     for kind, now in found.items():

@@ -642,14 +642,16 @@ def test_grids_keep_their_pixels_at_the_report_s_resolution():
     "dataset, split, changed, message",
     [
         ("/data/pets", "validation", {}, None),
-        ("/data/pets", "validation", {"digest": "b"}, "other names or sizes"),
         ("pets", "validation", {"class_names": ["eel"]}, "'cat' is gone"),
+        ("pets", "validation", {"digest": "b"}, "other names or sizes"),
         # Images that the model has not seen.
         ("/data/pets", "test", {"digest": "b", "num_examples": 5}, None),
         ("/other/zoo", "validation", {"num_examples": 5}, None),
     ],
 )
-def test_data_that_the_model_was_not_made_of(dataset, split, changed, message):
+def test_data_that_the_model_was_not_made_of(
+    dataset, split, changed, message, capsys
+):
     described = {"class_names": ["cat"], "num_examples": 9, "digest": "a"}
     metadata = {
         "dataset": "pets",
@@ -664,3 +666,21 @@ def test_data_that_the_model_was_not_made_of(dataset, split, changed, message):
         analyze.check_data(metadata, source, dataset, split)
     # Nothing is known of older exports.
     analyze.check_data({**metadata, "data": None}, source, dataset, split)
+    # Of a folder only the last name: it may well be another.
+    capsys.readouterr()
+    analyze.check_data(metadata, source, f"/data/{dataset}", split)
+    assert "another data set" in capsys.readouterr().out
+
+
+def test_a_damaged_test_split_is_not_passed_over():
+    def damaged(split):
+        raise errors.InputError(f"a damaged image in {split}")
+
+    def lacking(split):
+        if split == "test":
+            raise errors.NoSplitError("no test")
+        return split
+
+    with pytest.raises(errors.InputError, match="damaged image in test"):
+        analyze.open_held_out(damaged, None)
+    assert analyze.open_held_out(lacking, None) == ("validation",) * 2

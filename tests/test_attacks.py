@@ -108,6 +108,21 @@ def test_attack_rejects(arguments, message):
         attacks.ProjectedGradientDescent(*arguments)
 
 
+@pytest.mark.parametrize("norm", [None, "linf"])
+def test_images_without_labels_do_not_count(norm):
+    images, labels = images_and_labels(6)
+    labels = np.array(labels)
+    classifier = small.build_classifier(8, 3, width=4)
+    attack = norm and attacks.ProjectedGradientDescent(norm, 0.01, 1)
+    found = attacks.accuracy(classifier, [(images, labels)], attack)
+    assert found[1] == 6
+    hidden = np.where(np.arange(6) < 2, -1, labels)
+    batches = [(images, hidden), (images[:1], hidden[:1])]
+    correct = classifier.predict(images, verbose=0).argmax(1) == labels
+    found = attacks.accuracy(classifier, batches, attack)
+    assert found == (correct[2:].sum(), 4)
+
+
 def take_a_step(strategy, norm):
     """Trains one Adam step; returns the weights and what `fit` logged."""
     images, labels = images_and_labels(8)

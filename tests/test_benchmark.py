@@ -52,6 +52,25 @@ def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
     assert "generation (mixed_bfloat16)" in capsys.readouterr().out
 
 
+def test_a_peer_that_is_left_out_has_no_ratio():
+    peak = benchmark_workloads.PEAK
+    training = ("training", "mixed_bfloat16")
+    names = {peak: (1.0, None), training: (1.0, None)}
+    ones = dict.fromkeys(names, 1.0)
+    seconds = dict.fromkeys(names, [1.0])
+    for workloads, keys in ((names, set()), ({}, {"ratio_to_torch"})):
+        workloads = {**names, **workloads}
+        if keys:
+            workloads["training", "float32, torch"] = (1.0, None)
+            seconds["training", "float32, torch"] = [2.0]
+            ones["training", "float32, torch"] = 1.0
+        rows = benchmark.make_rows(
+            workloads, ones, ones, seconds, {"training": 1e9}, ["torch"]
+        )
+        [row] = [row for row in rows if row["how"] == "mixed_bfloat16"]
+        assert keys == {name for name in row if name.startswith("ratio")}
+
+
 def test_multiply_adds_of_the_paper():
     # Counted from Tables 1 and 2 by another script, with 1000 classes.
     generator, discriminator = benchmark_workloads.multiply_adds(64, 96)

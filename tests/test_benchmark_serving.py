@@ -6,6 +6,7 @@ import json
 import pathlib
 import threading
 import time
+import types
 
 import pytest
 
@@ -40,6 +41,19 @@ def test_a_call_that_fails_ends_it_all():
     with pytest.raises(Gone):
         benchmark_serving.call_for(60, make_caller, clients=4)
     assert time.monotonic() - start < 10
+
+
+def test_one_client_is_timed_once():
+    @contextlib.contextmanager
+    def make_caller():
+        yield lambda: time.sleep(0.05)
+
+    options = types.SimpleNamespace(clients=1, seconds=1.0)
+    memory = lambda: types.SimpleNamespace(rss=0)  # noqa: E731
+    *_, row = benchmark_serving.measure_protocol(
+        "REST", make_caller, memory, options
+    )
+    assert 10 < row["calls_per_second"] <= 21
 
 
 @pytest.mark.slow

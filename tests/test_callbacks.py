@@ -150,11 +150,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("replaced", range(1, 6))
+@pytest.mark.parametrize("replaced", range(1, 7))
 def test_killed_at_any_rename_leaves_a_checkpoint(
     tmp_path, monkeypatch, replaced
 ):
-    """Of an epoch's renames: digests before and after, both checkpoints."""
+    """Of an epoch's renames: digests before and after, of both checkpoints."""
     weights = checkpointed(tmp_path, 2)
     calls = []
     replace = os.replace
@@ -377,7 +377,9 @@ def test_the_best_generator_is_kept_and_the_last(tmp_path):
     assert train_epochs(tmp_path, rows) == ["2", "3"]
     text = callbacks.describe_best(tmp_path)
     assert "of epoch 2 of 3" in text and "got much worse" in text
-    assert "the noise says 0.98" in text
+    assert "the noise says 0.98" in text and "logits" in text
+    text = callbacks.describe_best(tmp_path, "features")
+    assert "what the features leave open" in text and "logits" not in text
     # Killed within the second epoch: the same choice again.
     assert train_epochs(tmp_path, rows, first=1) == ["2", "3"]
 

@@ -623,6 +623,19 @@ def test_features_are_the_input_of_the_last_layer(tmp_path):
         features_lib.load_features(path)
 
 
+@pytest.mark.parametrize(
+    "load", [features_lib.load_features, features_lib.load_perceptual]
+)
+@pytest.mark.parametrize("shape", [(None, None, 3), (8, 8, 1), (8, 6, 3)])
+def test_features_are_of_square_images_of_one_size(tmp_path, load, shape):
+    inputs = keras.Input(shape)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    path = tmp_path / "network.keras"
+    keras.Model(inputs, layers.Dense(3)(x)).save(path)
+    with pytest.raises(errors.InputError, match="network.keras, of inputs"):
+        load(path)
+
+
 def test_features_of_an_application(monkeypatch):
     load = applications.load
     monkeypatch.setattr(

@@ -315,6 +315,7 @@ def test_a_class_may_be_called_train(tmp_path):
         (("Training/a", "Training/b", "Testing/a"), "Testing/ and Training/"),
         (("val/a", "val/b"), "val/, which may be either"),
         (("train/a", "train/b", "val/a"), "sub-folder validation.*train, val"),
+        (("train", "val"), "sub-folder validation.*train, val"),
     ],
 )
 def test_doubtful_splits_are_named(tmp_path, names, message):
@@ -327,6 +328,14 @@ def test_doubtful_splits_are_named(tmp_path, names, message):
     split = names[-1].split("/")[0]
     source = datasets.open_dataset(tmp_path, split)
     assert set(source.class_names) <= {"a", "b"} and source.num_examples
+
+
+def test_a_folder_that_may_be_a_split_is_to_be_renamed(tmp_path):
+    for name in ("train", "val", "cats"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    with pytest.raises(errors.InputError, match="either. Rename the folders"):
+        datasets.open_dataset(tmp_path, "train")
 
 
 def test_what_is_not_taken_is_counted(folder):

@@ -108,6 +108,8 @@ def test_sigterm_is_as_ctrl_c(capsys):
     [
         (errors.positive_int, "1", 1),
         (errors.non_negative_int, "0", 0),
+        (errors.seed, "2147483647", 2**31 - 1),
+        (errors.mebibytes, "2047", 2047),
         (errors.positive_float, "2.5e-4", 0.00025),
         (errors.non_negative_float, "0", 0.0),
     ],
@@ -124,6 +126,9 @@ def test_numbers_in_range(kind, text, value):
         (errors.positive_int, "1.5"),
         (errors.positive_int, "many"),
         (errors.non_negative_int, "-1"),
+        (errors.seed, "-1"),
+        (errors.seed, "2147483648"),
+        (errors.mebibytes, "2048"),
         (errors.positive_float, "0"),
         (errors.positive_float, "nan"),
         (errors.positive_float, "inf"),

@@ -141,6 +141,9 @@ def test_a_renamed_file_takes_its_digest_along(tmp_path):
     files.write_json(two, {"a": 2}, digest=True)
     files.rename(one, two)
     assert files.read_json(two) == {"a": 1}
+    # What was there before is forgotten.
+    digests = files.read_json(tmp_path / "digests.json")
+    assert digests["two.json"] == [files.sha256(two)]
     flip(two, 3)
     with pytest.raises(errors.InputError, match="two.json"):
         files.verify(two)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kinv import devices, errors
-from kinv.inversion import gan, networks
+from kinv.inversion import gan, networks, validation
 from kinv.inversion import losses as losses_lib
 
 BATCH = 8
@@ -313,6 +313,30 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     fit(second, data=tuple(second_half))
     for one, two in zip(weights(whole), weights(second), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_both_rates_decay_over_the_generator_s_updates():
+    model = make_model(discriminator_steps=2)
+    model.compile(steps=10)
+    optimizers = model.generator_optimizer, model.discriminator_optimizer
+    for step in (0, 5, 10):
+        shares = []
+        for optimizer, updates in zip(optimizers, (step, 2 * step)):
+            optimizer.iterations.assign(0)
+            first = float(optimizer.learning_rate)
+            optimizer.iterations.assign(updates)
+            shares.append(float(optimizer.learning_rate) / first)
+        # A half cosine from 1 to .02.
+        expected = 0.51 + 0.49 * np.cos(np.pi * step / 10)
+        assert shares == pytest.approx([expected] * 2, rel=1e-5)
+
+
+def test_a_lone_image_is_not_its_own_neighbour():
+    images = np.ones((1, 8, 8, 3), "float32")
+    logits = np.eye(1, 3, dtype="float32")
+    found = validation.measure(images, [images, images], logits, logits)
+    for name in ("logit_error", "shuffled_logit_error"):
+        assert np.array(found[name][1]).tolist() == [0.0]
 
 
 def test_validation_measures_against_numpy():

@@ -13,8 +13,8 @@ from kinv import errors, images
 from kinv.classifiers import small
 from kinv.inversion import export, networks
 from kinv.serving import diverse, pipeline
+from tools import benchmark, benchmark_serving, invert, serve
 from tools import export as export_tool
-from tools import invert
 
 COLORS = {"blue": (20, 40, 220), "green": (30, 200, 50), "red": (210, 30, 30)}
 
@@ -192,6 +192,19 @@ def test_export_measures_whether_the_noise_is_calibrated(spread):
     low, high = metrics["error_ratio_interval"]
     assert low < metrics["error_ratio"] < high < 1.1 * low
     assert metrics["spread_skill"] == pytest.approx(spread / 10, rel=0.05)
+
+
+def test_outputs_have_a_folder_before_anything_is_computed(run, tmp_path):
+    missing = tmp_path / "missing" / "file"
+    for main, command in (
+        (export_tool.main, [*export_command(run, tmp_path), "--lite"]),
+        (serve.main, ["--model=exported/scenes32-robust", "--page"]),
+        (benchmark.main, ["--json"]),
+        (benchmark_serving.main, ["--model=exported/any", "--json"]),
+    ):
+        with pytest.raises(errors.InputError, match="existing folder to write"):
+            main([*command, str(missing)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_failed_export_leaves_nothing(run, tmp_path, monkeypatch):

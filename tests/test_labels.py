@@ -76,6 +76,19 @@ def test_labels_are_the_classifier_s_under_one_rule(own, classifier, expected):
     assert found.describe()["class_names"] == own
 
 
+@pytest.mark.parametrize(
+    "count, order", [(11, "taken to be the same"), (5, "")]
+)
+def test_names_that_are_numbers_are_no_names(count, order):
+    own = sorted(f"class_{index}" for index in range(count))
+    found, line = labels.match(images_of(own), labels.placeholders(11))
+    if order:
+        # In the order of the folders: 0, 1, 10, 2, ...
+        assert order in line and read(found) == list(range(11))
+    else:
+        assert "not used" in line and set(read(found)) == {-1}
+
+
 def test_imagenet_s_numbers_are_known_where_its_names_are():
     names = [f"animal {index}" for index in range(1000)]
     names[0], names[-1] = "tench", "toilet_tissue"
@@ -197,6 +210,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         "cut.npz": lambda path: path.write_bytes(b"PK\3\4" + bytes(30)),
         "a.json": lambda path: path.write_text(json.dumps({})),
         "cut-idx3-ubyte": lambda path: path.write_bytes(b"\0\0\x08\3" * 4),
+        "short-idx3-ubyte": lambda path: path.write_bytes(b"\0\0\x08\3"),
         "cut.gz": lambda path: path.write_bytes(gzip.compress(b"\0\0")[:-4]),
         "empty": lambda path: path.touch(),
     }

@@ -93,6 +93,20 @@ def test_the_distance_is_that_of_numpy():
         assert value == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("digest", ["those", "others"])
+def test_another_folder_of_the_model_s_name_is_not_its_own(digest):
+    source = make_source(random_images(700, 0), lambda: "those")
+    model = always(HELD_OUT[0], dataset="photos", train_split="train")
+    own = {**source.describe(), "digest": digest}
+    model.metadata["data"] = {"train": own}
+    found = run(model, lambda *place: source).metrics["model"]
+    own_or_not = {
+        "those": "photos, split train",
+        "others": "(photos, split train) are not at hand",
+    }
+    assert found["training_set"].endswith(own_or_not[digest])
+
+
 def test_a_search_is_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     searches = []

@@ -255,6 +255,7 @@ def test_file_round_trip(network, tmp_path):
     [
         ({"image_size": 48}, "image_size=48"),
         ({"base_channels": 6}, "base_channels=6"),
+        ({"base_channels": 4, "image_size": 128}, "base_channels=4"),
         ({"noise_dim": 121}, "noise_dim=121"),
         ({"norms_per_block": 4}, "norms_per_block=4"),
         ({"logit_normalization": "softmax"}, "logit_normalization='softmax'"),

@@ -176,6 +176,18 @@ def test_what_such_a_server_tells_changes_with_the_version(version):
     assert analyze.digest(found[0]) != analyze.digest(found[1])
 
 
+@pytest.mark.parametrize("answer", [{}, [], {"model_spec": {"version": "1"}}])
+def test_a_server_of_something_else_is_one_line(answer):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MetadataOnly)
+    server.metadata = json.dumps(answer).encode()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    target = f"http://127.0.0.1:{server.server_port}/v1/models/{NAME}"
+    with pytest.raises(errors.InputError, match="metadata of something else"):
+        pipeline.Pipeline.load(target)
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.parametrize(
     "target, reason",
     [

@@ -1,19 +1,19 @@
 import csv
 import json
 import shutil
-import sys
-import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import kinv.data
 from kinv import errors
 from kinv.classifiers import loading
+from kinv.data import datasets
 from kinv.inversion import callbacks, checkpoints
 from tools import train_classifier
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 class FakeSource:
@@ -46,10 +46,7 @@ class FakeSource:
 
 @pytest.fixture(autouse=True)
 def fake_dataset(monkeypatch):
-    module = types.ModuleType("kinv.data.datasets")
-    module.open_dataset = lambda *args, **kwargs: FakeSource()
-    monkeypatch.setitem(sys.modules, "kinv.data.datasets", module)
-    monkeypatch.setattr(kinv.data, "datasets", module, raising=False)
+    monkeypatch.setattr(datasets, "open_dataset", lambda *args: FakeSource())
     policy = keras.mixed_precision.dtype_policy()
     yield
     keras.mixed_precision.set_dtype_policy(policy)
@@ -133,9 +130,7 @@ def test_grey_images_make_a_grey_classifier(tmp_path, monkeypatch, adversarial):
                 .map(lambda x, y: (tf.repeat(x[..., :1], 3, axis=-1), y))
             )
 
-    monkeypatch.setattr(
-        kinv.data.datasets, "open_dataset", lambda *_, **__: Grey()
-    )
+    monkeypatch.setattr(datasets, "open_dataset", lambda *_: Grey())
     run = tmp_path / "run"
     train_classifier.main(command(run, f"--adversarial={adversarial}"))
     saved = keras.models.load_model(run / "classifier.keras")
@@ -226,13 +221,13 @@ def test_rejects_batches_that_do_not_fit(tmp_path):
 def test_rejects_splits_with_other_classes(tmp_path, monkeypatch):
     sources = iter([FakeSource(), FakeSource()])
 
-    def open_dataset(name, split, **kwargs):
+    def open_dataset(name, split, skip_unreadable):
         source = next(sources)
         if split == "validation":
             source.class_names = ["red", "green", "blue"]
         return source
 
-    monkeypatch.setattr(kinv.data.datasets, "open_dataset", open_dataset)
+    monkeypatch.setattr(datasets, "open_dataset", open_dataset)
     with pytest.raises(errors.InputError, match="2 in train, 3 in validation"):
         train_classifier.main(command(tmp_path / "run"))
 

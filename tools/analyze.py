@@ -90,9 +90,9 @@ def parse_arguments(argv):
     add_report_flags(add)
     add(
         "--seed",
-        type=errors.non_negative_int,
+        type=errors.seed,
         default=0,
-        help="of noise, pairs and resampling (default: 0)",
+        help="of noise, pairs and resampling (default: %(default)s)",
     )
     return parser.parse_args(argv)
 
@@ -135,7 +135,7 @@ def add_data_flags(add):
     add(
         "--training-split",
         default="train",
-        help="split that probes and controls learn from (default: train)",
+        help="split that probes and controls learn from (default: %(default)s)",
     )
     add(
         "--classifier-size",
@@ -207,7 +207,7 @@ def open_study(options, paths):
 
     # Several experiments open the same, and a large folder takes its time.
     @functools.cache
-    def open_source(name=dataset, split=options.training_split):
+    def open_source(name, split):
         # An export keeps of a folder the last part of its path alone.
         if name == pathlib.PurePath(dataset).name:
             name = dataset
@@ -240,7 +240,9 @@ def open_study(options, paths):
     study = study_lib.Study(
         models,
         source,
-        lambda *place: open_source(*place)[0],
+        lambda name=dataset, split=options.training_split: open_source(
+            name, split
+        )[0],
         image_size,
         options.seed,
         options.quick,
@@ -318,6 +320,9 @@ def run_experiments(study, options, out):
 def check_data(metadata, source, dataset, split):
     """Raises `InputError` where images are others than a model was made of.
 
+    Of a folder that has no more than its last name in common with the model's,
+    which is all that an export keeps of it, this is only printed.
+
     Args:
         metadata: the model's `kinv.json`.
         source: `data.source.Source` to analyse.
@@ -325,12 +330,18 @@ def check_data(metadata, source, dataset, split):
             same split has the same images.
         split: its split.
     """
-    # An export keeps of a folder the last part of its path alone.
-    names = (dataset, pathlib.PurePath(dataset).name)
-    same = metadata.get("dataset") in names
+    trained = metadata.get("dataset")
     of_validation = metadata.get("training", {}).get("validation_split")
-    if same and split == of_validation:
+    if trained != pathlib.PurePath(dataset).name and trained != dataset:
+        return
+    if split != of_validation:
+        return
+    try:
         runs.check_data(metadata, {"validation": source.describe()}, dataset)
+    except errors.InputError as error:
+        if trained == dataset:
+            raise
+        print(f"taken for another data set than the model's. {error}")
 
 
 def common_names(models):
@@ -356,7 +367,7 @@ def open_held_out(open_split, split):
         return open_split(split), split
     try:
         return open_split("test"), "test"
-    except errors.InputError:
+    except errors.NoSplitError:
         return open_split("validation"), "validation"
 
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 # As a script and installed, as `kinv.tools`.
 sys.path.append(str(pathlib.Path(__file__).parent))
@@ -144,6 +144,7 @@ def add_sizes(add):
 def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
+    cli.check_parent(options.json)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     peers = start_peers(options) if options.peer else {}
     try:
@@ -253,7 +254,8 @@ def make_rows(workloads, first, memory, seconds, per_image, peers):
                 2 * rate * per_image[kind] / (1e9 * peak)
             )
             for peer in peers:
-                row[f"ratio_to_{peer}"] = rate / speed[kind, f"float32, {peer}"]
+                if other := speed.get((kind, f"float32, {peer}")):
+                    row[f"ratio_to_{peer}"] = rate / other
         rows.append(row)
     return rows
 

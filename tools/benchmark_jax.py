@@ -17,7 +17,7 @@ import pathlib
 import statistics
 import sys
 
-from kinv import errors, files
+from kinv import cli, errors, files
 from kinv.inversion import presets
 
 # As a script and installed, as `kinv.tools`.
@@ -53,6 +53,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
+    cli.check_parent(options.json)
     os.environ["KERAS_BACKEND"] = "jax"
     # The peer's process is on the same card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 # After which a call has failed.
 CALL_SECONDS = 60
@@ -65,6 +65,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
+    cli.check_parent(options.json)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     rows = measure(options)
     if options.json:
@@ -149,7 +150,10 @@ def measure_protocol(protocol, make_caller, memory, options):
     call_for(2.0, make_caller, options.clients)
     before = memory().rss
     times = {1: [], options.clients: []}
-    for clients, share in ((1, 0.5), (options.clients, 1), (1, 0.5)):
+    shares = [(1, 0.5), (1, 0.5)]
+    if options.clients > 1:
+        shares.insert(1, (options.clients, 1))
+    for clients, share in shares:
         times[clients] += call_for(
             share * options.seconds, make_caller, clients
         )

@@ -179,6 +179,7 @@ def make_training(options, classifier):
     import numpy as np
     import tensorflow as tf
 
+    from kinv import devices
     from kinv.data import source as source_lib
     from kinv.inversion import gan
 
@@ -192,7 +193,7 @@ def make_training(options, classifier):
     model.compile(
         keras.optimizers.Adam(4e-4, beta_1=0.0),
         keras.optimizers.Adam(4e-4, beta_1=0.0),
-        jit_compile=on_one_gpu(),
+        jit_compile=devices.compiles(tf.distribute.get_strategy()),
     )
     size = classifier.input_shape[1]
     images = np.random.default_rng(0).uniform(
@@ -213,6 +214,8 @@ def make_generation(options, classifier):
     import numpy as np
     import tensorflow as tf
 
+    from kinv import devices
+
     generator, _ = make_networks(options, classifier)
     generator.fold_spectral_norms(1)
     random = np.random.default_rng(0)
@@ -223,7 +226,8 @@ def make_generation(options, classifier):
         ),
     }
     inputs = {k: tf.cast(value, "float32") for k, value in inputs.items()}
-    predict = tf.function(generator, jit_compile=on_one_gpu())
+    compiles = devices.compiles(tf.distribute.get_strategy())
+    predict = tf.function(generator, jit_compile=compiles)
 
     def generate():
         for _ in range(options.steps):
@@ -256,10 +260,3 @@ def make_exported(options, classifier):
         )["reconstructions"].numpy()
 
     return call
-
-
-def on_one_gpu():
-    """Whether XLA compiles, as in tools/train.py."""
-    import tensorflow as tf
-
-    return len(tf.config.list_physical_devices("GPU")) == 1

@@ -9,7 +9,7 @@ import argparse
 import os
 import pathlib
 
-from kinv import cli, errors, files, runs
+from kinv import cli, errors, files
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
@@ -49,7 +49,7 @@ def parse_arguments(argv):
         metavar="IMAGES",
         help="held-out images that the exported model is measured on",
     )
-    add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
+    add("--seed", type=errors.seed, default=0, help="of the noise")
     add(
         "--lite",
         metavar="FILE",
@@ -63,10 +63,14 @@ def main(argv=None):
     """Exports the run and prints the figures and the path."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kinv.inversion import model_card
+
     # The place first: what cannot be written should not be computed.
+    cli.check_parent(options.lite)
     with files.lock(options.out):
         metadata, path = write_version(options)
-    print_figures(metadata)
+    for name, value in model_card.measured(metadata):
+        print(f"{name}: {value}")
     print(f"exported: {path} ({size(path) / 1e6:.1f} MB)")
     if options.lite:
         print(f"exported: {options.lite}")
@@ -80,7 +84,7 @@ def write_version(options):
     import keras
 
     from kinv import devices
-    from kinv.data import labels
+    from kinv.data import datasets, labels
     from kinv.inversion import export, model_card
     from kinv.serving import pipeline
 
@@ -89,7 +93,7 @@ def write_version(options):
     trained = config["options"]
     classifier, generator = load_networks(options.run, trained)
     classifier_size = classifier.input_shape[1]
-    source, validation = open_data(options, config)
+    source, validation, data = datasets.open_splits(trained, config)
     labelled, line = labels.match(validation, config["class_names"])
     print(line)
 
@@ -108,7 +112,7 @@ def write_version(options):
     )
     metadata = {
         **describe(config, classifier, generator),
-        "data": runs.describe_data(source, validation),
+        "data": data,
         "export": {
             "statistics_examples": num_batches * batch_size,
             "seed": options.seed,
@@ -154,36 +158,6 @@ def write_lite(path, classifier, generator):
     print("converting for LiteRT")
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(export.lite_model(classifier, generator))
-
-
-def open_data(options, config):
-    """Opens the two splits that a run was trained and measured on.
-
-    Args:
-        options: of `parse_arguments`.
-        config: dict, `config.json` of the run.
-
-    Returns:
-        Two `data.source.Source`.
-
-    Raises:
-        errors.InputError: if they are not what they were in training.
-    """
-    from kinv.data import datasets
-
-    trained = config["options"]
-    source, validation = (
-        datasets.open_dataset(
-            trained["dataset"],
-            trained[split],
-            trained.get("skip_unreadable", False),
-        )
-        for split in ("train_split", "validation_split")
-    )
-    cli.print_left_out(source, validation)
-    data = runs.describe_data(source, validation)
-    runs.check_data(config, data, trained["dataset"])
-    return source, validation
 
 
 def load_networks(run, trained):
@@ -251,42 +225,6 @@ def describe(config, classifier, generator):
         metadata["layer_maps"] = trained["layer_maps"]
         metadata["condition_dim"] = generator.condition_dim
     return metadata
-
-
-def print_figures(metadata):
-    """Prints what was measured of an export.
-
-    Args:
-        metadata: dict of its `kinv.json`.
-    """
-    from kinv import measures
-
-    metrics = metadata["metrics"]
-    low, high = metrics["agreement_interval"]
-    print(
-        f"agreement     {metrics['agreement']:.1%} of {metrics['images']} "
-        f"images (95 % interval {low:.1%} to {high:.1%})"
-    )
-    if metrics["accuracy"] is not None:
-        print(f"accuracy      {metrics['accuracy']:.1%} of the classifier")
-    print(f"logit cosine  {metrics['logit_cosine']:.3f}")
-    if (shown := metrics["within_class_r2"]) is not None:
-        print(f"shown         {shown:.2f} of what logits know beyond the class")
-        if shown < measures.LOW_WITHIN_CLASS_R2:
-            print(
-                f"              That is little. {measures.WITHIN_CLASS_ADVICE}"
-            )
-    if (ratio := metrics["error_ratio"]) is not None:
-        low, high = metrics["error_ratio_interval"]
-        spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
-        verdict = measures.calibration_verdict(
-            spread_skill, "features" if "layer" in metadata else "logits"
-        )
-        print(f"error ratio   {ratio:.3f} ({low:.3f} to {high:.3f}): {verdict}")
-    print(
-        f"pixel MSE     {metrics['pixel_mse']:.0f} against "
-        f"{metrics['shuffled_pixel_mse']:.0f} shuffled (values in [0, 255])"
-    )
 
 
 def read_config(run):

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import pathlib
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 # Of the name of an image that the names of its reconstructions repeat: file
 # systems take 255.
@@ -97,7 +97,7 @@ def add_sampling_flags(add):
         action="store_true",
         help="add a map of the standard deviation over the reconstructions",
     )
-    add("--seed", type=errors.non_negative_int, default=0, help="of the noise")
+    add("--seed", type=errors.seed, default=0, help="of the noise")
 
 
 def add_output_flags(add):
@@ -129,7 +129,7 @@ def main(argv=None):
     from kinv.serving import pipeline
 
     for output in (options.out, options.logits_out, options.images_out):
-        check_parent(output)
+        cli.check_parent(output)
     paths = find_readable(options)
     model = pipeline.Pipeline.load(options.model)
     if options.images_out:
@@ -297,16 +297,6 @@ def write(options, model, results):
     for output in (options.out, options.images_out, options.logits_out):
         if output:
             print(f"written: {output}")
-
-
-def check_parent(path):
-    """InputError unless the folder of an output exists."""
-    parent = pathlib.Path(path or ".").absolute().parent
-    if not parent.is_dir():
-        raise errors.InputError(
-            f"Expected an existing folder to write {path} to. Received: "
-            f"{parent}, which does not exist. Create it first."
-        )
 
 
 def describe(logits, class_names):

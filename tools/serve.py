@@ -88,7 +88,7 @@ def add_limits(parser):
     add = parser.add_argument
     add(
         "--max-body",
-        type=errors.positive_int,
+        type=errors.mebibytes,
         default=Limits.body_bytes // 2**20,
         metavar="MIB",
         help="size of a request at most",
@@ -137,6 +137,7 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kinv").setLevel(logging.INFO)
+    cli.check_parent(options.page)
     directories = directories_of(options.model)
     if options.page:
         write_page(options.page, directories)

@@ -37,7 +37,6 @@ def main(argv=None):
 def train(options, strategy, chief):
     """Trains on the devices of a `tf.distribute` strategy."""
     import keras
-    import tensorflow as tf
 
     from kinv import devices
     from kinv.data import datasets
@@ -49,14 +48,8 @@ def train(options, strategy, chief):
     may_change = {"steps"} if constant else ()
     resumed = chief and runs.open_run(run, vars(options), may_change)
 
-    source, validation = (
-        datasets.open_dataset(options.dataset, split, options.skip_unreadable)
-        for split in (options.train_split, options.validation_split)
-    )
-    cli.print_left_out(source, validation)
+    source, validation, data = datasets.open_splits(vars(options), resumed)
     check_batches(options, source, strategy.num_replicas_in_sync)
-    data = runs.describe_data(source, validation)
-    runs.check_data(resumed or {}, data, options.dataset)
     epochs = -(-options.steps // options.steps_per_epoch)
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
@@ -70,16 +63,14 @@ def train(options, strategy, chief):
         model = build_model(options, classifier)
         if options.generator and not checkpoints.existing(run):
             start_from(model, options.generator)
-        rates = (
-            options.generator_learning_rate,
-            options.discriminator_learning_rate,
-        )
-        steps = None if constant else epochs * options.steps_per_epoch
+        steps = 0 if constant else epochs * options.steps_per_epoch
         model.compile(
-            *(presets.make_optimizer(rate, steps) for rate in rates),
-            # XLA is slower on CPU, and fails on several replicas.
-            jit_compile=options.strategy in ("auto", "single")
-            and len(tf.config.list_physical_devices("GPU")) == 1,
+            presets.make_optimizer(options.generator_learning_rate, steps),
+            presets.make_optimizer(
+                options.discriminator_learning_rate,
+                steps * options.discriminator_steps,
+            ),
+            jit_compile=devices.compiles(strategy),
         )
 
     # The run directory, its options first.
@@ -133,7 +124,8 @@ def train(options, strategy, chief):
             ],
         )
     if chief:
-        print(callbacks.describe_best(run))
+        of = "features" if options.layer else "logits"
+        print(callbacks.describe_best(run, of))
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")
 
@@ -326,7 +318,7 @@ def add_training_flags(group):
         "--preset",
         choices=presets.PRESETS,
         default="small",
-        help="values of the settings below (default: small)",
+        help="values of the settings below (default: %(default)s)",
     )
     for name in presets.FLAGS:
         values, meaning = presets.SETTINGS[name]
@@ -353,7 +345,7 @@ def add_training_flags(group):
     )
     add(
         "--seed",
-        type=errors.non_negative_int,
+        type=errors.seed,
         default=presets.SEED,
         help="of weights, noise and the order of images (default: "
         f"{presets.SEED}, the paper's)",
@@ -377,7 +369,7 @@ def add_classifier_flags(group):
         default="imagenet",
         metavar="WEIGHTS",
         help="of keras.applications: imagenet, none for random ones, or a file "
-        "(default: imagenet)",
+        "(default: %(default)s)",
     )
     add(
         "--layer",
@@ -390,7 +382,7 @@ def add_classifier_flags(group):
         choices=("pool", "flatten"),
         default="pool",
         help="what becomes of a layer's maps: the mean of each channel, or all "
-        "numbers, at most 4096 (default: pool)",
+        "numbers, at most 4096 (default: %(default)s)",
     )
     add(
         "--output",

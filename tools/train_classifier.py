@@ -29,7 +29,7 @@ def parse_arguments(argv=None):
         "--image-size",
         type=errors.positive_int,
         default=32,
-        help="side of the classifier's input in pixels (default: 32)",
+        help="side of the classifier's input in pixels (default: %(default)s)",
     )
     add_attack_flags(parser.add_argument_group("adversarial training"))
     training = parser.add_argument_group("training")
@@ -37,7 +37,7 @@ def parse_arguments(argv=None):
         "--epochs",
         type=errors.positive_int,
         default=10,
-        help="epochs (default: 10)",
+        help="epochs (default: %(default)s)",
     )
     training.add_argument(
         "--steps-per-epoch",
@@ -50,26 +50,26 @@ def parse_arguments(argv=None):
         "--batch-size",
         type=errors.positive_int,
         default=128,
-        help="images per step, over all replicas (default: 128)",
+        help="images per step, over all replicas (default: %(default)s)",
     )
     training.add_argument(
         "--width",
         type=errors.positive_int,
         default=32,
-        help="channels of the first residual block (default: 32)",
+        help="channels of the first residual block (default: %(default)s)",
     )
     training.add_argument(
         "--learning-rate",
         type=errors.positive_float,
         default=2e-3,
         help="initial step size of Adam, decays to 0 along a cosine "
-        "(default: 0.002)",
+        "(default: %(default)s)",
     )
     training.add_argument(
         "--seed",
-        type=errors.non_negative_int,
+        type=errors.seed,
         default=0,
-        help="random seed (default: 0)",
+        help="random seed (default: %(default)s)",
     )
     cli.add_run_flags(parser.add_argument_group("run"))
     return parser.parse_args(argv)
@@ -83,7 +83,7 @@ def add_attack_flags(group):
         choices=("none", "linf", "l2"),
         default="none",
         help="norm of the attack to train against; none: standard training, "
-        "attacked in linf only to be measured (default: none)",
+        "attacked in linf only to be measured (default: %(default)s)",
     )
     add(
         "--radius",
@@ -95,13 +95,14 @@ def add_attack_flags(group):
         "--attack-steps",
         type=errors.positive_int,
         default=4,
-        help="steps of the attack in training (default: 4)",
+        help="steps of the attack in training (default: %(default)s)",
     )
     add(
         "--evaluation-examples",
         type=errors.positive_int,
         default=1000,
-        help="held-out images that PGD-20 attacks at the end (default: 1000)",
+        help="held-out images that PGD-20 attacks at the end "
+        "(default: %(default)s)",
     )
 
 
@@ -132,18 +133,8 @@ def train(options, strategy, chief):
     policy = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
 
-    source, held_out = (
-        datasets.open_dataset(
-            options.dataset,
-            split,
-            skip_unreadable=options.skip_unreadable,
-        )
-        for split in (options.train_split, options.validation_split)
-    )
-    cli.print_left_out(source, held_out)
+    source, held_out, data = datasets.open_splits(vars(options), resumed)
     check_splits(options, source, held_out, strategy.num_replicas_in_sync)
-    data = runs.describe_data(source, held_out)
-    runs.check_data(resumed or {}, data, options.dataset)
     num_classes = len(source.class_names)
     steps = options.steps_per_epoch or source.num_examples // options.batch_size
     print(
@@ -244,6 +235,7 @@ def build_model(options, num_classes, channels, steps):
     import keras
     import tensorflow as tf
 
+    from kinv import devices
     from kinv.classifiers import attacks, small
 
     classifier = small.build_classifier(
@@ -253,18 +245,17 @@ def build_model(options, num_classes, channels, steps):
         options.learning_rate, options.epochs * steps
     )
     optimizer = keras.optimizers.Adam(schedule)
-    # XLA is slower on CPU and does not span several devices.
-    one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
+    compiles = devices.compiles(tf.distribute.get_strategy())
     if options.adversarial != "none":
         attack = make_attack(options, options.attack_steps)
         model = attacks.AdversarialTraining(classifier, attack, options.seed)
-        model.compile(optimizer, jit_compile=one_gpu)
+        model.compile(optimizer, jit_compile=compiles)
         return classifier, model
     classifier.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        jit_compile=one_gpu,
+        jit_compile=compiles,
     )
     # Mixed float16 puts another optimizer around it.
     classifier.optimizer.build(classifier.trainable_variables)

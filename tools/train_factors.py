@@ -41,7 +41,7 @@ def parse_arguments(argv):
     )
     add(
         "--seed",
-        type=errors.non_negative_int,
+        type=errors.seed,
         default=0,
         help="of weights and order",
     )

@@ -72,7 +72,7 @@ def run(study):
     )
 
 
-def component_ranks(images, samples, components=COMPONENTS):
+def component_ranks(images, samples):
     """Ranks of images among samples, along components of the residuals.
 
     The components are the principal axes, about zero, of reconstruction minus
@@ -86,13 +86,12 @@ def component_ranks(images, samples, components=COMPONENTS):
     Args:
         images: `(images, width)`.
         samples: `(images, samples, width)`.
-        components: number of them, at most.
 
     Returns:
         int ranks `(images, components)`, and the share of the squared residuals
         along each, `(components,)`.
     """
-    components = min(components, len(images) // 2, images.shape[1])
+    components = min(COMPONENTS, len(images) // 2, images.shape[1])
     ranks = np.empty((len(images), components), int)
     along, total = np.zeros(components), 0
     halves = slice(0, None, 2), slice(1, None, 2)

@@ -72,7 +72,7 @@ def write_result(directory, title, result, with_pdf=False):
 
 
 def _write_table(path, rows):
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         for row in rows:
@@ -180,7 +180,7 @@ def _template():
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(number=number, is_number=is_number)
-    return environment.from_string(TEMPLATE.read_text())
+    return environment.from_string(TEMPLATE.read_text("utf-8"))
 
 
 def _section(directory, name, result):
@@ -324,7 +324,7 @@ def _read_table(path):
         high)`. The columns NAME_value, NAME_low and NAME_high are one, NAME;
         cells of others have None for low and high.
     """
-    table = csv.DictReader(io.StringIO(path.read_text()))
+    table = csv.DictReader(io.StringIO(path.read_text("utf-8")))
     names = table.fieldnames
     columns = {}
     for name in names:

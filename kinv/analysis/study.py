@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import errors, intervals
+from kinv import errors, intervals, runs
 from kinv import images as images_lib
 from kinv.analysis import results
 
@@ -251,9 +251,14 @@ class Study:
         else:
             name = "{}, split {}".format(*place)
             try:
-                return self.training_source(*place), name
+                source = self.training_source(*place)
+                # Another folder may have the name.
+                if source.identity:
+                    own = {"train": source.describe()}
+                    runs.check_data(model.metadata, own, place[0])
+                return source, name
             except errors.InputError:
-                reason = f"as the model's own ({name}) cannot be opened"
+                reason = f"as the model's own ({name}) are not at hand"
         return (
             self.training_source(),
             f"those of the analysed data set, {reason}",

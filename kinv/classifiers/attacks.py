@@ -1,6 +1,7 @@
 """Adversarial training and accuracy under attack (Madry et al., 2018)."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kinv import errors
@@ -206,7 +207,8 @@ def accuracy(classifier, batches, attack=None, seed=0):
 
     Args:
         classifier: `keras.Model` from images to logits.
-        batches: finite iterable of `(images, labels)`.
+        batches: finite iterable of `(images, labels)`; images of the label -1
+            are passed over.
         attack: `ProjectedGradientDescent` on each image first. Defaults to
             `None`, the images as they are.
         seed: integer, decides where the attacks start.
@@ -221,6 +223,10 @@ def accuracy(classifier, batches, attack=None, seed=0):
     classify = tf.function(classifier, reduce_retracing=True)
     num_correct = num_examples = 0
     for index, (images, labels) in enumerate(batches):
+        known = np.asarray(labels) >= 0
+        if not known.any():
+            continue
+        images, labels = images[known], labels[known]
         adversarial = images
         if attack is not None:
             offsets = attack.random_offsets(tf.shape(images), (seed, index))

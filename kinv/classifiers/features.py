@@ -102,6 +102,17 @@ def _with_outputs_of(model, names):
     return keras.Model(model.inputs[0], [model.outputs[0], *features])
 
 
+def _check_input(model, name):
+    shape = getattr(model, "input_shape", None)
+    sides = shape[1:3] if shape and shape[3:] == (3,) else (None,)
+    if None in sides or len(set(sides)) > 1:
+        raise errors.InputError(
+            "Expected a network of images (size, size, 3). Received: "
+            f"{name}, of inputs {shape}. Call it on a keras.Input of that "
+            "shape and save the keras.Model of both."
+        )
+
+
 def load_features(name):
     """Loads a network that describes images, to compare many of them.
 
@@ -124,6 +135,7 @@ def load_features(name):
         features = model.outputs[0]
     else:
         model = loading.load_file(pathlib.Path(name))
+        _check_input(model, name)
         features = model.layers[-1].input
     if len(getattr(features, "shape", ())) != 2:
         raise errors.InputError(
@@ -169,6 +181,7 @@ def load_perceptual(name):
         model = applications.load(str(name), "imagenet")
     else:
         model = loading.load_file(pathlib.Path(name))
+        _check_input(model, name)
     size = model.input_shape[1]
     last = {
         layer.output.shape[1:3]: layer.name

@@ -42,7 +42,10 @@ def open_arrays(path, split):
     try:
         read = _read_npz if zipfile.is_zipfile(path) else _read_idx
         images, labels, whole = read(path, name)
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as e:
+    except (
+        *(OSError, ValueError, EOFError),
+        *(zlib.error, zipfile.BadZipFile, struct.error),
+    ) as e:
         raise errors.InputError(
             "Expected a TFDS name, a folder of images, a .npz with images x "
             "and labels y, or an IDX file of images. Received: "
@@ -53,7 +56,7 @@ def open_arrays(path, split):
     if whole:
         borders = folders.without_splits(name, borders)
         if borders is None:
-            raise errors.InputError(
+            raise errors.NoSplitError(
                 f"Expected the splits train, validation or a part such as "
                 f"train[:80%] of {path}. Received: {split}."
             )

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import errors, images
+from kinv import cli, errors, images, runs
 from kinv.data import arrays, folders
 from kinv.data import scenes as _scenes  # noqa: F401 (registers kinv_scenes)
 from kinv.data.source import Source
@@ -54,6 +54,35 @@ def open_dataset(name, split, skip_unreadable=False):
     return _open_tfds(name, split)
 
 
+def open_splits(options, recorded):
+    """Opens what a run trains and is measured on; prints what is left out.
+
+    Args:
+        options: dict of the run's options: `dataset`, `train_split`,
+            `validation_split` and `skip_unreadable`.
+        recorded: dict of its `config.json`; empty or None of a new run.
+
+    Returns:
+        Two `Source`, and what is recorded of them.
+
+    Raises:
+        errors.InputError: as `open_dataset`, or because images are not what is
+            recorded.
+    """
+    source, validation = (
+        open_dataset(
+            options["dataset"],
+            options[split],
+            options.get("skip_unreadable", False),
+        )
+        for split in ("train_split", "validation_split")
+    )
+    cli.print_left_out(source, validation)
+    data = {"train": source.describe(), "validation": validation.describe()}
+    runs.check_data(recorded or {}, data, options["dataset"])
+    return source, validation, data
+
+
 def _open_tfds(name, split):
     try:
         builder = tfds.builder(name)
@@ -90,7 +119,7 @@ def _open_tfds(name, split):
             decoders={"image": tfds.decode.SkipDecoding()},
         )
     except (KeyError, ValueError, AssertionError) as error:
-        raise errors.InputError(
+        raise errors.NoSplitError(
             f"Expected a split of {name}: {', '.join(builder.info.splits)}, or "
             f"a part such as train[:90%]. Received: {split}."
         ) from error

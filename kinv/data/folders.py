@@ -131,7 +131,7 @@ def _find_root(directory, name, borders):
             return directory, whole, beside
     if name not in folders:
         received = ", ".join(folders) or "none"
-        raise errors.InputError(
+        raise errors.NoSplitError(
             f"Expected {directory} to have a sub-folder {name} for that split. "
             f"Received: {received}. Name one of them with --train-split, "
             "--validation-split or --split; without sub-folders per split, the "
@@ -141,8 +141,9 @@ def _find_root(directory, name, borders):
 
 
 def _has_splits(directory, folders):
+    only_splits = (_SPLITS | _DOUBTFUL).issuperset(folders)
     return "train" in folders and (
-        _SPLITS.issuperset(folders) or bool(_sub_folders(directory / "train"))
+        only_splits or bool(_sub_folders(directory / "train"))
     )
 
 
@@ -151,11 +152,12 @@ def _refuse_doubtful(directory, like_splits):
     if len(like_splits) > 1 or deep:
         names = " and ".join(f"{folder}/" for folder in like_splits)
         first = min(like_splits, key=lambda x: not x.lower().startswith("tr"))
+        # `train` is what is asked for where nothing is named.
+        named = f"Name the split, such as --train-split {first}, or rename"
         raise errors.InputError(
             f"Expected classes in {directory}, or its splits in train/, "
             f"validation/ and test/. Received: {names}, which may be either. "
-            f"Name the split, such as --train-split {first}, or rename the "
-            "folders."
+            f"{'Rename' if first == 'train' else named} the folders."
         )
 
 

@@ -57,7 +57,8 @@ def match(source, class_names):
         keys, known = [_key(name) for name in own], _keys(class_names)
         named = not all(map(_PLACEHOLDER.fullmatch, class_names))
         numbered = own == [str(index) for index in range(len(own))]
-        if own == list(class_names) or set(keys) <= set(known):
+        by_name = named and set(keys) <= set(known)
+        if own == list(class_names) or by_name:
             numbers = [_place(known, key) for key in keys]
             if own == list(class_names):
                 numbers = range(num_classes)

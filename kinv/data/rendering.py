@@ -43,6 +43,7 @@ _SAMPLES = 2  # per pixel and axis
 _HIT = 2e-3
 _MARCH_STEPS = 40
 _SHADOW_STEPS = 24
+_ROUNDING = 0.03  # radius of a box's edges
 _PENUMBRA = 14.0  # sharpness of the shadow's edge
 
 
@@ -131,14 +132,14 @@ def _length(*components):
     return np.sqrt(sum(component * component for component in components))
 
 
-def _box(x, y, z, width, height, depth, rounding=0.03):
+def _box(x, y, z, width, height, depth):
     """Distance to a box of these half sides, with rounded edges."""
-    x = np.abs(x) - (width - rounding)
-    y = np.abs(y) - (height - rounding)
-    z = np.abs(z) - (depth - rounding)
+    x = np.abs(x) - (width - _ROUNDING)
+    y = np.abs(y) - (height - _ROUNDING)
+    z = np.abs(z) - (depth - _ROUNDING)
     inside = np.minimum(np.maximum(np.maximum(x, y), z), 0)
     outside = _length(np.maximum(x, 0), np.maximum(y, 0), np.maximum(z, 0))
-    return inside + outside - rounding
+    return inside + outside - _ROUNDING
 
 
 # Per shape: signed distance, and centre height and radius of a sphere that

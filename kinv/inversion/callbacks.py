@@ -240,11 +240,12 @@ def best_epoch(rows):
     return best
 
 
-def describe_best(run):
+def describe_best(run, of="logits"):
     """Which epoch `generator.keras` is of, and its figures, in a sentence.
 
     Args:
         run: directory of a run of `tools/train.py`.
+        of: what the generator is given: `logits`, or `features` of a layer.
     """
     path = pathlib.Path(run) / "metrics.csv"
     rows = checkpoints.read_table(path, FIGURES)
@@ -256,7 +257,7 @@ def describe_best(run):
     epoch = f"the last epoch, {last['epoch']}"
     if best:
         epoch = f"epoch {best} of {last['epoch']}"
-    verdict = measures.calibration_verdict(row["val_spread_skill"])
+    verdict = measures.calibration_verdict(row["val_spread_skill"], of)
     text = (
         f"generator.keras is of {epoch}: energy score {score:.4f}, "
         f"agreement {row['val_agreement']:.1%}, error ratio "
@@ -270,7 +271,7 @@ def describe_best(run):
         )
     if (shown := row["val_within_class_r2"]) < measures.LOW_WITHIN_CLASS_R2:
         text += (
-            f" The pictures show {shown:.2f} of what the logits know beyond "
+            f" The pictures show {shown:.2f} of what the {of} know beyond "
             f"the class (1 is all of it). {measures.WITHIN_CLASS_ADVICE}"
         )
     if last["val_energy_score"] > score + WORSE * abs(score):

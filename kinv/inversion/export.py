@@ -110,7 +110,7 @@ def new_version(directory):
         errors.InputError: if `directory` cannot be written to.
     """
     directory = pathlib.Path(directory)
-    temporary = directory / f".writing-{uuid.uuid4().hex}"
+    temporary = directory / f"{files.WRITING}{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
     except OSError as error:

@@ -212,7 +212,9 @@ class InversionGAN(keras.Model):
         self.discriminator_optimizer = keras.optimizers.get(
             discriminator_optimizer
             or presets.make_optimizer(
-                SMALL["discriminator_learning_rate"], steps
+                SMALL["discriminator_learning_rate"],
+                # It steps so many times as often.
+                steps and steps * self.discriminator_steps,
             )
         )
         # Keras builds only `self.optimizer`. Unbuilt ones fail on several

@@ -23,7 +23,7 @@ def text(metadata):
     if layer := metadata.get("layer"):
         condition = f"features of the layer {layer}"
     rows = "\n".join(
-        f"| {name} | {value} |" for name, value in _measured(metadata)
+        f"| {name} | {value} |" for name, value in measured(metadata)
     )
     return f"""\
 # Inversion of an image classifier
@@ -57,8 +57,15 @@ def _recipe(training):
     return ", ".join(known).replace("_", " ")
 
 
-def _measured(metadata):
-    """Rows of names and values, without what could not be measured."""
+def measured(metadata):
+    """What was measured on held-out images, but for what could not be.
+
+    Args:
+        metadata: dict, the export's `kinv.json`.
+
+    Yields:
+        Name and value, two str.
+    """
     metrics = metadata["metrics"]
     if not metrics:
         return
@@ -70,8 +77,15 @@ def _measured(metadata):
         "agreement: the reconstruction gets the image's class",
         f"{metrics['agreement']:.1%} ({low:.1%} to {high:.1%})",
     )
+    yield "logit cosine", f"{metrics['logit_cosine']:.3f}"
     if (shown := metrics.get("within_class_r2")) is not None:
-        yield "share of the within-class information shown", f"{shown:.2f}"
+        advice = ""
+        if shown < measures.LOW_WITHIN_CLASS_R2:
+            advice = f". That is little. {measures.WITHIN_CLASS_ADVICE}"
+        yield (
+            "share of the within-class information shown",
+            f"{shown:.2f}{advice}",
+        )
     if (ratio := metrics.get("error_ratio")) is not None:
         low, high = metrics["error_ratio_interval"]
         spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
@@ -81,3 +95,8 @@ def _measured(metadata):
             f"{ratio:.3f} ({low:.3f} to {high:.3f}): "
             + measures.calibration_verdict(spread_skill, kind),
         )
+    yield (
+        "squared error of pixels in [0, 255]",
+        f"{metrics['pixel_mse']:.0f} against "
+        f"{metrics['shuffled_pixel_mse']:.0f} shuffled",
+    )

@@ -46,10 +46,13 @@ def _validate(image_size, base_channels, logit_normalization):
             f"{', '.join(map(str, GENERATOR_CHANNELS))}. "
             f"Received: image_size={image_size}."
         )
-    if base_channels < 4 or base_channels % 4:
+    # Of the narrowest map that self-attention sees, one of 8 channels is left.
+    multiple = 8 if image_size == 128 else 4
+    if base_channels < multiple or base_channels % multiple:
         raise errors.InputError(
-            "Expected a positive multiple of 4, since self-attention takes an "
-            f"eighth of the channels. Received: base_channels={base_channels}."
+            f"Expected a positive multiple of {multiple} at {image_size} "
+            "pixels, since self-attention takes an eighth of the channels. "
+            f"Received: base_channels={base_channels}."
         )
     if logit_normalization not in LOGIT_NORMALIZATIONS:
         raise errors.InputError(

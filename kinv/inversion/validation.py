@@ -54,7 +54,9 @@ def measure(images, samples, logits, readings):
     classes, own, read = (
         ops.take(x, order, axis=0) for x in (classes, logits, readings)
     )
-    paired = ops.cast(classes == ops.roll(classes, 1), "float32")
+    paired = classes == ops.roll(classes, 1)
+    # A lone image would be its own neighbour.
+    paired = ops.cast(paired & (ops.shape(images)[0] > 1), "float32")
     pairs = zip(samples[::2], samples[1::2], strict=True)
     scores = [losses.energy_score(*pair, images) for pair in pairs]
     single_errors = [_squared_error(images, x) for x in samples]

@@ -187,15 +187,18 @@ def _connect_rest(target):
         return answer
 
     answer = call("GET", f"{target}/metadata")
-    signatures = json_format.ParseDict(
-        answer["metadata"]["signature_def"],
-        get_model_metadata_pb2.SignatureDefMap(),
-        ignore_unknown_fields=True,
-    )
+    try:
+        version = int(answer["model_spec"]["version"])
+        signatures = json_format.ParseDict(
+            answer["metadata"]["signature_def"],
+            get_model_metadata_pb2.SignatureDefMap(),
+            ignore_unknown_fields=True,
+        )
+    except (LookupError, TypeError, ValueError, json_format.ParseError):
+        raise _failed(target, "metadata of something else") from None
     try:
         metadata = call("GET", f"{target}/kinv.json")
     except errors.InputError:
-        version = int(answer["model_spec"]["version"])
         metadata = _metadata(target, signatures, version)
 
     def predict(inputs):
