@@ -9,6 +9,7 @@ from kinv.data import datasets
 from tools import benchmark, benchmark_workloads
 
 
+@pytest.mark.usefixtures("eager")
 def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
     monkeypatch.setattr(
         datasets, "open_dataset", lambda *args: rendered("train", 40)

@@ -130,6 +130,7 @@ def test_flipped_bits_of_an_export_are_found(tmp_path):
             pipeline.Pipeline.load(version)
 
 
+@pytest.mark.usefixtures("eager")
 def test_flipped_bits_of_a_run_are_found(
     image_folder, classifier_file, tmp_path
 ):

@@ -112,7 +112,7 @@ def weights(model):
     ids=["paper", "small"],
 )
 def test_one_step_on_several_replicas_equals_one(options):
-    alone = make_model(**options, graph=True)
+    alone = make_model(**options)
     fit(alone)
     strategy = devices.make_strategy("mirrored")
     with strategy.scope():
