@@ -41,7 +41,7 @@ setup(
     package_dir={"kinv.tools": "tools", "kinv.exported": "exported"},
     package_data={
         "kinv.analysis": ["report.html", "scene_factors.keras"],
-        "kinv.serving": ["explorer.html"],
+        "kinv.serving": ["explorer.html", "examples/*/*"],
         # The one pipeline that is installed, found by its name.
         "kinv.exported": ["scenes32-robust/**/*"],
     },

@@ -45,7 +45,14 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from kinv import errors
-from kinv.serving import client, grpc_service, limits, pipeline, web
+from kinv.serving import (
+    client,
+    explorer,
+    grpc_service,
+    limits,
+    pipeline,
+    web,
+)
 from kinv.serving import rest as rest_lib
 from kinv.serving import server as server_lib
 from kinv.serving.signature import INPUTS
@@ -1208,6 +1215,37 @@ def test_page_is_written_to_a_file(tmp_path):
     text = path.read_text()
     assert "lime cylinder" in text and "/*CONFIG*/" not in text
     assert "http://" not in text.replace("http://localhost:8501", "")
+
+
+def test_a_model_is_shown_with_examples_of_its_own_data_set():
+    def model_of(dataset):
+        metadata = {
+            "class_names": ["a"],
+            "num_classes": 1,
+            "noise_dim": 2,
+            "image_size": 8,
+            "classifier_size": 8,
+        }
+        if dataset:
+            metadata["dataset"] = dataset
+        return pipeline.Pipeline(None, metadata)
+
+    datasets = {
+        "scenes": "kinv_scenes/32-large",
+        "clothes": "fashion_mnist",
+        "photos": "photos",
+        "unknown": None,
+    }
+    models = {name: model_of(dataset) for name, dataset in datasets.items()}
+    text = explorer.page(models, serve.example_images())
+    config = json.loads(re.search(r"const CONFIG = (\{.*\});", text)[1])
+    offered = [(x["name"], x["models"]) for x in config["examples"]]
+    assert ("ankle boot", ["clothes"]) in offered
+    assert offered[0][1] == ["scenes", "photos", "unknown"]
+    assert len([name for name, suited in offered if "clothes" in suited]) == 10
+    # What nobody looks at does not travel along.
+    text = explorer.page({"scenes": models["scenes"]}, serve.example_images())
+    assert "ankle boot" not in text
 
 
 def test_page_of_a_model_whose_classes_nobody_tells(tmp_path, monkeypatch):

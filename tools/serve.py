@@ -121,14 +121,25 @@ def port(text):
 
 
 def example_images():
-    """Held-out scenes for the explorer: `(class name, uint8 image)` each."""
+    """Held-out images for the explorer, by data set.
+
+    Returns:
+        dict of lists of `(class name, uint8 image)`.
+    """
+    from kinv import images
     from kinv.data import rendering, scenes
+    from kinv.serving import explorer
 
     factors = scenes.scene_factors("test", EXAMPLES)
     classes = factors["shape"] * len(rendering.OBJECT_HUES)
     names = [scenes.CLASS_NAMES[i] for i in classes + factors["object_hue"]]
     pictures = rendering.render(factors, EXAMPLE_SIZE)
-    return list(zip(names, pictures, strict=True))
+    examples = {"kinv_scenes": list(zip(names, pictures, strict=True))}
+    for path in sorted(explorer.EXAMPLES.glob("*/*.png")):
+        name = path.stem.partition("-")[2].replace("_", " ")
+        known = examples.setdefault(path.parent.name, [])
+        known.append((name, images.read_image(path)))
+    return examples
 
 
 def main(argv=None):

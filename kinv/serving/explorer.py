@@ -10,6 +10,8 @@ from PIL import Image
 from kinv import images
 
 PLACE = "/*CONFIG*/ {}"
+# Images of others' data sets, a folder and a licence each.
+EXAMPLES = pathlib.Path(__file__).with_name("examples")
 
 
 def page(models, examples):
@@ -21,8 +23,9 @@ def page(models, examples):
 
     Args:
         models: dict of `pipeline.Pipeline` by the name they are served under.
-        examples: list of `(name, image)` that the page offers, images
-            `(height, width, 3)` in [0, 255].
+        examples: what the page offers: by the name of a data set, without
+            its configuration, a list of `(name, image)`, images `(height,
+            width, 3)` in [0, 255]. Models of another one are given the first.
 
     Returns:
         string.
@@ -39,14 +42,29 @@ def page(models, examples):
             for name, model in models.items()
         },
         "examples": [
-            {"name": name, "source": _data_address(picture)}
-            for name, picture in examples
+            {
+                "name": name,
+                "source": _data_address(picture),
+                "models": suited,
+            }
+            for suited, pictures in _by_models(models, examples)
+            for name, picture in pictures
         ],
     }
     template = pathlib.Path(__file__).with_suffix(".html")
     # A class may be called anything, "</script>" included.
     text = json.dumps(config).replace("<", "\\u003c")
     return template.read_text(encoding="utf-8").replace(PLACE, text)
+
+
+def _by_models(models, examples):
+    """Names of models, and the examples that suit them."""
+    suited = {dataset: [] for dataset in examples}
+    first = next(iter(examples))
+    for name, model in models.items():
+        dataset = str(model.metadata.get("dataset")).partition("/")[0]
+        suited[dataset if dataset in examples else first].append(name)
+    return [(suited[x], examples[x]) for x in examples if suited[x]]
 
 
 def _data_address(picture):
