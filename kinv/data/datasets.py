@@ -84,34 +84,8 @@ def open_splits(options, recorded):
 
 
 def _open_tfds(name, split):
-    try:
-        builder = tfds.builder(name)
-    # TFDS has an exception of its own for each way a name can be wrong.
-    except Exception as error:
-        reason = errors.reason(error)
-        raise errors.InputError(
-            "Expected a directory, or a name of TensorFlow Datasets such as "
-            f"kinv_scenes/32 or cifar10. Received: {name} ({reason})."
-        ) from error
+    builder, decode = _prepared(name)
     features = builder.info.features
-    if "image" not in features:
-        raise errors.InputError(
-            f"Expected a data set of images. Received: {name}, which has no "
-            f"feature 'image' but {', '.join(features)}."
-        )
-    decode = _decoder(name, features["image"])
-    try:
-        builder.download_and_prepare()
-    except errors.InputError:
-        raise
-    # Downloads fail in as many ways as there are hosts.
-    except Exception as error:
-        reason = errors.reason(error)
-        raise errors.InputError(
-            f"Expected to download or prepare {name}. Received: {reason} "
-            "Check the network and the free disk space, or name another "
-            "folder: TFDS_DATA_DIR=/path/to/folder."
-        ) from error
     try:
         examples = builder.as_dataset(
             split=split,
@@ -148,6 +122,40 @@ def _open_tfds(name, split):
         unlabelled=unlabelled,
         grey=features["image"].shape[-1] == 1,
     )
+
+
+def _prepared(name):
+    """The builder of a data set that is on disk, and its images' decoder."""
+    try:
+        builder = tfds.builder(name)
+    # TFDS has an exception of its own for each way a name can be wrong.
+    except Exception as error:
+        reason = errors.reason(error).rstrip(".")
+        raise errors.InputError(
+            "Expected a folder or a file of images, or a name of TensorFlow "
+            f"Datasets such as kinv_scenes/32 or cifar10. Received: {name}, "
+            f"where there is none, nor is it a name ({reason})."
+        ) from error
+    features = builder.info.features
+    if "image" not in features:
+        raise errors.InputError(
+            f"Expected a data set of images. Received: {name}, which has no "
+            f"feature 'image' but {', '.join(features)}."
+        )
+    decode = _decoder(name, features["image"])
+    try:
+        builder.download_and_prepare()
+    except errors.InputError:
+        raise
+    # Downloads fail in as many ways as there are hosts.
+    except Exception as error:
+        reason = errors.reason(error)
+        raise errors.InputError(
+            f"Expected to download or prepare {name}. Received: {reason} "
+            "Check the network and the free disk space, or name another "
+            "folder: TFDS_DATA_DIR=/path/to/folder."
+        ) from error
+    return builder, decode
 
 
 def _class_names(name, features):
