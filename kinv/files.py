@@ -4,19 +4,15 @@ import contextlib
 import datetime
 import errno
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import pathlib
-import platform
 import re
 import secrets
 import shutil
 import socket
-import subprocess  # noqa: S404 (only ever runs git)
 
-import kinv
 from kinv import errors
 
 try:
@@ -352,57 +348,3 @@ def new_directory(path):
             "files. Choose another one or remove it."
         )
     return path
-
-
-def write_figures(path, rows, options):
-    """Writes what a benchmark measured, and how it came about, as JSON.
-
-    Args:
-        path: of the file.
-        rows: list of dicts.
-        options: dict of the tool's options.
-    """
-    figures = {
-        "options": options,
-        "figures": rows,
-        "machine": machine(),
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
-    write_json(path, figures)
-
-
-def machine():
-    """Name of the processor, number of cores and system of this machine."""
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-        if found := re.search(r"model name\s*: (.*)", text):
-            processor = found[1]
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-    }
-
-
-def versions():
-    """Versions of the packages that decide a result, by package name."""
-    found = {"kinv": kinv.__version__}
-    for name in ("tensorflow", "keras", "tensorflow-datasets", "numpy", "jax"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def git_commit():
-    """Commit of the checkout that kinv runs from, or None outside of one."""
-    command = ["git", "rev-parse", "HEAD"]
-    directory = pathlib.Path(__file__).parent
-    try:
-        result = subprocess.run(  # noqa: S603 (a fixed command)
-            command, cwd=directory, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()

@@ -10,7 +10,6 @@ import threading
 
 import pytest
 
-import kinv
 from kinv import errors, files
 
 
@@ -276,37 +275,3 @@ def test_new_directory_refuses_what_is_read_only(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(errors.InputError, match="read-only"):
         files.new_directory(tmp_path / "runs")
-
-
-def test_versions_name_kinv_and_what_it_computes_with():
-    versions = files.versions()
-    assert versions["kinv"] == kinv.__version__
-    assert versions["tensorflow"].startswith("2.")
-    assert versions["keras"].startswith("3.")
-
-
-def test_git_commit_is_none_outside_of_a_checkout(monkeypatch):
-    def no_checkout(*args, **kwargs):
-        raise subprocess.CalledProcessError(128, "git")
-
-    def no_git(*args, **kwargs):
-        raise FileNotFoundError("git")
-
-    for run in (no_checkout, no_git):
-        monkeypatch.setattr(subprocess, "run", run)
-        assert files.git_commit() is None
-
-
-def test_git_commit_is_the_checkouts(tmp_path, monkeypatch):
-    package = tmp_path / "kinv"
-    package.mkdir()
-    for command in (
-        ["init", "--quiet"],
-        ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        + ["commit", "--quiet", "--allow-empty", "--message=a"],
-    ):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    log = (tmp_path / ".git" / "logs" / "HEAD").read_text()
-    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
-    assert files.git_commit() == log.split()[1]
-    assert pathlib.Path(files.__file__).parent == package

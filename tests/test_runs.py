@@ -1,7 +1,11 @@
 """The directory of a run, and flags that tools share."""
 
+import pathlib
+import subprocess
+
 import pytest
 
+import kinv
 from kinv import errors, files, runs
 
 
@@ -71,3 +75,37 @@ def test_what_changed_of_the_data_is_said(changed, message):
     assert message in str(raised.value) and "\n" not in str(raised.value)
     # Nothing is known of an older run.
     runs.check_data({}, found, "pets")
+
+
+def test_versions_name_kinv_and_what_it_computes_with():
+    versions = runs.versions()
+    assert versions["kinv"] == kinv.__version__
+    assert versions["tensorflow"].startswith("2.")
+    assert versions["keras"].startswith("3.")
+
+
+def test_git_commit_is_none_outside_of_a_checkout(monkeypatch):
+    def no_checkout(*args, **kwargs):
+        raise subprocess.CalledProcessError(128, "git")
+
+    def no_git(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    for run in (no_checkout, no_git):
+        monkeypatch.setattr(subprocess, "run", run)
+        assert runs.git_commit() is None
+
+
+def test_git_commit_is_the_checkouts(tmp_path, monkeypatch):
+    package = tmp_path / "kinv"
+    package.mkdir()
+    for command in (
+        ["init", "--quiet"],
+        ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        + ["commit", "--quiet", "--allow-empty", "--message=a"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    log = (tmp_path / ".git" / "logs" / "HEAD").read_text()
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    assert runs.git_commit() == log.split()[1]
+    assert pathlib.Path(runs.__file__).parent == package

@@ -178,8 +178,8 @@ def analyze(options, words):
             for label, model in study.models.items()
         },
         "command": shlex.join([pathlib.Path(sys.argv[0]).name, *words]),
-        "versions": files.versions(),
-        "git_commit": files.git_commit(),
+        "versions": runs.versions(),
+        "git_commit": runs.git_commit(),
         "seconds": {name: seconds[name] for name in done if name in seconds},
         "skipped": skipped,
     }

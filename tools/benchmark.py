@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from kinv import cli, errors, files
+from kinv import cli, errors, runs
 
 # As a script and installed, as `kinv.tools`.
 sys.path.append(str(pathlib.Path(__file__).parent))
@@ -153,7 +153,7 @@ def main(argv=None):
         for peer in peers.values():
             peer.kill()
     if options.json:
-        files.write_figures(options.json, rows, vars(options))
+        runs.write_figures(options.json, rows, vars(options))
         print(f"written: {options.json}")
 
 
@@ -174,7 +174,7 @@ def measure(options, peers):
         or not options.only
         or any(text in f"{task} ({how})" for text in options.only)
     }
-    about = files.machine()
+    about = runs.machine()
     print(f"{about['processor']}, {about['cores']} cores, {about['system']}")
     print("first calls, which trace and compile")
     measured = time_rounds(workloads, options.rounds)

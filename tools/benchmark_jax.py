@@ -17,7 +17,7 @@ import pathlib
 import statistics
 import sys
 
-from kinv import cli, errors, files
+from kinv import cli, errors, runs
 from kinv.inversion import presets
 
 # As a script and installed, as `kinv.tools`.
@@ -83,7 +83,7 @@ def main(argv=None):
             peer.kill()
     if options.json:
         about = {**vars(options), "device": device.device_kind}
-        files.write_figures(options.json, rows, about)
+        runs.write_figures(options.json, rows, about)
         print(f"written: {options.json}")
 
 

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 
-from kinv import cli, errors, files
+from kinv import cli, errors, runs
 
 # After which a call has failed.
 CALL_SECONDS = 60
@@ -69,7 +69,7 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     rows = measure(options)
     if options.json:
-        files.write_figures(options.json, rows, vars(options))
+        runs.write_figures(options.json, rows, vars(options))
         print(f"written: {options.json}")
 
 

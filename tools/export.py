@@ -9,7 +9,7 @@ import argparse
 import os
 import pathlib
 
-from kinv import cli, errors, files
+from kinv import cli, errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
@@ -212,11 +212,11 @@ def describe(config, classifier, generator):
         "metrics": {},
         "versions": {
             "training": config.get("versions"),
-            "export": files.versions(),
+            "export": runs.versions(),
         },
         "git_commit": {
             "training": config.get("git_commit"),
-            "export": files.git_commit(),
+            "export": runs.git_commit(),
         },
     }
     if layer := trained.get("layer"):
