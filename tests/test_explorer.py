@@ -303,6 +303,29 @@ def test_back_undoes_a_choice(served, page):
     assert "image=2" in page.url
 
 
+def test_a_model_gets_examples_of_its_own_data_set(start_server, page):
+    served = start_server("--model", "exported/fashion-robust")
+    open_page(page, served.rest)
+
+    def offered():
+        return page.locator("#examples button:visible").evaluate_all(
+            "buttons => buttons.map(button => button.title)"
+        )
+
+    scenes_offered = offered()
+    assert "ankle boot" not in scenes_offered
+    do(page, lambda: page.locator("#model").select_option("fashion-robust"))
+    assert len(offered()) == 10 and "ankle boot" in offered()
+    assert page.locator("#examples [aria-pressed=true]").count() == 1
+    assert page.locator(".classes li").first.inner_text().startswith("T-shirt")
+    # A link shows the same, and Back the scenes again.
+    other = page.context.new_page()
+    open_page(other, page.url)
+    assert other.locator("#examples button:visible").count() == 10
+    do(page, page.go_back)
+    assert offered() == scenes_offered
+
+
 def test_examples_have_different_names(served, page):
     open_page(page, served.rest)
     names = page.locator("#examples button").evaluate_all(
