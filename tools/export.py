@@ -69,7 +69,7 @@ def main(argv=None):
     cli.check_parent(options.lite)
     with files.lock(options.out):
         metadata, path = write_version(options)
-    print("found there, with 95 % intervals:")
+    print("held-out images, with 95 % intervals:")
     for name, value in model_card.measured(metadata):
         print(f"  {name}: {value}")
     print(f"exported: {path} ({size(path) / 1e6:.1f} MB)")
