@@ -43,17 +43,19 @@ def test_a_call_that_fails_ends_it_all():
     assert time.monotonic() - start < 10
 
 
-def test_one_client_is_timed_once():
-    @contextlib.contextmanager
-    def make_caller():
-        yield lambda: time.sleep(0.05)
+@pytest.mark.parametrize("clients", [1, 3])
+def test_calls_are_counted_over_the_time_they_took(monkeypatch, clients):
+    def call_for(seconds, make_caller, clients):
+        # A hundred calls a second of each client.
+        return [0.01] * round(100 * seconds * clients)
 
-    options = types.SimpleNamespace(clients=1, seconds=1.0)
-    memory = lambda: types.SimpleNamespace(rss=0)  # noqa: E731
-    *_, row = benchmark_serving.measure_protocol(
-        "REST", make_caller, memory, options
+    monkeypatch.setattr(benchmark_serving, "call_for", call_for)
+    options = types.SimpleNamespace(clients=clients, seconds=4.0)
+    rows = benchmark_serving.measure_protocol(
+        "REST", None, lambda: types.SimpleNamespace(rss=0), options
     )
-    assert 10 < row["calls_per_second"] <= 21
+    found = {row["clients"]: row["calls_per_second"] for row in rows}
+    assert found == {1: 100.0, clients: 100.0 * clients}
 
 
 @pytest.mark.slow

@@ -539,9 +539,7 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
             classifier_file,
             tmp_path / out,
             "--strategy=multiworker",
-            # Half the graph to trace, of six processes.
             "--set=score_weight=1",
-            "--set=discriminator_steps=0",
             *more,
         )
         return [

@@ -332,9 +332,8 @@ def check_data(metadata, source, dataset, split):
     """
     trained = metadata.get("dataset")
     of_validation = metadata.get("training", {}).get("validation_split")
-    if trained != pathlib.PurePath(dataset).name and trained != dataset:
-        return
-    if split != of_validation:
+    same = trained in (dataset, pathlib.PurePath(dataset).name)
+    if not same or split != of_validation:
         return
     try:
         runs.check_data(metadata, {"validation": source.describe()}, dataset)

@@ -63,10 +63,10 @@ def main(argv=None):
     """Exports the run and prints the figures and the path."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kinv.inversion import model_card
-
     # The place first: what cannot be written should not be computed.
     cli.check_parent(options.lite)
+    from kinv.inversion import model_card
+
     with files.lock(options.out):
         metadata, path = write_version(options)
     print("held-out images, with 95 % intervals:")

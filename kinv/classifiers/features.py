@@ -102,7 +102,11 @@ def _with_outputs_of(model, names):
     return keras.Model(model.inputs[0], [model.outputs[0], *features])
 
 
-def _check_input(model, name):
+def _load(name, **options):
+    """A network of square RGB images of one size: an application or a file."""
+    if str(name).startswith(applications.PREFIX):
+        return applications.load(str(name), "imagenet", **options)
+    model = loading.load_file(pathlib.Path(name))
     shape = getattr(model, "input_shape", None)
     sides = shape[1:3] if shape and shape[3:] == (3,) else (None,)
     if None in sides or len(set(sides)) > 1:
@@ -111,6 +115,7 @@ def _check_input(model, name):
             f"{name}, of inputs {shape}. Call it on a keras.Input of that "
             "shape and save the keras.Model of both."
         )
+    return model
 
 
 def load_features(name):
@@ -128,15 +133,11 @@ def load_features(name):
     Raises:
         errors.InputError: if there is no such network, or no such vectors.
     """
+    model = _load(name, include_top=False, pooling="avg")
+    # An application has no last layer after its pooling.
+    features = model.layers[-1].input
     if str(name).startswith(applications.PREFIX):
-        model = applications.load(
-            str(name), "imagenet", include_top=False, pooling="avg"
-        )
         features = model.outputs[0]
-    else:
-        model = loading.load_file(pathlib.Path(name))
-        _check_input(model, name)
-        features = model.layers[-1].input
     if len(getattr(features, "shape", ())) != 2:
         raise errors.InputError(
             "Expected a network whose last layer takes vectors. Received: "
@@ -177,11 +178,7 @@ def load_perceptual(name):
         Zhang et al., The Unreasonable Effectiveness of Deep Features as a
         Perceptual Metric, CVPR 2018, equation 1.
     """
-    if str(name).startswith(applications.PREFIX):
-        model = applications.load(str(name), "imagenet")
-    else:
-        model = loading.load_file(pathlib.Path(name))
-        _check_input(model, name)
+    model = _load(name)
     size = model.input_shape[1]
     last = {
         layer.output.shape[1:3]: layer.name

@@ -213,7 +213,7 @@ class InversionGAN(keras.Model):
             discriminator_optimizer
             or presets.make_optimizer(
                 SMALL["discriminator_learning_rate"],
-                # It steps so many times as often.
+                # It is updated that many times as often.
                 steps and steps * self.discriminator_steps,
             )
         )

@@ -46,7 +46,7 @@ def _validate(image_size, base_channels, logit_normalization):
             f"{', '.join(map(str, GENERATOR_CHANNELS))}. "
             f"Received: image_size={image_size}."
         )
-    # Of the narrowest map that self-attention sees, one of 8 channels is left.
+    # The narrowest map that self-attention sees has 8 channels or more.
     multiple = 8 if image_size == 128 else 4
     if base_channels < multiple or base_channels % multiple:
         raise errors.InputError(
