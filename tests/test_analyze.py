@@ -223,11 +223,13 @@ def test_the_page_begins_with_what_was_found(tmp_path):
         "reconstructions": {
             "robust": {"within_class_r2": summary(0.81)},
             "standard": {"within_class_r2": summary(0.68)},
+            "partial": {"within_class_r2": summary(0.68)},
         },
         # Spread-skill ratios of 1 and, (0.1 / 0.775)^(1/2), of 0.36.
         "calibration": {
             "robust": {"error_ratio": summary(0.5625)},
             "standard": {"error_ratio": summary(0.9)},
+            "partial": {"error_ratio": summary(0.5625)},
         },
     }
     for name, metrics in measured.items():
@@ -238,7 +240,7 @@ def test_the_page_begins_with_what_was_found(tmp_path):
             **{"path": "p", "metadata": "m", "inverted": "logits"},
             "error_ratio": None,
         }
-        for name in ("robust", "standard")
+        for name in ("robust", "standard", "partial")
     }
     about = {**ABOUT, "models": models}
     report.write_report(tmp_path, list(measured), about)
@@ -255,9 +257,12 @@ def test_the_page_begins_with_what_was_found(tmp_path):
         "robust can be trusted: it shows 0.810 of what is known beyond the "
         "class, and the noise says 1.00 of what the logits leave open; that of "
         "standard can be trusted only with care: it shows 0.680 of what is "
-        "known beyond the class (what it lacks, the logits may still hold), "
-        "and the noise says 0.36 of what the logits leave open: it understates "
-        "what the classifier threw away."
+        "known beyond the class (the logits may hold the rest), and the noise "
+        "says 0.36 of what the logits leave open: it understates what the "
+        "classifier threw away; that of partial can be trusted in what it "
+        "shows, not in what it lacks: it shows 0.680 of what is known beyond "
+        "the class (the logits may hold the rest), and the noise says 1.00 of "
+        "what the logits leave open."
     )
     # Of nothing that was measured, nothing is said.
     (tmp_path / "other").mkdir()

@@ -237,11 +237,17 @@ def findings(models, factors, shown, calibration):
         share = shown[line["name"]]["value"]
         warns = line["understates"] or line["overstates"]
         partial = share < KEPT
-        care = " only with care" * (warns or partial)
-        rest = " (what it lacks, the logits may still hold)" * partial
+        if warns:
+            trusted = " only with care"
+        elif partial:
+            trusted = " in what it shows, not in what it lacks"
+        else:
+            trusted = ""
+        rest = " (the logits may hold the rest)" * partial
         trust.append(
-            f"{line['name']} can be trusted{care}: it shows {number(share)} of "
-            f"what is known beyond the class{rest}, and {line['verdict']}"
+            f"{line['name']} can be trusted{trusted}: it shows "
+            f"{number(share)} of what is known beyond the class{rest}, and "
+            f"{line['verdict']}"
         )
     sentences = []
     if factors:
