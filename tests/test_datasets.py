@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from kinv import errors
-from kinv.data import datasets, rendering, scenes
+from kinv.data import datasets, folders, rendering, scenes
 
 
 @pytest.fixture
@@ -425,3 +425,15 @@ def test_damage_that_pillow_finds_stops_the_stream_with_the_name(
     message = capsys.readouterr().err
     assert "transparent.png" in message and "--skip-unreadable" in message
     assert len(message.splitlines()) == 1
+
+
+def test_the_licence_of_a_folder_of_images(folder):
+    assert folders.read_licence(folder) is None
+    assert folders.read_licence("fashion_mnist") is None
+    (folder / "LICENSE.png").write_bytes(b"\x89PNG")
+    assert folders.read_licence(folder) is None
+    (folder / "LICENCE.md").write_text("CC0, by Zoë", encoding="utf-8")
+    assert folders.read_licence(folder) == "CC0, by Zoë"
+    (folder / "LICENCE.md").write_bytes(b"\xff")
+    with pytest.raises(errors.InputError, match="UTF-8"):
+        folders.read_licence(folder)

@@ -13,7 +13,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from kinv import errors
 from kinv.classifiers import small as small_lib
-from kinv.inversion import export, layers, networks
+from kinv.inversion import export, layers, model_card, networks
 
 SIZE = 16
 METADATA = {
@@ -358,3 +358,19 @@ def test_generator_file_that_is_not_one(tmp_path):
     small_lib.build_classifier(8, 2, 2).save(tmp_path / "other.keras")
     with pytest.raises(errors.InputError, match="a Functional"):
         export.load_generator(tmp_path / "other.keras")
+
+
+def test_model_card_tells_the_licence_of_the_images():
+    metadata = {
+        **METADATA,
+        "classifier_size": 32,
+        "dataset": "photographs",
+        "training": {"classifier": "c.keras", "train_split": "train"},
+        "metrics": {},
+    }
+    card = model_card.text(metadata)
+    assert "licence of these images is their owner's" in card
+    assert "## Licence" not in card
+    card = model_card.text({**metadata, "dataset_licence": "CC0, by Zoë.\n"})
+    assert "licence of these images is below" in card
+    assert card.endswith("\n\n## Licence of the images\n\nCC0, by Zoë.\n")

@@ -197,6 +197,8 @@ def describe(config, classifier, generator):
         classifier: keras model.
         generator: `networks.Generator`.
     """
+    from kinv.data import folders
+
     trained = config["options"]
     metadata = {
         "class_names": config["class_names"],
@@ -220,6 +222,8 @@ def describe(config, classifier, generator):
             "export": runs.git_commit(),
         },
     }
+    if licence := folders.read_licence(trained["dataset"]):
+        metadata["dataset_licence"] = licence
     if layer := trained.get("layer"):
         # What the outputs `features` are, and scale and shift act on.
         metadata["layer"] = layer

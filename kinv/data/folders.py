@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import hashlib
 import os
+import pathlib
 import re
 
 import numpy as np
@@ -210,6 +211,32 @@ def _digest(root, paths):
         digest.update(os.fsencode(path.relative_to(root)))
         digest.update(b" %d\n" % path.stat().st_size)
     return digest.hexdigest()
+
+
+def read_licence(directory):
+    """What a folder of images says of their licence.
+
+    Args:
+        directory: of images; or anything else that a data set may be called.
+
+    Returns:
+        The text of its file `LICENSE` or `LICENCE`, `.md`, `.txt` or plain;
+        None if it has none.
+
+    Raises:
+        errors.InputError: if the file is no text.
+    """
+    for path in sorted(pathlib.Path(directory).glob("LICEN[CS]E*")):
+        if path.suffix not in ("", ".md", ".txt"):
+            continue
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.InputError(
+                "Expected the licence of images as UTF-8 text. Received: "
+                f"{path} ({errors.reason(error)})."
+            ) from None
+    return None
 
 
 def find_unreadable():

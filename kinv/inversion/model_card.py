@@ -22,6 +22,8 @@ def text(metadata):
     condition = "logits"
     if layer := metadata.get("layer"):
         condition = f"features of the layer {layer}"
+    licence = metadata.get("dataset_licence")
+    below = "is below" if licence else "is their owner's"
     rows = "\n".join(
         f"| {name} | {value} |" for name, value in measured(metadata)
     )
@@ -36,7 +38,7 @@ Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
 * Classifier: `{training.get("classifier")}`, {metadata["num_classes"]} classes
   ({", ".join(names[:3])}, ...), images of {metadata["classifier_size"]} pixels.
 * Trained on: `{metadata["dataset"]}`, split `{training["train_split"]}`. The
-  licence of these images is their owner's; kinv's own scenes are Apache-2.0.
+  licence of these images {below}; kinv's own scenes are Apache-2.0.
 * Training: {_recipe(training)}.
 * Pictures: {metadata["image_size"]} pixels, float32 in [0, 255].
 
@@ -47,7 +49,12 @@ Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
 ## Limits
 
 {LIMITS.format(condition=condition)}
-"""
+{_licence_section(licence)}"""
+
+
+def _licence_section(licence):
+    """What the data set says of its licence, if it does."""
+    return f"\n## Licence of the images\n\n{licence}" if licence else ""
 
 
 def _recipe(training):
