@@ -444,6 +444,13 @@ def test_pixels_and_samples_are_limited(version, size, samples, message):
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_many_images_without_noise_are_limited(version):
+    # They are resized to what the generator makes, all the same.
+    inputs = make_inputs(batch=1025, samples=0, size=1)
+    with pytest.raises(limits.ServingError, match="at most 1024"):
+        limits.check_inputs(inputs, version.model, limits.Limits())
+
+
 # gRPC, with the official stubs.
 
 
@@ -520,12 +527,24 @@ def without(name):
         ),
         (predict_request(make_inputs(batch=0)), "INVALID_ARGUMENT"),
         (bomb(predict_request(make_inputs())), "INVALID_ARGUMENT"),
+        (
+            predict_request(make_inputs(), signature="__saved_model_init_op"),
+            "INVALID_ARGUMENT",
+        ),
     ],
 )
 def test_grpc_rejects(stub, request_, code):
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(request_)
     assert caught.value.code().name == code, caught.value
+
+
+def test_grpc_refuses_other_inputs_before_it_reads_them(stub):
+    # One value that stands for 64 MiB, of which there could be thousands.
+    request = predict_request({**make_inputs(), "more": np.zeros(1, "f4")})
+    request.inputs["more"].tensor_shape.dim[0].size = 10**12
+    with pytest.raises(grpc.RpcError, match=r"input size does not .* 5!=4"):
+        stub.Predict(request)
 
 
 def test_grpc_rejects_unknown_outputs_and_methods(stub):
@@ -881,6 +900,21 @@ def test_a_damaged_version_is_skipped_until_it_is_mended(
     (tmp_path / "8" / "damaged").unlink()
     wait_for_version(server, 8)
     assert server.states("model") == [(8, "AVAILABLE"), (7, "END")]
+    server.close()
+
+
+def test_a_version_that_cannot_be_looked_at_is_skipped(
+    tmp_path, fake_load, caplog
+):
+    make_version(tmp_path, "1")
+    make_version(tmp_path, "2")
+    (tmp_path / "2" / "variables").symlink_to("missing")
+    server = server_lib.Server({"model": tmp_path}, poll_seconds=0.02)
+    assert server.version("model").number == 1
+    time.sleep(0.2)
+    assert caplog.text.count("skipped") == 1
+    (tmp_path / "2" / "variables").unlink()
+    wait_for_version(server, 2)
     server.close()
 
 

@@ -102,6 +102,8 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                 f'Serving signature key "{signature_name}" not found.',
             )
         wanted = _output_filter(request.output_filter, signature.outputs)
+        # Before they are read: a few bytes may stand for a large array.
+        limits.check_names(request.inputs, signature.inputs)
         inputs = {
             name: _to_array(proto, name, self._server.limits.body_bytes)
             for name, proto in request.inputs.items()

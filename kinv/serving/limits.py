@@ -66,21 +66,28 @@ def check_inputs(inputs, model, limits):
     Raises:
         ServingError: INVALID_ARGUMENT.
     """
-    _check_names(inputs)
+    check_names(inputs, signature.INPUTS)
     _check_shapes(inputs, model)
     _check_amount(inputs, model, limits)
     _check_values(inputs)
 
 
-def _check_names(inputs):
-    missing, extra = (
-        signature.INPUTS - set(inputs),
-        set(inputs) - signature.INPUTS,
-    )
+def check_names(received, expected):
+    """Refuses inputs of other names, in TensorFlow Serving's words.
+
+    Args:
+        received: names.
+        expected: names, of the signature.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT.
+    """
+    received, expected = set(received), set(expected)
+    missing, extra = expected - received, received - expected
     if missing or extra:
         raise invalid(
-            f"input size does not match signature: {len(inputs)}!="
-            f"{len(signature.INPUTS)}."
+            f"input size does not match signature: {len(received)}!="
+            f"{len(expected)}."
             f" Sent extra: {{{','.join(sorted(extra))}}}. Missing but "
             f"required: {{{','.join(sorted(missing))}}}."
         )
@@ -122,7 +129,8 @@ def _check_amount(inputs, model, limits):
         )
     batch, samples = inputs["noise"].shape[:2]
     most = max(1, limits.samples * 32**2 // model.image_size**2)
-    if batch * samples > most:
+    # No noise is no computation, but images are resized all the same.
+    if batch * max(1, samples) > most:
         raise invalid(
             f"noise: expected at most {most} samples in all, received "
             f"{batch} x {samples}"

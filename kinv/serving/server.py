@@ -214,7 +214,7 @@ class _Served:
 
     def _load(self, number, path):
         """The version, or None of one that cannot be loaded (yet)."""
-        before = self._damaged.get(number)
+        before, stamp = self._damaged.get(number), None
         try:
             stamp = _stamp(path)
             if before and before[0] == stamp:
@@ -228,8 +228,9 @@ class _Served:
                     f"Expected a complete SavedModel in {path}. Received: "
                     f"{reason}. Export it again."
                 )
+            if before != (stamp, reason):
+                LOGGER.warning("%s: skipped: %s", self.name, reason)
             self._damaged[number] = stamp, reason
-            LOGGER.warning("%s: skipped: %s", self.name, reason)
         return None
 
     def submit(self, version, inputs):
