@@ -79,6 +79,11 @@ def explained_variance(residuals, totals):
     return 1 - residuals.sum() / max(totals.sum(), 1e-12)
 
 
+def ratio(values, others):
+    """Mean of values over the mean of others."""
+    return values.mean() / max(others.mean(), 1e-12)
+
+
 def pixel_mse(images, others):
     """Mean squared error of pixel values in [0, 255]; one per image."""
     return np.mean(

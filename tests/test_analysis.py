@@ -415,6 +415,9 @@ def test_spread_by_group():
     assert [row["value"] for row in kinds] == [1.5, 1.5, 6]
     ranges = noise_resampling.by_group(spread, np.linspace(0, 1, 6))
     assert [row["value"] for row in ranges] == [1, 2, 6]
+    # Groups whose borders look alike remain apart.
+    alike = noise_resampling.by_group(spread, np.full(6, 2001.5))
+    assert [row["images"] for row in alike] == [0, 0, 6]
 
 
 def test_logit_interpolation_of_a_linear_model_is_straight(source):

@@ -689,3 +689,46 @@ def test_a_damaged_test_split_is_not_passed_over():
     with pytest.raises(errors.InputError, match="damaged image in test"):
         analyze.open_held_out(damaged, None)
     assert analyze.open_held_out(lacking, None) == ("validation",) * 2
+
+
+def test_images_that_are_analysed_are_no_training_images(
+    image_folder, tmp_path, capsys
+):
+    np.savez(tmp_path / "images.npz", x_test=np.zeros((8, 32, 32, 3), "uint8"))
+    for data, lacking in (
+        ((image_folder, "train[:50%]"), "train[:50%] and train may share some"),
+        ((tmp_path / "images.npz", "test"), "Expected a split of"),
+    ):
+        out = tmp_path / data[1]
+        dataset, split = data
+        analyze.main(
+            [
+                *(*MODELS[:2], "--quick", f"--dataset={dataset}"),
+                *(f"--split={split}", f"--out={out}", "--experiments"),
+                "controls",
+            ]
+        )
+        text = capsys.readouterr().out
+        assert "left out: controls: needs training images" in text
+        assert lacking in text
+        assert (out / "report.html").exists()
+
+
+def test_results_of_other_images_are_refused(tmp_path):
+    settings = {"dataset": "photographs", "digest of the images": "a"}
+    results = tmp_path / "results"
+    analyze.open_results(results, settings)
+    analyze.open_results(results, settings)
+    with pytest.raises(errors.InputError, match="digest of the images a"):
+        analyze.open_results(results, {**settings, "digest of the images": "b"})
+
+
+def test_a_folder_is_known_by_its_last_name(tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert analyze.is_same("cifar10", "cifar10")
+    for trained in ("photos", "data/photos"):
+        assert analyze.is_same(trained, str(tmp_path / "photos"))
+    assert not analyze.is_same("photos", str(tmp_path / "other"))
+    # Of names in TFDS the last part is a configuration.
+    assert not analyze.is_same("scenes/32", "digits/32")
+    assert not analyze.is_same(None, str(tmp_path / "photos"))

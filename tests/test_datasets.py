@@ -427,10 +427,28 @@ def test_damage_that_pillow_finds_stops_the_stream_with_the_name(
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "split, other, may",
+    [
+        ("test", "train", False),
+        ("train", "train", True),
+        ("train[:100%]", "train", True),
+        ("train[90%:]", "train", True),
+        ("train[90%:]", "train[:90%]", False),
+        ("train[:50%]", "train[40%:60%]", True),
+        ("train[:100]", "train[90%:]", True),
+    ],
+)
+def test_splits_that_may_share_images(split, other, may):
+    assert folders.may_overlap(split, other) is may
+    assert folders.may_overlap(other, split) is may
+
+
 def test_the_licence_of_a_folder_of_images(folder):
     assert folders.read_licence(folder) is None
     assert folders.read_licence("fashion_mnist") is None
     (folder / "LICENSE.png").write_bytes(b"\x89PNG")
+    (folder / "LICENSE").mkdir()
     assert folders.read_licence(folder) is None
     (folder / "LICENCE.md").write_text("CC0, by Zoë", encoding="utf-8")
     assert folders.read_licence(folder) == "CC0, by Zoë"

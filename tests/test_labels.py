@@ -170,8 +170,11 @@ def test_arrays_of_several_splits(tmp_path):
     _, shown, numbers = everything(path, "test")
     assert shown[:, 0, 0, 0].tolist() == [50, 51, 52]
     assert numbers.tolist() == [0, 1, 2]
-    with pytest.raises(errors.InputError, match="no array x_validation"):
+    with pytest.raises(errors.NoSplitError, match=": train, test. Received"):
         datasets.open_dataset(str(path), "validation")
+    np.savez(path, z=pictures(3))
+    with pytest.raises(errors.InputError, match="no array x but z"):
+        datasets.open_dataset(str(path), "train")
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
@@ -197,7 +200,7 @@ def test_idx_files(tmp_path, ending):
     assert opened.class_names == []
     assert everything(path, "validation")[1].shape[0] == 1
     assert everything(tmp_path, "test")[0].num_examples == 4
-    with pytest.raises(errors.InputError, match="no file of split dev"):
+    with pytest.raises(errors.InputError, match="Received: dev. Name"):
         datasets.open_dataset(str(path), "dev")
 
 

@@ -189,9 +189,10 @@ def analyze(options, words):
 
 def open_study(options, paths):
     """Opens models and data: a `Study`, and the settings it depends on."""
+    from kinv.analysis import results
     from kinv.analysis import study as study_lib
     from kinv.classifiers import features as features_lib
-    from kinv.data import datasets, labels
+    from kinv.data import datasets, folders, labels
     from kinv.serving import pipeline
 
     models = {
@@ -208,8 +209,7 @@ def open_study(options, paths):
     # Several experiments open the same, and a large folder takes its time.
     @functools.cache
     def open_source(name, split):
-        # An export keeps of a folder the last part of its path alone.
-        if name == pathlib.PurePath(dataset).name:
+        if is_same(name, dataset):
             name = dataset
         opened = datasets.open_dataset(name, split, options.skip_unreadable)
         if names is None:
@@ -237,12 +237,25 @@ def open_study(options, paths):
         )
     if options.perceptual:
         perceptual = features_lib.load_perceptual(options.perceptual)
+
+    def open_training(name=dataset, training_split=options.training_split):
+        if is_same(name, dataset) and folders.may_overlap(
+            split, training_split
+        ):
+            raise results.NotApplicable(
+                f"needs training images that are not analysed, {split} and "
+                f"{training_split} may share some: name another "
+                "--training-split"
+            )
+        try:
+            return open_source(name, training_split)[0]
+        except errors.NoSplitError as error:
+            raise results.NotApplicable(f"needs training images. {error}")
+
     study = study_lib.Study(
         models,
         source,
-        lambda name=dataset, split=options.training_split: open_source(
-            name, split
-        )[0],
+        open_training,
         image_size,
         options.seed,
         options.quick,
@@ -256,6 +269,7 @@ def open_study(options, paths):
         },
         "dataset": dataset,
         "split": split,
+        "digest of the images": source.identity and source.identity(),
         **{
             name: getattr(options, name)
             for name in (
@@ -317,6 +331,18 @@ def run_experiments(study, options, out):
     return seconds, skipped
 
 
+def is_same(trained, dataset):
+    """Whether a model's data set may be the one that is analysed.
+
+    An export keeps of an absolute path the last part alone, and a relative one
+    depends on where the tool runs: of files and folders the last parts count.
+    """
+    if trained == dataset:
+        return True
+    parts = [pathlib.PurePath(str(name)).name for name in (trained, dataset)]
+    return pathlib.Path(dataset).exists() and parts[0] == parts[1]
+
+
 def check_data(metadata, source, dataset, split):
     """Raises `InputError` where images are others than a model was made of.
 
@@ -332,8 +358,7 @@ def check_data(metadata, source, dataset, split):
     """
     trained = metadata.get("dataset")
     of_validation = metadata.get("training", {}).get("validation_split")
-    same = trained in (dataset, pathlib.PurePath(dataset).name)
-    if not same or split != of_validation:
+    if not is_same(trained, dataset) or split != of_validation:
         return
     try:
         runs.check_data(metadata, {"validation": source.describe()}, dataset)
@@ -405,7 +430,8 @@ def open_results(path, settings):
         return path
     recorded = files.read_json(recorded_path)
     for name, value in settings.items():
-        if recorded.get(name) != value:
+        # Results of before a setting was recorded may have had any.
+        if recorded.get(name, value) != value:
             raise errors.InputError(
                 f"Expected the settings of the results that {path} holds, "
                 f"{name} {recorded.get(name)}. Received: {value}. Repeat them, "

@@ -1,9 +1,11 @@
 """Arrays that a report may take from one before it, in the user's cache.
 
 In `kinv` below `XDG_CACHE_HOME` or `~/.cache`, which may be removed at any
-time. The key of what is kept tells all that it depends on.
+time. The key of what is kept tells all that it depends on, this package's code
+included.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -20,9 +22,17 @@ MOST_BYTES_OF_ONE = 2**28
 MOST_BYTES = 2**30
 
 
+@functools.cache
+def _code():
+    """Digest of the code that computes what is kept."""
+    paths = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    code = b"".join(path.read_bytes() for path in paths)
+    return hashlib.sha256(code).hexdigest()
+
+
 def _path(key):
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    text = json.dumps([kinv.__version__, key], sort_keys=True)
+    text = json.dumps([kinv.__version__, _code(), key], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     return pathlib.Path(home, "kinv", f"{name}.npz")
 

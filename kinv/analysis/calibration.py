@@ -139,7 +139,7 @@ def _training_images(study, name):
     """The same of training images, or None; and whose they are."""
     try:
         source, training_set = study.training_images(study.models[name])
-    except errors.InputError:
+    except (errors.InputError, results.NotApplicable):
         return None, None
     per_image = study.per_image(
         _measure,

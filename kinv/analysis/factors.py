@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kinv import intervals, measures
+from kinv import measures
 from kinv.analysis import cache, plots, probes, results, scene_factors
 from kinv.analysis import study as study_lib
 
@@ -80,7 +80,7 @@ def run(study):
         )
         metrics[name] = {
             factor: _efficiency(study, per_image, factor)
-            | _calibration(per_image, factor)
+            | _calibration(study, per_image, factor)
             for factor in scene_factors.PARTS
         }
         ranks[name] = {
@@ -184,7 +184,13 @@ def _efficiency(study, per_image, factor):
     return result
 
 
-def _calibration(per_image, factor):
+def _noise_spread(within, *left_open):
+    """Standard deviation over noises over the least that is left open."""
+    left_open = min(residuals.mean() for residuals in left_open)
+    return np.sqrt(within.mean() / max(left_open, 1e-12))
+
+
+def _calibration(study, per_image, factor):
     """How the readings vary, against the reading of the image itself."""
     names = "noise_spread", "rank_distance", "coverage_50", "coverage_90"
     if factor not in OPEN:
@@ -192,21 +198,23 @@ def _calibration(per_image, factor):
     part = scene_factors.PARTS[factor]
     image = np.asarray(per_image["image"][:, part], "float64")
     readings = per_image["readings"][:, :, part]
-    left_open = min(
-        scene_factors.deviations(image, guess).mean()
+    # By the best probe, or the mean reading if that tells more.
+    probed, shown = (
+        scene_factors.deviations(image, guess)
         for guess in (
             per_image["probed"][:, part],
             scene_factors.calibrate(readings.mean(axis=1), image),
         )
     )
     within = readings.var(axis=1, ddof=1).sum(axis=-1)
-    ratio = intervals.mean_interval(within / max(left_open, 1e-12))
     values, samples = _ranked(per_image, factor)
     histogram = measures.rank_histogram(
         measures.ranks(values, samples), samples.shape[1]
     )
     return {
-        "noise_spread": results.summary(*np.sqrt(np.maximum(ratio, 0))),
+        "noise_spread": study.bootstrap(
+            _noise_spread, (within, probed, shown), "noise_spread", factor
+        ),
         "rank_distance": results.summary(measures.rank_distance(histogram)),
         "coverage_50": _coverage(values, samples, 0.5),
         "coverage_90": _coverage(values, samples, 0.9),

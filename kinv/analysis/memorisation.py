@@ -58,7 +58,7 @@ def run(study):
         for row, (name, made) in enumerate(reconstructions.items(), start=1):
             ratios = {
                 measure: study.bootstrap(
-                    lambda made, own: made.mean() / max(own.mean(), 1e-12),
+                    measures.ratio,
                     (of[row], of[0]),
                     "memorisation",
                     name,

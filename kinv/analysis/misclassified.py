@@ -42,7 +42,10 @@ def run(study):
     Raises:
         results.NotApplicable: without labels.
     """
-    labelled = bool(study.source.class_numbers)
+    labelled = bool(study.source.class_numbers) and any(
+        (batch.labels >= 0).any()
+        for batch in study.batches(study.count(IMAGES))
+    )
     study.require(labelled, "labels of the classifier's classes")
     metrics, rows, figures, claims = {}, [], [], []
     for name, model in study.models.items():

@@ -21,16 +21,20 @@ def run(study):
         of two images; `class_changes` the share of ends of different classes;
         `length` and `largest_step` as for logit interpolation, in pixels.
     """
+    study.require_images(2)
     metrics, rows, figures, distances = {}, [], [], {}
     for name in study.models:
         per_image = study.per_image(_measure, name, study.count(IMAGES))
-        scale = per_image.pop("image_distance").mean()
-        distances[name] = per_image["end_distance"] / max(scale, 1e-12)
+        ends, between = per_image["end_distance"], per_image["image_distance"]
+        distances[name] = ends / max(between.mean(), 1e-12)
+        ratio = study.bootstrap(measures.ratio, (ends, between), "ends", name)
         per_image["end_distance"] = distances[name]
+        del per_image["image_distance"]
         metrics[name] = {
             "images": len(distances[name]),
             "steps": STEPS,
             **results.summaries(per_image),
+            "end_distance": ratio,
         }
         rows += results.image_rows(per_image, "image", model=name)
         figures.append(_figure(study, name))

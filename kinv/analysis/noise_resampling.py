@@ -26,12 +26,14 @@ def run(study):
     for name in study.models:
         per_image = study.per_image(_measure, name, study.count(IMAGES))
         spread = spreads[name] = per_image.pop("spread")
-        between = per_image.pop("between").mean()
+        between = per_image.pop("between")
         metrics[name] = {
             "images": len(spread),
             "samples": SAMPLES,
             "spread": results.mean(spread),
-            "relative_spread": results.mean(spread / between),
+            "relative_spread": study.bootstrap(
+                measures.ratio, (spread, between), "noise_resampling", name
+            ),
         }
         rows += [
             {"model": name, "factor": factor, **row}
@@ -98,15 +100,15 @@ def by_group(spread, values):
         List of dicts: `group`, `images`, `value`, `low` and `high`.
     """
     if np.issubdtype(values.dtype, np.integer):
-        groups = {str(kind): values == kind for kind in np.unique(values)}
+        groups = [(str(kind), values == kind) for kind in np.unique(values)]
     else:
         edges = np.quantile(values, np.linspace(0, 1, FACTOR_GROUPS + 1))
         index = np.searchsorted(edges[1:-1], values, side="right")
-        groups = {
-            f"{edges[i]:.3g} to {edges[i + 1]:.3g}": index == i
+        groups = [
+            (f"{edges[i]:.4g} to {edges[i + 1]:.4g}", index == i)
             for i in range(FACTOR_GROUPS)
-        }
+        ]
     return [
         {"group": name, "images": int(rows.sum()), **results.mean(spread[rows])}
-        for name, rows in groups.items()
+        for name, rows in groups
     ]

@@ -59,7 +59,9 @@ class Study:
         source: `source.Source` of held-out images.
         training_source: function that opens training images: without
             arguments those that probes and controls learn from; of a data set's
-            name and a split those, or it raises `errors.InputError`.
+            name and a split those. It raises `errors.InputError` or, where
+            there are none apart from the held-out ones,
+            `results.NotApplicable`.
         image_size: height and width, in pixels, at which images are read.
         seed: of noise, pairs and resampling.
         quick: whether to take fewer images.
@@ -257,7 +259,7 @@ class Study:
                     own = {"train": source.describe()}
                     runs.check_data(model.metadata, own, place[0])
                 return source, name
-            except errors.InputError:
+            except (errors.InputError, results.NotApplicable):
                 reason = f"as the model's own ({name}) are not at hand"
         return (
             self.training_source(),

@@ -42,6 +42,8 @@ def open_arrays(path, split):
     try:
         read = _read_npz if zipfile.is_zipfile(path) else _read_idx
         images, labels, whole = read(path, name)
+    except errors.NoSplitError:
+        raise
     except (
         *(OSError, ValueError, EOFError),
         *(zlib.error, zipfile.BadZipFile, struct.error),
@@ -56,10 +58,8 @@ def open_arrays(path, split):
     if whole:
         borders = folders.without_splits(name, borders)
         if borders is None:
-            raise errors.NoSplitError(
-                f"Expected the splits train, validation or a part such as "
-                f"train[:80%] of {path}. Received: {split}."
-            )
+            known = "train, validation or a part such as train[:80%]"
+            raise _no_split(path, known, split)
     order = folders.part(len(images), borders or (0, 100))
     if not len(order):
         raise errors.InputError(
@@ -79,15 +79,23 @@ def open_arrays(path, split):
     )
 
 
+def _no_split(path, known, split):
+    return errors.NoSplitError(
+        f"Expected a split of {path}: {known}. Received: {split}. Name one of "
+        "them with --train-split, --validation-split or --split."
+    )
+
+
 def _read_npz(path, split):
     """Images, labels or None, and whether the file has no splits."""
     with np.load(path, allow_pickle=False) as arrays:
         whole = "x" in arrays
         suffix = "" if whole else f"_{split}"
         if f"x{suffix}" not in arrays:
-            raise ValueError(
-                f"no array x{suffix} but {', '.join(arrays) or 'none'}"
-            )
+            splits = [key[2:] for key in arrays if key.startswith("x_")]
+            if splits:
+                raise _no_split(path, ", ".join(splits), split)
+            raise ValueError(f"no array x but {', '.join(arrays) or 'none'}")
         labels = arrays.get(f"y{suffix}")
         return arrays[f"x{suffix}"], labels, whole
 
@@ -102,7 +110,7 @@ def _read_idx(path, split):
         ]
         path = next((other for other in others if other.is_file()), path)
         if path not in others:
-            raise ValueError(f"no file of split {split} beside it")
+            raise _no_split(path, "train, validation", split)
     images = _idx(path, _IDX_IMAGES)
     name = path.name.replace("images", "labels").replace("idx3", "idx1")
     beside = path.with_name(name)

@@ -97,6 +97,25 @@ def parse_split(split, name):
     return name, (first or 0, 100 if last is None else last)
 
 
+def may_overlap(split, other):
+    """Whether two splits of one data set may have images in common.
+
+    Other names never have. Parts of one are told apart by percentages alone,
+    and a whole split may be a part (`without_splits`): it is taken for whole.
+    """
+    names = [text.partition("[")[0] for text in (split, other)]
+    if names[0] != names[1]:
+        return False
+    try:
+        (first, last), (other_first, other_last) = (
+            parse_split(text, text)[1] or (0, 100) for text in (split, other)
+        )
+    except errors.InputError:
+        # Numbers of images, or sums of splits.
+        return True
+    return max(first, other_first) < min(last, other_last)
+
+
 def part(count, borders):
     """Numbers of the examples of a part, in an arbitrary but fixed order."""
     first, last = borders
@@ -227,7 +246,7 @@ def read_licence(directory):
         errors.InputError: if the file is no text.
     """
     for path in sorted(pathlib.Path(directory).glob("LICEN[CS]E*")):
-        if path.suffix not in ("", ".md", ".txt"):
+        if path.suffix not in ("", ".md", ".txt") or not path.is_file():
             continue
         try:
             return path.read_text(encoding="utf-8")
