@@ -315,6 +315,19 @@ def test_table_of_a_resumed_run_has_one_row_per_epoch(tmp_path):
     assert len(path.read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    "ratios, scores, epoch",
+    [((0.57, 0.57), (0.3, 0.4), 1), ((0.9, 0.9), (0.3, 0.4), 2)],
+)
+def test_the_kept_epoch_is_the_best_or_the_last(ratios, scores, epoch):
+    rows = [
+        {"epoch": number, **row(0.9, ratio, score)}
+        for number, (ratio, score) in enumerate(zip(ratios, scores), start=1)
+    ]
+    assert callbacks.kept_epoch(rows) == epoch
+    assert callbacks.kept_epoch([]) is None
+
+
 def row(agreement, error_ratio, energy_score):
     return {
         "val_agreement": agreement,

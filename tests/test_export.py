@@ -368,7 +368,11 @@ def test_model_card_tells_the_licence_of_the_images():
         "training": {"classifier": "c.keras", "train_split": "train"},
         "metrics": {},
     }
+    metadata["training"] |= {"steps": 11000, "batch_size": 32}
+    assert "Training: steps 11000, batch size 32." in model_card.text(metadata)
+    metadata["training"]["updates"] = 500
     card = model_card.text(metadata)
+    assert "Training: updates 500, batch size 32." in card
     assert "licence of these images is their owner's" in card
     assert "## Licence" not in card
     card = model_card.text({**metadata, "dataset_licence": "CC0, by Zoë.\n"})

@@ -150,22 +150,26 @@ def measure_protocol(protocol, make_caller, memory, options):
     call_for(2.0, make_caller, options.clients)
     before = memory().rss
     times = {1: [], options.clients: []}
+    elapsed = dict.fromkeys(times, 0.0)
     shares = [(1, 0.5), (1, 0.5)]
     if options.clients > 1:
         shares.insert(1, (options.clients, 1))
     for clients, share in shares:
-        times[clients] += call_for(
-            share * options.seconds, make_caller, clients
-        )
+        took, seconds = call_for(share * options.seconds, make_caller, clients)
+        times[clients] += took
+        elapsed[clients] += seconds
+    rates = {
+        clients: len(took) / elapsed[clients] for clients, took in times.items()
+    }
     return [
         {
             "protocol": protocol,
             "clients": clients,
             "calls": len(seconds),
-            "calls_per_second": len(seconds) / options.seconds,
+            "calls_per_second": rates[clients],
             "median_ms": 1e3 * statistics.median(seconds),
             "percentile_99_ms": 1e3 * float(np.percentile(seconds, 99)),
-            "ratio": len(seconds) / len(times[1]),
+            "ratio": rates[clients] / rates[1],
             "memory_growth_mb": (memory().rss - before) / 1e6,
         }
         for clients, seconds in times.items()
@@ -253,9 +257,11 @@ def call_for(seconds, make_caller, clients):
     """Calls as often as clients can; a call that fails ends it all.
 
     Returns:
-        list of the seconds that each call took.
+        List of the seconds that each call took, and the seconds until the last
+        of them ended, which is after the time is over.
     """
-    end = time.perf_counter() + seconds
+    begin = time.perf_counter()
+    end = begin + seconds
     failed = threading.Event()
 
     def calls():
@@ -274,7 +280,8 @@ def call_for(seconds, make_caller, clients):
 
     with concurrent.futures.ThreadPoolExecutor(clients) as executor:
         tasks = [executor.submit(calls) for _ in range(clients)]
-        return [time_ for task in tasks for time_ in task.result()]
+        times = [time_ for task in tasks for time_ in task.result()]
+    return times, time.perf_counter() - begin
 
 
 if __name__ == "__main__":

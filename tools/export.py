@@ -86,7 +86,7 @@ def write_version(options):
 
     from kinv import devices
     from kinv.data import datasets, labels
-    from kinv.inversion import export, model_card
+    from kinv.inversion import callbacks, checkpoints, export, model_card
     from kinv.serving import pipeline
 
     devices.configure_keras()
@@ -119,6 +119,13 @@ def write_version(options):
             "seed": options.seed,
         },
     }
+    rows = checkpoints.read_table(
+        pathlib.Path(options.run) / "metrics.csv", callbacks.FIGURES
+    )
+    if epoch := callbacks.kept_epoch(rows):
+        # Those that a resumed run or an earlier, better epoch really took.
+        updates = epoch * trained["steps_per_epoch"]
+        metadata["training"]["updates"] = updates
     with export.new_version(options.out) as (temporary, final):
         prepare(generator, inputs, num_batches)
         export.save(temporary, classifier, generator, metadata)

@@ -20,7 +20,7 @@ LEARNING_RATE = 2e-3
 def parse_arguments(argv):
     """Reads the flags."""
     parser = argparse.ArgumentParser(
-        description="Train a network that reads size, hues, azimuth and "
+        description="Train a network that reads shape, hues, size, azimuth and "
         "brightness of kinv_scenes from an image.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -240,6 +240,15 @@ def best_epoch(rows):
     return best
 
 
+def kept_epoch(rows):
+    """The epoch that `generator.keras` is of: the best, else the last.
+
+    Args:
+        rows: as of `best_epoch`; None where there are none.
+    """
+    return best_epoch(rows) or rows[-1]["epoch"] if rows else None
+
+
 def describe_best(run, of="logits"):
     """Which epoch `generator.keras` is of, and its figures, in a sentence.
 

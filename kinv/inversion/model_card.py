@@ -19,6 +19,7 @@ def text(metadata):
     """
     training = metadata["training"]
     names = metadata["class_names"]
+    shown = ", ".join(names[:3] + ["..."] * (len(names) > 3))
     condition = "logits"
     if layer := metadata.get("layer"):
         condition = f"features of the layer {layer}"
@@ -36,7 +37,7 @@ Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
 (ICML 2021).
 
 * Classifier: `{training.get("classifier")}`, {metadata["num_classes"]} classes
-  ({", ".join(names[:3])}, ...), images of {metadata["classifier_size"]} pixels.
+  ({shown}), images of {metadata["classifier_size"]} pixels.
 * Trained on: `{metadata["dataset"]}`, split `{training["train_split"]}`. The
   licence of these images {below}; kinv's own scenes are Apache-2.0.
 * Training: {_recipe(training)}.
@@ -59,7 +60,8 @@ def _licence_section(licence):
 
 def _recipe(training):
     """The settings that matter most, of those that are known."""
-    names = ("preset", "steps", "batch_size", "seed")
+    taken = "updates" if "updates" in training else "steps"
+    names = ("preset", taken, "batch_size", "seed")
     known = [f"{name} {training[name]}" for name in names if name in training]
     return ", ".join(known).replace("_", " ")
 
