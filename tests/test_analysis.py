@@ -892,7 +892,10 @@ def toy_readings(factor, scale, count=4000):
 @pytest.mark.parametrize("factor", ["azimuth", "wall_hue"])
 @pytest.mark.parametrize("scale", [1, 0.5, 2])
 def test_calibration_of_factors_in_closed_form(factor, scale):
-    found = factors._calibration(toy_readings(factor, scale), factor)
+    study = study_lib.Study({}, None, None, 32)
+    found = factors._calibration(study, toy_readings(factor, scale), factor)
+    spread = found["noise_spread"]
+    assert spread["low"] < spread["value"] < spread["high"]
     values = {name: value["value"] for name, value in found.items()}
     assert values["noise_spread"] == pytest.approx(scale, rel=0.06)
     drawn = drawn_ranks(scale)
@@ -928,7 +931,8 @@ def test_hues_that_are_left_open_entirely_have_flat_ranks():
 
 def test_factors_that_the_class_tells_have_no_calibration():
     found = toy_readings("object_hue", 1, 10)
-    values = factors._calibration(found, "object_hue").values()
+    study = study_lib.Study({}, None, None, 32)
+    values = factors._calibration(study, found, "object_hue").values()
     assert list(values) == [None] * 4
 
 

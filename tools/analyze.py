@@ -340,7 +340,8 @@ def is_same(trained, dataset):
     if trained == dataset:
         return True
     parts = [pathlib.PurePath(str(name)).name for name in (trained, dataset)]
-    return pathlib.Path(dataset).exists() and parts[0] == parts[1]
+    is_path = os.path.isabs(dataset) or os.path.exists(dataset)
+    return is_path and parts[0] == parts[1]
 
 
 def check_data(metadata, source, dataset, split):
