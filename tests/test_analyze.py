@@ -721,6 +721,9 @@ def test_results_of_other_images_are_refused(tmp_path):
     analyze.open_results(results, settings)
     with pytest.raises(errors.InputError, match="digest of the images a"):
         analyze.open_results(results, {**settings, "digest of the images": "b"})
+    # Of what was not recorded nobody knows that it is the same.
+    with pytest.raises(errors.InputError, match="seed None. Received: 1"):
+        analyze.open_results(results, {**settings, "seed": 1})
 
 
 def test_a_folder_is_known_by_its_last_name(tmp_path):

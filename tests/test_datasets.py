@@ -437,6 +437,9 @@ def test_damage_that_pillow_finds_stops_the_stream_with_the_name(
         ("train[90%:]", "train[:90%]", False),
         ("train[:50%]", "train[40%:60%]", True),
         ("train[:100]", "train[90%:]", True),
+        ("train[:100]", "test", False),
+        ("test+train", "train", True),
+        ("test+validation", "train", False),
     ],
 )
 def test_splits_that_may_share_images(split, other, may):

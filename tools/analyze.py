@@ -431,8 +431,7 @@ def open_results(path, settings):
         return path
     recorded = files.read_json(recorded_path)
     for name, value in settings.items():
-        # Results of before a setting was recorded may have had any.
-        if recorded.get(name, value) != value:
+        if recorded.get(name) != value:
             raise errors.InputError(
                 f"Expected the settings of the results that {path} holds, "
                 f"{name} {recorded.get(name)}. Received: {value}. Repeat them, "

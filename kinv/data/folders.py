@@ -103,8 +103,11 @@ def may_overlap(split, other):
     Other names never have. Parts of one are told apart by percentages alone,
     and a whole split may be a part (`without_splits`): it is taken for whole.
     """
-    names = [text.partition("[")[0] for text in (split, other)]
-    if names[0] != names[1]:
+    names, other_names = (
+        {part.partition("[")[0] for part in text.split("+")}
+        for text in (split, other)
+    )
+    if not names & other_names:
         return False
     try:
         (first, last), (other_first, other_last) = (
