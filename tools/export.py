@@ -86,7 +86,7 @@ def write_version(options):
 
     from kinv import devices
     from kinv.data import datasets, labels
-    from kinv.inversion import callbacks, checkpoints, export, model_card
+    from kinv.inversion import export, model_card
     from kinv.serving import pipeline
 
     devices.configure_keras()
@@ -119,12 +119,7 @@ def write_version(options):
             "seed": options.seed,
         },
     }
-    rows = checkpoints.read_table(
-        pathlib.Path(options.run) / "metrics.csv", callbacks.FIGURES
-    )
-    if epoch := callbacks.kept_epoch(rows):
-        # Those that a resumed run or an earlier, better epoch really took.
-        updates = epoch * trained["steps_per_epoch"]
+    if updates := updates_taken(options.run, trained["steps_per_epoch"]):
         metadata["training"]["updates"] = updates
     with export.new_version(options.out) as (temporary, final):
         prepare(generator, inputs, num_batches)
@@ -146,6 +141,20 @@ def write_version(options):
     if options.lite:
         write_lite(options.lite, classifier, generator)
     return metadata, final[0]
+
+
+def updates_taken(run, steps_per_epoch):
+    """Updates that `generator.keras` has had; None where it is not known.
+
+    Others than `steps` says where the run was resumed with more of them, or an
+    earlier epoch was the best.
+    """
+    from kinv.inversion import callbacks, checkpoints
+
+    path = pathlib.Path(run) / "metrics.csv"
+    rows = checkpoints.read_table(path, callbacks.FIGURES)
+    epoch = callbacks.kept_epoch(rows)
+    return epoch and epoch * steps_per_epoch
 
 
 def prepare(generator, inputs, num_batches):
