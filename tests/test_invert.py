@@ -16,6 +16,14 @@ from kinv.serving import diverse, pipeline
 from tools import benchmark, benchmark_serving, invert, serve
 from tools import export as export_tool
 
+# Of two updates an epoch; the second has the lowest energy score.
+METRICS = """\
+epoch,val_agreement,val_within_class_r2,val_error_ratio,val_spread_skill,val_energy_score
+1,0.9,0.5,0.56,1.0,0.4
+2,0.9,0.5,0.56,1.0,0.3
+3,0.9,0.5,0.56,1.0,0.5
+4,0.9,0.5,0.56,1.0,0.5
+"""
 COLORS = {"blue": (20, 40, 220), "green": (30, 200, 50), "red": (210, 30, 30)}
 
 
@@ -50,6 +58,7 @@ def run(tmp_path_factory):
             "skip_unreadable": False,
             "crop": "random",
             "steps": 7,
+            "steps_per_epoch": 2,
         },
         "class_names": list(COLORS),
         "generator": generator.get_config(),
@@ -57,6 +66,7 @@ def run(tmp_path_factory):
         "git_commit": None,
     }
     (root / "config.json").write_text(json.dumps(config))
+    (root / "metrics.csv").write_text(METRICS, "utf-8")
     return root
 
 
@@ -83,6 +93,7 @@ def test_export_measures_the_exported_model(run, exported):
     assert metadata["class_names"] == list(COLORS)
     assert metadata["dataset"] == "colors"
     assert metadata["training"]["steps"] == 7
+    assert metadata["training"]["updates"] == 4
     assert metadata["classifier_size"] == 16
     # Forty, rounded up to whole batches of the 36 training images.
     assert metadata["export"]["statistics_examples"] == 72

@@ -260,8 +260,8 @@ def describe_best(run, of="logits"):
     rows = checkpoints.read_table(path, FIGURES)
     if not rows:
         return f"Which epoch generator.keras is of is not known without {path}."
-    best, last = best_epoch(rows), rows[-1]
-    row = next((row for row in rows if row["epoch"] == best), last)
+    best, kept, last = best_epoch(rows), kept_epoch(rows), rows[-1]
+    row = next(row for row in rows if row["epoch"] == kept)
     score = row["val_energy_score"]
     epoch = f"the last epoch, {last['epoch']}"
     if best:
