@@ -16,7 +16,6 @@ TOOLS = {
     "train-factors": "train the network that reads scenes",
     "demo": "train a small inversion of rendered scenes, from nothing",
     "benchmark": "measure the speed of training and generation",
-    "benchmark-jax": "measure the networks' gradients on JAX, as on a GPU",
     "benchmark-serving": "measure the speed of a served model",
 }
 

@@ -8,6 +8,9 @@ from kinv import errors
 from kinv.data import datasets
 from tools import benchmark, benchmark_workloads
 
+# The module that the tool itself has loaded.
+benchmark_gradients = benchmark.benchmark_gradients
+
 
 @pytest.mark.usefixtures("eager")
 def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
@@ -83,6 +86,17 @@ def test_multiply_adds_of_the_paper():
 def test_peer_that_is_not_there(tmp_path):
     with pytest.raises(errors.InputError, match="No module named"):
         benchmark.main([f"--peer={tmp_path}"])
+
+
+def test_nothing_to_measure(monkeypatch):
+    monkeypatch.setattr(benchmark_gradients, "prepare", lambda options: None)
+    monkeypatch.setattr(
+        benchmark_gradients,
+        "make_workloads",
+        lambda options: {("gradients", "float32"): (1, None)},
+    )
+    with pytest.raises(errors.InputError, match="gradients. Received: rend"):
+        benchmark.main(["--gradients", "--only=rendering"])
 
 
 def test_peer_of_another_size(capsys):

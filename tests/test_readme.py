@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from kinv import __main__
 from kinv.classifiers import loading
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,6 +72,16 @@ def test_the_tools_take_the_commands(command):
     tool = next(word for word in words if word.startswith("tools/"))
     module = importlib.import_module(f"tools.{pathlib.Path(tool).stem}")
     module.parse_arguments(words[words.index(tool) + 1 :])
+
+
+def test_the_command_has_every_tool():
+    names = {
+        path.stem.replace("_", "-")
+        for path in (ROOT / "tools").glob("*.py")
+        if path.read_text(encoding="utf-8").startswith("#!")
+    }
+    # Started by the benchmark alone.
+    assert set(__main__.TOOLS) == names - {"benchmark-peer"}
 
 
 def test_there_are_commands_of_every_step():

@@ -7,10 +7,12 @@ machine does meets them alike: read the ratios.
 Examples:
     tools/benchmark.py --json figures.json
     tools/benchmark.py --peer BigGAN-PyTorch --peer-python torch/bin/python
+    tools/benchmark.py --gradients --base-channels 96 --json gpu.json
 """
 
 import argparse
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -24,8 +26,11 @@ from kinv import cli, errors, runs
 
 # As a script and installed, as `kinv.tools`.
 sys.path.append(str(pathlib.Path(__file__).parent))
+import benchmark_gradients  # noqa: E402
 import benchmark_workloads as workloads_lib  # noqa: E402
 
+# Images per update.
+BATCH_SIZE = 16
 # Forward passes' worth of arithmetic in a step of two discriminator updates
 # and one of the generator: a gradient of inputs or of weights costs as much as
 # the pass itself. The generator: 2 passes, then one with both gradients. The
@@ -50,6 +55,12 @@ def parse_arguments(argv):
     add_sizes(parser.add_argument)
     add = parser.add_argument
     add(
+        "--gradients",
+        action="store_true",
+        help="measure these alone: a training step without its optimizers, "
+        "hinge losses, on Keras's JAX backend, as on a GPU without TensorFlow",
+    )
+    add(
         "--classifier",
         metavar="NAME",
         help="classifier in the loop, as tools/train.py takes it, with random "
@@ -69,13 +80,6 @@ def parse_arguments(argv):
         metavar="NAME",
         help="what the input pipeline reads",
     )
-    add_peer(parser)
-    return check_peer(parser, parser.parse_args(argv))
-
-
-def add_peer(parser):
-    """Flags of what is measured beside kinv, and of where figures go."""
-    add = parser.add_argument
     add(
         "--peer",
         metavar="DIR",
@@ -90,10 +94,7 @@ def add_peer(parser):
         help="Python that has PyTorch",
     )
     add("--json", metavar="FILE", help="write the figures there too")
-
-
-def check_peer(parser, options):
-    """Ends the tool where the peer would not have kinv's channels."""
+    options = parser.parse_args(argv)
     if options.peer and options.image_size != 64:
         parser.error(
             "argument --peer: expected --image-size 64, where both have the "
@@ -121,9 +122,9 @@ def add_sizes(add):
     add(
         "--batch-size",
         type=errors.positive_int,
-        default=16,
         metavar="IMAGES",
-        help="images per update",
+        help=f"images per update; None is {BATCH_SIZE}, and of --gradients the "
+        "most of which a GPU has room for the peer, too",
     )
     add(
         "--rounds",
@@ -146,6 +147,9 @@ def main(argv=None):
     options = parse_arguments(argv)
     cli.check_parent(options.json)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if options.gradients:
+        benchmark_gradients.prepare(options)
+    options.batch_size = options.batch_size or BATCH_SIZE
     peers = start_peers(options) if options.peer else {}
     try:
         rows = measure(options, peers)
@@ -159,12 +163,17 @@ def main(argv=None):
 
 def measure(options, peers):
     """Measures everything in turn; prints and returns the figures."""
-    workloads = workloads_lib.make_workloads(options)
+    if options.gradients:
+        workloads = benchmark_gradients.make_workloads(options)
+        tasks = {name: ", ".join(name) for name in workloads}
+    else:
+        workloads = workloads_lib.make_workloads(options)
+        tasks = {(task, "float32"): task for task in ("training", "generation")}
     for name, process in peers.items():
-        for task in ("training", "generation"):
-            workloads[task, f"float32, {name}"] = (
+        for (task, how), asked in tasks.items():
+            workloads[task, f"{how}, {name}"] = (
                 options.steps * options.batch_size,
-                lambda process=process, task=task: ask_peer(process, task),
+                functools.partial(ask_peer, process, asked),
             )
 
     workloads = {
@@ -174,6 +183,12 @@ def measure(options, peers):
         or not options.only
         or any(text in f"{task} ({how})" for text in options.only)
     }
+    if not workloads:
+        raise errors.InputError(
+            "Expected --only to be in the name of something that is measured, "
+            f"such as {next(iter(tasks))[0]}. Received: "
+            f"{', '.join(options.only)}."
+        )
     about = runs.machine()
     print(f"{about['processor']}, {about['cores']} cores, {about['system']}")
     print("first calls, which trace and compile")
@@ -186,6 +201,7 @@ def measure(options, peers):
         + DISCRIMINATOR_PASSES * discriminator,
         "generation": generator,
     }
+    per_image["gradients"] = per_image["training"]
     rows = make_rows(workloads, *measured, per_image, peers)
     print_table(rows, list(peers), generator, discriminator)
     return rows
@@ -234,7 +250,7 @@ def make_rows(workloads, first, memory, seconds, per_image, peers):
         name: amount / statistics.median(seconds[name])
         for name, (amount, _) in workloads.items()
     }
-    peak = speed[workloads_lib.PEAK]
+    peak = speed.get(workloads_lib.PEAK)
     rows = []
     for (task, how), rate in speed.items():
         row = {
@@ -249,12 +265,15 @@ def make_rows(workloads, first, memory, seconds, per_image, peers):
         kind = task.split(",")[0]
         if kind in per_image:
             row["multiply_adds_per_image"] = per_image[kind]
-            # A multiply-add is two operations.
-            row["share_of_float32_peak"] = (
-                2 * rate * per_image[kind] / (1e9 * peak)
-            )
+            if peak:
+                # A multiply-add is two operations.
+                row["share_of_float32_peak"] = (
+                    2 * rate * per_image[kind] / (1e9 * peak)
+                )
             for peer in peers:
-                if other := speed.get((kind, f"float32, {peer}")):
+                # The peer trains in float32 alone.
+                alike = [(kind, f"{by}, {peer}") for by in (how, "float32")]
+                if other := next(filter(None, map(speed.get, alike)), None):
                     row[f"ratio_to_{peer}"] = rate / other
         rows.append(row)
     return rows

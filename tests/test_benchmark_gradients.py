@@ -12,7 +12,7 @@ import pytest
 
 from kinv.inversion import networks
 
-TOOL = pathlib.Path(__file__).parent.parent / "tools" / "benchmark_jax.py"
+TOOL = pathlib.Path(__file__).parent.parent / "tools" / "benchmark.py"
 
 
 def run(*arguments):
@@ -27,12 +27,13 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_it_measures_both_precisions(tmp_path):
+    path = tmp_path / "figures.json"
     result = run(
-        *(TOOL, "--image-size=8", "--base-channels=4", "--batch-size=2"),
-        *("--rounds=2", "--steps=1", f"--json={tmp_path / 'figures.json'}"),
+        *(TOOL, "--gradients", "--image-size=8", "--base-channels=4"),
+        *("--batch-size=2", "--rounds=2", "--steps=1", f"--json={path}"),
     )
     assert result.returncode == 0, result.stderr
-    content = json.loads((tmp_path / "figures.json").read_text())
+    content = json.loads(path.read_text())
     assert content["options"]["device"] == "cpu"
     assert content["versions"]["jax"]
     assert [row["how"] for row in content["figures"]] == [
@@ -40,11 +41,12 @@ def test_it_measures_both_precisions(tmp_path):
         "mixed_bfloat16",
     ]
     for row in content["figures"]:
-        assert 0 < row["slowest"] <= row["images_per_second"] <= row["fastest"]
+        assert row["workload"] == "gradients"
+        assert 0 < row["slowest"] <= row["per_second"] <= row["fastest"]
 
 
 def test_it_asks_for_a_batch_size_where_it_cannot_know():
-    result = run(TOOL, "--image-size=8", "--base-channels=4")
+    result = run(TOOL, "--gradients", "--image-size=8", "--base-channels=4")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "Expected a GPU" in line and "--batch-size" in line

@@ -1,29 +1,16 @@
-#!/usr/bin/env python
-"""Measures gradients of both networks on Keras's JAX backend, as on a GPU.
+"""What `benchmark.py --gradients` measures: gradients of both networks on JAX.
 
 The networks, layers and losses run on any backend of Keras; `train_step`, and
-with it `tools/benchmark.py`, needs TensorFlow. Needs JAX and, for the peer,
-PyTorch. Rounds of what is compared alternate: read the ratios.
-
-Examples:
-    tools/benchmark_jax.py --peer BigGAN-PyTorch --json figures.json
-    tools/benchmark_jax.py --image-size 8 --base-channels 2 --batch-size 4
+with it what else is measured, needs TensorFlow. Needs JAX.
 """
 
 import argparse
-import functools
 import os
-import pathlib
-import statistics
-import sys
 
-from kinv import cli, errors, runs
+from benchmark_workloads import NUM_CLASSES, PRECISIONS, SIZES
+
+from kinv import errors
 from kinv.inversion import presets
-
-# As a script and installed, as `kinv.tools`.
-sys.path.append(str(pathlib.Path(__file__).parent))
-import benchmark  # noqa: E402
-from benchmark_workloads import NUM_CLASSES, PRECISIONS, SIZES  # noqa: E402
 
 PAPER = presets.PRESETS["paper"]
 # What kinv's float32 step may take of the card's memory: the peer, which keeps
@@ -33,27 +20,16 @@ MEMORY_SHARE = 1 / 3
 PROBE_BATCH = 8
 
 
-def parse_arguments(argv):
-    """Reads the flags."""
-    parser = argparse.ArgumentParser(
-        description="Measure images per second of a step without its "
-        "optimizers: forward passes and gradients of two updates of the "
-        "discriminator and one of the generator, hinge losses, on Keras's JAX "
-        "backend. Without --batch-size, of the largest batches that leave room "
-        "for the peer on a GPU.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    benchmark.add_sizes(parser.add_argument)
-    benchmark.add_peer(parser)
-    # None: `largest_batch`.
-    parser.set_defaults(base_channels=PAPER["base_channels"], batch_size=None)
-    return benchmark.check_peer(parser, parser.parse_args(argv))
+def prepare(options):
+    """Sets Keras's backend, and what of the options hangs on the device.
 
+    Args:
+        options: of `benchmark.py`; `device` becomes its name, and `batch_size`,
+            where it is None, the largest that leaves room for the peer.
 
-def main(argv=None):
-    """Measures, prints a table, writes the figures."""
-    options = parse_arguments(argv)
-    cli.check_parent(options.json)
+    Raises:
+        errors.InputError: without JAX.
+    """
     os.environ["KERAS_BACKEND"] = "jax"
     # The peer's process is on the same card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -65,71 +41,28 @@ def main(argv=None):
             "jax, or jax[cuda12] for a GPU."
         ) from None
     device = jax.devices()[0]
+    options.device = device.device_kind
     if options.batch_size is None:
         options.batch_size = largest_batch(options, device)
-    print(f"{device.device_kind}, batches of {options.batch_size}", flush=True)
-    amount = options.steps * options.batch_size
-    peers = benchmark.start_peers(options) if options.peer else {}
-    try:
-        workloads = {how: make_gradients(options, how) for how in PRECISIONS}
-        for name, process in peers.items():
-            for how in PRECISIONS:
-                workloads[f"{how}, {name}"] = functools.partial(
-                    benchmark.ask_peer, process, f"gradients, {how}"
-                )
-        rows = measure(workloads, amount, options.rounds)
-    finally:
-        for peer in peers.values():
-            peer.kill()
-    if options.json:
-        about = {**vars(options), "device": device.device_kind}
-        runs.write_figures(options.json, rows, about)
-        print(f"written: {options.json}")
+    print(f"{options.device}, batches of {options.batch_size}", flush=True)
 
 
-def measure(workloads, amount, rounds):
-    """Times functions in turns.
-
-    Args:
-        workloads: dict by name, such as `float32` and `float32, PEER`.
-        amount: images that a call works through.
-        rounds: calls of each, of which the median counts.
+def make_workloads(options):
+    """Makes what is measured.
 
     Returns:
-        The figures, a dict for each workload; printed too.
+        dict by `("gradients", precision)` of images that a call works through,
+        and the function, which waits until all is computed.
     """
-    print("first calls, which compile", flush=True)
-    first, _, seconds = benchmark.time_rounds(
-        {name: (amount, function) for name, function in workloads.items()},
-        rounds,
-    )
-    speed = {
-        name: amount / statistics.median(seconds[name]) for name in workloads
+    amount = options.steps * options.batch_size
+    return {
+        ("gradients", how): (amount, make_gradients(options, how))
+        for how in PRECISIONS
     }
-    rows = []
-    for name, rate in speed.items():
-        row = {
-            "how": name,
-            "images_per_second": rate,
-            "slowest": amount / max(seconds[name]),
-            "fastest": amount / min(seconds[name]),
-            "first_call_seconds": first[name],
-        }
-        line = f"{name:<44}{rate:>10.1f} images/s"
-        for peer in speed:
-            if peer.startswith(f"{name}, "):
-                row[f"ratio_to_{peer}"] = rate / speed[peer]
-                line += f"  {rate / speed[peer]:.2f} x {peer}"
-        print(line)
-        rows.append(row)
-    return rows
 
 
 def make_gradients(options, precision):
-    """A function that computes the gradients of `--steps` steps.
-
-    It waits until they are computed.
-    """
+    """A function that computes the gradients of `--steps` steps."""
     import jax
 
     calls = calls_of_step(options, precision)
@@ -248,7 +181,3 @@ def calls_of_step(options, precision):
         (update_discriminator, (*judge, maker, images(), *draw())),
         (update_generator, (*maker, judge, *draw())),
     ]
-
-
-if __name__ == "__main__":
-    errors.run(main)
