@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import os
 import re
 import shlex
@@ -125,45 +126,37 @@ def reason(error):
     return text.splitlines()[0].split(" Full object config:")[0]
 
 
-def positive_int(text):
-    """Argument type: an integer of at least 1."""
-    return _number(text, int, "an integer of at least 1", lambda n: n >= 1)
+def _number(kind, expected, accepts):
+    """An argument type: a number that is accepted."""
+
+    def parse(text):
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or not accepts(number):
+            raise argparse.ArgumentTypeError(
+                f"expected {expected}, received {text!r}"
+            )
+        return number
+
+    return parse
 
 
-def non_negative_int(text):
-    """Argument type: an integer of at least 0."""
-    return _number(text, int, "an integer of at least 0", lambda n: n >= 0)
-
-
-def seed(text):
-    """Argument type: a seed, an integer of 31 bits."""
-    return _number(
-        text, int, "an integer in [0, 2147483647]", lambda n: 0 <= n < 2**31
-    )
-
-
-def mebibytes(text):
-    """Argument type: a size in MiB whose bytes an integer of 31 bits counts."""
-    return _number(text, int, "an integer in [1, 2047]", lambda n: 0 < n < 2048)
-
-
-def positive_float(text):
-    """Argument type: a finite number greater than 0."""
-    return _number(
-        text, float, "a number greater than 0", lambda n: 0 < n < float("inf")
-    )
-
-
-def non_negative_float(text):
-    """Argument type: a finite number of at least 0."""
-    return _number(
-        text, float, "a number of at least 0", lambda n: 0 <= n < float("inf")
-    )
-
-
-def share(text):
-    """Argument type: a number in [0, 1)."""
-    return _number(text, float, "a number in [0, 1)", lambda n: 0 <= n < 1)
+# Argument types of `argparse`. Those of numbers refuse NaN and infinity.
+positive_int = _number(int, "an integer of at least 1", lambda n: n >= 1)
+non_negative_int = _number(int, "an integer of at least 0", lambda n: n >= 0)
+# As TensorFlow takes them.
+seed = _number(int, "an integer in [0, 2147483647]", lambda n: 0 <= n < 2**31)
+# Whose bytes an integer of 31 bits counts.
+mebibytes = _number(int, "an integer in [1, 2047]", lambda n: 0 < n < 2048)
+positive_float = _number(
+    float, "a number greater than 0", lambda n: 0 < n < math.inf
+)
+non_negative_float = _number(
+    float, "a number of at least 0", lambda n: 0 <= n < math.inf
+)
+share = _number(float, "a number in [0, 1)", lambda n: 0 <= n < 1)
 
 
 def boolean(text):
@@ -173,15 +166,3 @@ def boolean(text):
             f"expected True or False, received {text!r}"
         )
     return text.lower() == "true"
-
-
-def _number(text, kind, expected, accepts):
-    try:
-        number = kind(text)
-    except ValueError:
-        number = None
-    if number is None or not accepts(number):
-        raise argparse.ArgumentTypeError(
-            f"expected {expected}, received {text!r}"
-        )
-    return number

@@ -45,14 +45,7 @@ def atomic_path(path, digest=False):
     temporary = path.with_name(f"{WRITING}{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
-        if digest:
-            new = [sha256(temporary)]
-            # Until the file is there, that of the old one holds as well.
-            old = _read_digests(path.parent).get(path.name, [])
-            _write_digests(path.parent, {path.name: new + old})
-        os.replace(temporary, path)
-        if digest:
-            _write_digests(path.parent, {path.name: new})
+        _replace(temporary, path, [sha256(temporary)] if digest else None)
     finally:
         remove(temporary)
 
@@ -67,15 +60,18 @@ def remove(path):
 
 def rename(path, new_path):
     """Renames a file, and its digest, in its directory."""
-    directory = path.parent
-    digests = _read_digests(directory)
-    if path.name in digests:
-        new = digests[path.name]
-        old = digests.get(new_path.name, [])
-        _write_digests(directory, {new_path.name: new + old})
-    os.replace(path, new_path)
-    if path.name in digests:
-        _write_digests(directory, {new_path.name: new})
+    _replace(path, new_path, _read_digests(path.parent).get(path.name))
+
+
+def _replace(source, path, digests):
+    """Gives a file its name; `digests` are kept of it unless they are None."""
+    if digests is not None:
+        # Until the file is there, those of the old one hold as well.
+        old = _read_digests(path.parent).get(path.name, [])
+        _write_digests(path.parent, {path.name: digests + old})
+    os.replace(source, path)
+    if digests is not None:
+        _write_digests(path.parent, {path.name: digests})
 
 
 def sha256(path):
