@@ -622,6 +622,7 @@ def test_labels():
         (-0.0546, "−0.0546"),
         (123.4, "123"),
         (4395.2, "4,395"),
+        (999.7, "1,000"),
         ("240000", "240,000"),
         (2e12, "2.00e+12"),
         (0.00001234, "1.23e−05"),
@@ -687,8 +688,12 @@ def test_a_damaged_test_split_is_not_passed_over():
         return split
 
     with pytest.raises(errors.InputError, match="damaged image in test"):
-        analyze.open_held_out(damaged, None)
-    assert analyze.open_held_out(lacking, None) == ("validation",) * 2
+        analyze.open_held_out(damaged, None, None)
+    assert analyze.open_held_out(lacking, None, None) == ("validation",) * 2
+    # The model may have been trained on what is called so.
+    own = "train[:10%]"
+    assert analyze.open_held_out(lacking, None, own) == (own, own)
+    assert analyze.open_held_out(lacking, "other", own) == ("other", "other")
 
 
 def test_images_that_are_analysed_are_no_training_images(

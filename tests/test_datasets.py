@@ -443,8 +443,37 @@ def test_damage_that_pillow_finds_stops_the_stream_with_the_name(
     ],
 )
 def test_splits_that_may_share_images(split, other, may):
-    assert folders.may_overlap(split, other) is may
-    assert folders.may_overlap(other, split) is may
+    places = ("a data set", split), ("a data set", other)
+    for one, two in (places, places[::-1]):
+        assert folders.may_overlap(one, two) is may
+    assert not folders.may_overlap(places[0], ("another", split))
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+@pytest.mark.parametrize(
+    "train, validation, warned",
+    [
+        ("train", "validation", False),
+        ("train[10%:]", "train[:10%]", False),
+        # Where there are no splits, that is train[90%:].
+        ("train[10%:]", "validation", True),
+        ("train[:50%]", "train[40%:]", True),
+    ],
+)
+def test_held_out_images_that_are_training_images(
+    image_folder, tmp_path, capsys, kind, train, validation, warned
+):
+    dataset = image_folder
+    if kind == "npz":
+        dataset = tmp_path / "a.npz"
+        np.savez(dataset, x=np.zeros((40, 8, 8, 3), "uint8"))
+    options = {
+        "dataset": str(dataset),
+        "train_split": train,
+        "validation_split": validation,
+    }
+    datasets.open_splits(options, None)
+    assert ("too good" in capsys.readouterr().out) is warned
 
 
 def test_the_licence_of_a_folder_of_images(folder):

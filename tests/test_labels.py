@@ -157,6 +157,14 @@ def test_arrays_of_one_file(tmp_path):
     assert opened.class_names == [] and "without any" in opened.unlabelled
 
 
+def test_labels_that_are_no_numbers_of_classes(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=pictures(3), y=np.array([7, 1_000_000_007, 8]))
+    opened, _, numbers = everything(path, "train[:100%]")
+    assert opened.class_names == [] and "1,000,000,007" in opened.unlabelled
+    assert numbers.tolist() == [-1, -1, -1]
+
+
 def test_arrays_of_several_splits(tmp_path):
     path = tmp_path / "mnist.npz"
     np.savez(
@@ -170,6 +178,10 @@ def test_arrays_of_several_splits(tmp_path):
     _, shown, numbers = everything(path, "test")
     assert shown[:, 0, 0, 0].tolist() == [50, 51, 52]
     assert numbers.tolist() == [0, 1, 2]
+    # A small split may lack the last classes, not the data set.
+    splits = (datasets.open_dataset(str(path), x) for x in ("train", "test"))
+    for opened in splits:
+        assert opened.class_names == [str(number) for number in range(8)]
     with pytest.raises(errors.NoSplitError, match=": train, test. Received"):
         datasets.open_dataset(str(path), "validation")
     np.savez(path, z=pictures(3))

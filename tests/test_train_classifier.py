@@ -24,7 +24,7 @@ class FakeSource:
     num_examples = 32
     num_skipped = 2
     left_out = unlabelled = ""
-    grey = False
+    grey, place = False, None
 
     def _examples(self):
         random = np.random.default_rng(0)
@@ -247,7 +247,9 @@ def test_rejects_arguments(tmp_path, capsys, argument):
     with pytest.raises(SystemExit) as caught:
         train_classifier.main(command(tmp_path / "run", argument))
     assert caught.value.code == 2
-    assert argument.split("=")[0] in capsys.readouterr().err
+    # Its usage names every flag.
+    flag, _ = argument.split("=")
+    assert f"argument {flag}: " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

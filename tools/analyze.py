@@ -124,7 +124,8 @@ def add_data_flags(add):
         help="TFDS name, folder of images, or .npz or IDX file of them "
         "(default: what the first model was trained on). Experiments that need "
         "labels are left out where it has none of the models' classes. "
-        "memorisation opens what each model was trained on, if it can",
+        "memorisation and calibration open what each model was trained on, if "
+        "they can",
     )
     cli.add_skip_unreadable(add)
     add(
@@ -213,7 +214,7 @@ def open_study(options, paths):
             name = dataset
         opened = datasets.open_dataset(name, split, options.skip_unreadable)
         if names is None:
-            unlabelled = "the models call their classes by different names"
+            unlabelled = "the models have other classes, or names of them"
             numbers = [-1] * len(opened.class_names)
             without = opened.relabelled([], numbers, unlabelled)
             return without, f"labels: not used, since {unlabelled}"
@@ -221,8 +222,11 @@ def open_study(options, paths):
 
     image_size = classifier_size(options, paths, models)
     names = common_names(models.values())
+    own = None
+    if is_same(first.metadata.get("dataset"), dataset):
+        own = first.metadata.get("training", {}).get("validation_split")
     (source, line), split = open_held_out(
-        lambda split: open_source(dataset, split), options.split
+        lambda split: open_source(dataset, split), options.split, own
     )
     cli.print_left_out(source)
     print(f"{dataset}, {split}: {source.num_examples:,} images")
@@ -239,18 +243,17 @@ def open_study(options, paths):
         perceptual = features_lib.load_perceptual(options.perceptual)
 
     def open_training(name=dataset, training_split=options.training_split):
-        if is_same(name, dataset) and folders.may_overlap(
-            split, training_split
-        ):
+        try:
+            opened = open_source(name, training_split)[0]
+        except errors.NoSplitError as error:
+            raise results.NotApplicable(f"needs training images. {error}")
+        if folders.may_overlap(source.place, opened.place):
             raise results.NotApplicable(
                 f"needs training images that are not analysed, {split} and "
                 f"{training_split} may share some: name another "
                 "--training-split"
             )
-        try:
-            return open_source(name, training_split)[0]
-        except errors.NoSplitError as error:
-            raise results.NotApplicable(f"needs training images. {error}")
+        return opened
 
     study = study_lib.Study(
         models,
@@ -373,27 +376,36 @@ def common_names(models):
     """Class names of models that know them; None where they differ."""
     from kinv.data import labels
 
-    sizes = sorted({model.num_classes for model in models})
-    if len(sizes) > 1:
-        raise errors.InputError(
-            "Expected models of the same classes. Received: models of "
-            f"{' and '.join(map(str, sizes))} logits."
-        )
-    unknown = labels.placeholders(sizes[0])
+    num_classes, *others = {model.num_classes for model in models}
+    if others:
+        return None
+    unknown = labels.placeholders(num_classes)
     known = [m.class_names for m in models if m.class_names != unknown]
     if any(names != known[0] for names in known):
         return None
     return known[0] if known else unknown
 
 
-def open_held_out(open_split, split):
-    """Opens the split to analyse: the one named, else test or validation."""
+def open_held_out(open_split, split, own):
+    """Opens the split to analyse: the one named, else what is held out.
+
+    That is `test`, or what the model has not been trained on.
+
+    Args:
+        open_split: function of the name of a split.
+        split: name, or None.
+        own: the split that the model was measured on, of its own data, or None.
+
+    Returns:
+        What `open_split` does, and the name.
+    """
     if split:
         return open_split(split), split
     try:
         return open_split("test"), "test"
     except errors.NoSplitError:
-        return open_split("validation"), "validation"
+        split = own or "validation"
+        return open_split(split), split
 
 
 def missing(out, name, pdf, tensorboard):

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import pathlib
+import re
 import struct
 import zipfile
 import zlib
@@ -14,6 +15,8 @@ from kinv import errors
 from kinv.data import folders
 from kinv.data.source import Source
 
+# Larger labels are no classes' numbers.
+MOST_CLASSES = 100_000
 # Bytes of values (code 8) in three dimensions, and in one.
 _IDX_IMAGES, _IDX_LABELS = b"\0\0\x08\x03", b"\0\0\x08\x01"
 
@@ -41,7 +44,7 @@ def open_arrays(path, split):
     name, borders = folders.parse_split(split, path)
     try:
         read = _read_npz if zipfile.is_zipfile(path) else _read_idx
-        images, labels, whole = read(path, name)
+        images, labels, whole, highest = read(path, name)
     except errors.NoSplitError:
         raise
     except (
@@ -54,13 +57,16 @@ def open_arrays(path, split):
             f"{path} ({errors.reason(e).rstrip('.')})."
         ) from None
     images = _check_images(path, images)
-    class_names, labels, unlabelled = _check_labels(path, labels, len(images))
+    class_names, labels, unlabelled = _check_labels(
+        path, labels, len(images), highest
+    )
     if whole:
         borders = folders.without_splits(name, borders)
         if borders is None:
             known = "train, validation or a part such as train[:80%]"
             raise _no_split(path, known, split)
-    order = folders.part(len(images), borders or (0, 100))
+    borders = borders or (0, 100)
+    order = folders.part(len(images), borders)
     if not len(order):
         raise errors.InputError(
             f"Expected images in split {split} of {path}. Received: none."
@@ -76,6 +82,7 @@ def open_arrays(path, split):
         ).hexdigest(),
         unlabelled=unlabelled,
         grey=images.shape[3] == 1,
+        place=(f"{path.resolve()}, {'all' if whole else name}", borders),
     )
 
 
@@ -87,7 +94,7 @@ def _no_split(path, known, split):
 
 
 def _read_npz(path, split):
-    """Images, labels or None, and whether the file has no splits."""
+    """Images, labels or None, whether the file has no splits, highest label."""
     with np.load(path, allow_pickle=False) as arrays:
         whole = "x" in arrays
         suffix = "" if whole else f"_{split}"
@@ -96,8 +103,14 @@ def _read_npz(path, split):
             if splits:
                 raise _no_split(path, ", ".join(splits), split)
             raise ValueError(f"no array x but {', '.join(arrays) or 'none'}")
+        # A split may lack the last class.
+        of_all = [arrays[key] for key in arrays if re.match("y(_|$)", key)]
+        highest = max(
+            (y.max() for y in of_all if y.size and y.dtype.kind in "iu"),
+            default=-1,
+        )
         labels = arrays.get(f"y{suffix}")
-        return arrays[f"x{suffix}"], labels, whole
+        return arrays[f"x{suffix}"], labels, whole, int(highest)
 
 
 def _read_idx(path, split):
@@ -117,7 +130,7 @@ def _read_idx(path, split):
     labels = None
     if beside != path and beside.is_file():
         labels = _idx(beside, _IDX_LABELS)
-    return images, labels, split in ("train", "validation")
+    return images, labels, split in ("train", "validation"), -1
 
 
 def _idx(path, magic):
@@ -152,7 +165,7 @@ def _check_images(path, images):
     return images
 
 
-def _check_labels(path, labels, count):
+def _check_labels(path, labels, count, highest):
     """Class names, int64 labels, and why there are none, if so."""
     none = np.full(count, -1)
     if labels is None:
@@ -168,4 +181,7 @@ def _check_labels(path, labels, count):
     labels = np.maximum(labels.astype("int64"), -1)
     if labels.max() < 0:
         return [], none, f"those of {path} are negative"
-    return [str(number) for number in range(labels.max() + 1)], labels, ""
+    num_classes = max(int(labels.max()), highest) + 1
+    if num_classes > MOST_CLASSES:
+        return [], none, f"those of {path} go up to {num_classes - 1:,}"
+    return [str(number) for number in range(num_classes)], labels, ""

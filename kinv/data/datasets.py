@@ -69,15 +69,22 @@ def open_splits(options, recorded):
         errors.InputError: as `open_dataset`, or because images are not what is
             recorded.
     """
+    names = "train_split", "validation_split"
     source, validation = (
         open_dataset(
             options["dataset"],
             options[split],
             options.get("skip_unreadable", False),
         )
-        for split in ("train_split", "validation_split")
+        for split in names
     )
     cli.print_left_out(source, validation)
+    if folders.may_overlap(source.place, validation.place):
+        print(
+            "held-out images are training images, some at least, and what is "
+            "measured of them is too good: choose other parts than "
+            f"{' and '.join(options[name] for name in names)}"
+        )
     data = {"train": source.describe(), "validation": validation.describe()}
     runs.check_data(recorded or {}, data, options["dataset"])
     return source, validation, data
@@ -121,6 +128,7 @@ def _open_tfds(name, split):
         ).hexdigest(),
         unlabelled=unlabelled,
         grey=features["image"].shape[-1] == 1,
+        place=(builder.info.full_name, split),
     )
 
 

@@ -75,6 +75,7 @@ def open_folder(directory, split, skip_unreadable):
         identity=lambda: _digest(root, [paths[i] for i in readable]),
         unlabelled=unlabelled,
         left_out=images.describe_left_out(left_out, f"left out of {root}: "),
+        place=(os.path.realpath(root), borders),
     )
 
 
@@ -97,12 +98,17 @@ def parse_split(split, name):
     return name, (first or 0, 100 if last is None else last)
 
 
-def may_overlap(split, other):
-    """Whether two splits of one data set may have images in common.
+def may_overlap(place, other_place):
+    """Whether two `Source.place` may have images in common.
 
-    Other names never have. Parts of one are told apart by percentages alone,
-    and a whole split may be a part (`without_splits`): it is taken for whole.
+    Splits of other names never have. Where the numbers of images in them are
+    not known, parts of one are told apart by percentages alone.
     """
+    if None in (place, other_place) or place[0] != other_place[0]:
+        return False
+    split, other = place[1], other_place[1]
+    if isinstance(split, tuple):
+        return max(split[0], other[0]) < min(split[1], other[1])
     names, other_names = (
         {part.partition("[")[0] for part in text.split("+")}
         for text in (split, other)

@@ -177,13 +177,20 @@ class KinvScenes(tfds.core.GeneratorBasedBuilder):
                 yield start + i, example
 
 
+def _num_cores():
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _render_in_parallel(split, count, image_size):
     """Yields `(start, render_encoded(...))` over a split, in order."""
     starts = range(0, count, _CHUNK)
     stops = [min(start + _CHUNK, count) for start in starts]
     # Spawned: a fork of a process that runs TensorFlow's threads may hang.
     pool = concurrent.futures.ProcessPoolExecutor(
-        len(os.sched_getaffinity(0)),
+        _num_cores(),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=end_with_parent,
     )

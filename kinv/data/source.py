@@ -27,6 +27,9 @@ class Source:
         unlabelled: why no labels are known.
         left_out: one line about files that were not taken, or empty.
         grey: whether every image is known to have one channel.
+        place: what `folders.may_overlap` compares: where the images are, and
+            which of these they are: (first, last) in percent of the order of
+            `folders.part`, or the name of a split. None where nothing is known.
 
     Attributes:
         class_numbers: labels that the examples may have.
@@ -44,6 +47,7 @@ class Source:
         unlabelled="",
         left_out="",
         grey=False,
+        place=None,
     ):
         self.examples = examples
         self.decode = decode
@@ -55,6 +59,7 @@ class Source:
         self.unlabelled = unlabelled
         self.left_out = left_out
         self.grey = grey
+        self.place = place
         self.class_numbers = list(range(len(self.class_names)))
         self._own_class_names = self.class_names
 
