@@ -64,7 +64,15 @@ def _multi_worker_strategy():
             "workers of --strategy multiworker. Received: none. Set it on "
             "every worker, or use --strategy mirrored on one host."
         )
-    return _MultiWorkerStrategy()
+    try:
+        return _MultiWorkerStrategy()
+    # Of what TF_CONFIG holds; a port that is taken is TensorFlow's to tell.
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.InputError(
+            "Expected the environment variable TF_CONFIG to describe the "
+            "workers of --strategy multiworker, as JSON. Received: "
+            f"{os.environ['TF_CONFIG']} ({errors.reason(error).rstrip('.')})."
+        ) from error
 
 
 class _MultiWorkerStrategy(tf.distribute.MultiWorkerMirroredStrategy):

@@ -405,6 +405,15 @@ def test_the_last_generator_is_kept_where_none_is_in_order(tmp_path):
     assert train_epochs(tmp_path, rows, first=2) == ["3", "4"]
 
 
+def test_nothing_is_said_of_what_no_two_images_could_tell(tmp_path):
+    figures = {**row(0.9, 0.57, 0.4), "val_within_class_r2": 0.0}
+    for shuffled, warned in ((2.1, True), (0.0, False)):
+        figures["val_shuffled_logit_error"] = shuffled
+        train_epochs(tmp_path, [figures])
+        found = callbacks.describe_best(tmp_path)
+        assert ("The pictures show 0.00" in found) is warned
+
+
 def test_a_run_without_its_table_goes_on(tmp_path):
     rows = [row(0.9, 0.57, 0.4), row(0.9, 0.57, 0.3), row(0.9, 0.57, 0.35)]
     assert train_epochs(tmp_path, rows[:2]) == ["2", "2"]
@@ -438,6 +447,9 @@ def test_a_flipped_bit_in_the_table_is_found(tmp_path):
     path.write_bytes(content.replace(b"0.57", b"0.56"))
     with pytest.raises(errors.InputError, match="digests.json"):
         checkpoints.read_table(path)
+    # Before another epoch is trained, whose row could not be added.
+    with pytest.raises(errors.InputError, match="digests.json"):
+        checkpoints.restore(compiled_model(), tmp_path)
 
 
 class FakeResolver:

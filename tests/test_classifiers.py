@@ -360,6 +360,19 @@ def test_means_of_other_channels_are_named(tmp_path):
             loading.load_classifier(path, scaling=scaling)
 
 
+def test_channels_first_of_any_size(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3, None, None))
+    x = layers.GlobalAveragePooling2D(data_format="channels_first")(inputs)
+    model = keras.Model(inputs, layers.Dense(4)(x))
+    model.save(tmp_path / "model.keras")
+    loaded = loading.load_classifier(tmp_path / "model.keras", size=8)
+    assert loaded.input_shape == (None, 8, 8, 3)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    expected = images.mean(axis=(1, 2)) @ model.layers[-1].kernel.numpy()
+    np.testing.assert_allclose(loaded(images), expected, rtol=1e-4)
+
+
 def is_grey(classifier):
     """Whether the generator is told to make grey images."""
     layers = classifier._flatten_layers(include_self=False)

@@ -72,6 +72,12 @@ def test_several_workers_need_a_description(monkeypatch):
         devices.make_strategy("multiworker")
 
 
+def test_a_description_of_workers_that_is_no_json(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{cluster")
+    with pytest.raises(errors.InputError, match="as JSON. Received: {cluster"):
+        devices.make_strategy("multiworker")
+
+
 def test_a_missing_tpu_is_one_clear_message(monkeypatch):
     def connect():
         raise ValueError("Please provide a TPU Name to connect to.")

@@ -373,6 +373,11 @@ def test_model_card_tells_the_licence_of_the_images():
     metadata["training"]["updates"] = 500
     card = model_card.text(metadata)
     assert "Training: updates 500, batch size 32." in card
+    metadata["training"]["generator"] = "before/generator.keras"
+    assert (
+        "batch size 32, begun with the generator `before/generator.keras`."
+        in model_card.text(metadata)
+    )
     assert "licence of these images is their owner's" in card
     assert "## Licence" not in card
     card = model_card.text({**metadata, "dataset_licence": "CC0, by Zoë.\n"})

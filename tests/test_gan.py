@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kinv import devices, errors
-from kinv.inversion import gan, networks, validation
+from kinv.inversion import checkpoints, gan, networks, validation
 from kinv.inversion import losses as losses_lib
 
 BATCH = 8
@@ -397,6 +397,25 @@ def test_grey_reconstructions_are_compared_with_grey_images():
     np.testing.assert_allclose(model._targets(images), expected, rtol=1e-5)
 
 
+def test_images_of_any_dtype():
+    images = make_data()[0].round()
+    trained = []
+    for dtype in ("float32", "uint8", "float64"):
+        model = make_model(discriminator_steps=1)
+        model.fit(
+            images[: 2 * BATCH].astype(dtype), batch_size=BATCH, verbose=0
+        )
+        trained.append(weights(model))
+    for expected, *others in zip(*trained, strict=True):
+        for found in others:
+            np.testing.assert_array_equal(expected, found)
+    measured = [
+        model.evaluate(images.astype(dtype), verbose=0, return_dict=True)
+        for dtype in ("float32", "uint8")
+    ]
+    assert measured[0] == measured[1]
+
+
 def test_call_reconstructs_images_of_another_size():
     model = make_model(size=12)
     reconstructions = model(make_data(1, size=12)[0])
@@ -554,6 +573,30 @@ def test_a_keras_model_by_its_defaults(tmp_path):
     # It goes on where it was: optimizers and their rates are of the file too.
     loaded.fit(images, batch_size=4, verbose=0)
     assert int(loaded.generator_optimizer.iterations) == 9
+
+
+def test_a_discriminator_alone_is_restored(tmp_path):
+    def generators(model):
+        return [
+            *model.generator.get_weights(),
+            *model.averaged_generator.get_weights(),
+        ]
+
+    one, other = make_model(), make_model()
+    fit(one)
+    one.save_weights(tmp_path / checkpoints.CHECKPOINTS[0])
+    kept = generators(other)
+    checkpoints.restore_discriminator(other, tmp_path / "no run")
+    checkpoints.restore_discriminator(other, tmp_path)
+    for expected, found in (
+        (one.discriminator.get_weights(), other.discriminator.get_weights()),
+        (kept, generators(other)),
+    ):
+        for first, second in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(first, second)
+    other.discriminator = networks.Discriminator(SIZE, 5, 8)
+    with pytest.raises(errors.InputError, match="a discriminator like"):
+        checkpoints.restore_discriminator(other, tmp_path)
 
 
 def test_datasets_of_images_alone_and_a_partial_batch():

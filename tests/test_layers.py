@@ -221,6 +221,16 @@ def test_whitened_logits_are_uncorrelated():
     )
 
 
+def test_a_single_feature_is_whitened():
+    features = 3 * random(500, 1) + 2
+    layer = conditioning.LogitNormalization("whiten")
+    layer(features)
+    layer.set_statistics(features)
+    outputs = np.array(layer(features))
+    assert outputs.mean() == pytest.approx(0, abs=1e-5)
+    assert outputs.std() == pytest.approx(1, abs=1e-5)
+
+
 def test_whitening_does_not_blow_up_a_direction_without_variance():
     logits = np.repeat(random(500, 1), 2, axis=1)
     layer = conditioning.LogitNormalization("whiten")

@@ -252,8 +252,8 @@ def name_classes(options, source, classifier):
 
 
 def start_from(model, path):
-    """Gives a model's generators the weights of `generator.keras`."""
-    from kinv.inversion import export
+    """Gives a model the weights of `generator.keras`, and what judged it."""
+    from kinv.inversion import checkpoints, export
 
     generator, other = model.generator, export.load_generator(path)
     for name, value in generator.get_config().items():
@@ -264,6 +264,7 @@ def start_from(model, path):
             )
     for network in (generator, model.averaged_generator):
         network.set_weights(other.get_weights())
+    checkpoints.restore_discriminator(model, pathlib.Path(path).parent)
 
 
 def parse_arguments(argv):
@@ -341,7 +342,8 @@ def add_training_flags(group):
         "--generator",
         metavar="FILE",
         help="generator.keras of another run with the same networks, to start "
-        "from; such as a decoder's, trained with discriminator_steps=0",
+        "from, with the discriminator of the checkpoint beside it; such as a "
+        "shorter run's, or a decoder's, trained with discriminator_steps=0",
     )
     add(
         "--seed",

@@ -33,7 +33,7 @@ def layout(shape):
     if len(shape) != 4:
         return None
     _, first, second, last = shape
-    if last in (1, 3, None):
+    if last in (1, 3) or (last is None and first not in (1, 3)):
         return Layout(first, second, last or 3, -1)
     if first in (1, 3):
         return Layout(second, last, first, 1)

@@ -116,6 +116,14 @@ class Scalars(keras.callbacks.TensorBoard):
         """Leaves the measures to `on_epoch_end`, which writes them as well."""
         super().on_test_end({})
 
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the rates of an inversion's two optimizers, too."""
+        logs = dict(logs or {})
+        for name in ("generator", "discriminator"):
+            if optimizer := getattr(self.model, f"{name}_optimizer", None):
+                logs[f"{name}_learning_rate"] = float(optimizer.learning_rate)
+        super().on_epoch_end(epoch, logs)
+
 
 class ReconstructionSummary(keras.callbacks.Callback):
     """Writes the same reconstructions to TensorBoard after every epoch.
@@ -278,7 +286,10 @@ def describe_best(run, of="logits"):
             f" No epoch had an error ratio from {low} to {high} and an "
             "agreement near the best, so the last one is kept."
         )
-    if (shown := row["val_within_class_r2"]) < measures.LOW_WITHIN_CLASS_R2:
+    # 0 where no two held-out images share a class: nothing is known then.
+    paired = row.get("val_shuffled_logit_error", 1)
+    shown = row["val_within_class_r2"]
+    if paired and shown < measures.LOW_WITHIN_CLASS_R2:
         text += (
             f" The pictures show {shown:.2f} of what the {of} know beyond "
             f"the class (1 is all of it). {measures.WITHIN_CLASS_ADVICE}"

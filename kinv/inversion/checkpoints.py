@@ -92,8 +92,12 @@ def restore(model, run):
 
     Raises:
         errors.InputError: if no checkpoint can be read that is this network's,
-            or there is none though `metrics.csv` has finished epochs.
+            or there is none though `metrics.csv` has finished epochs, or that
+            is damaged.
     """
+    run = pathlib.Path(run)
+    # First: a damaged table would end the run after its next epoch.
+    rows = read_table(run / "metrics.csv")
     failure = None
     for path in existing(run):
         try:
@@ -113,8 +117,6 @@ def restore(model, run):
             )
     if failure:
         raise failure
-    run = pathlib.Path(run)
-    rows = read_table(run / "metrics.csv")
     # The row of an epoch comes before its checkpoint.
     if len(rows) > 1:
         raise errors.InputError(
@@ -125,6 +127,30 @@ def restore(model, run):
     if rows:
         LOGGER.warning("%s: no checkpoint yet, epoch 1 begins again", run)
     return 0
+
+
+def restore_discriminator(model, run):
+    """Loads the discriminator alone of what `Checkpoint` wrote last.
+
+    Args:
+        model: `gan.InversionGAN` with networks like the run's.
+        run: directory of a run. Without a checkpoint nothing is done.
+
+    Raises:
+        errors.InputError: if the checkpoint is damaged, or of other networks.
+    """
+    for path in existing(run)[:1]:
+        files.verify(path)
+        holder = keras.Model()
+        holder.discriminator, holder.built = model.discriminator, True
+        try:
+            holder.load_weights(path)
+        except Exception as error:
+            raise errors.InputError(
+                f"Expected {path} to hold a discriminator like this run's. "
+                f"Received: {errors.reason(error)} Copy generator.keras to "
+                "another directory to start with a new one."
+            ) from error
 
 
 class MetricsTable(keras.callbacks.Callback):

@@ -202,6 +202,7 @@ def _whitening(vectors, floor):
         floor: share of the largest variance below which a component is scaled
             like one of that variance.
     """
-    variances, components = np.linalg.eigh(np.cov(vectors.T, bias=True))
+    covariance = np.atleast_2d(np.cov(vectors.T, bias=True))
+    variances, components = np.linalg.eigh(covariance)
     floor = max(floor * variances.max(), 1e-12)
     return components / np.sqrt(np.maximum(variances, floor))

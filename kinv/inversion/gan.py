@@ -204,7 +204,8 @@ class InversionGAN(keras.Model):
                 default optimizers decay; constant without.
             **kwargs: of `keras.Model.compile`, such as `jit_compile`.
         """
-        super().compile(**kwargs)
+        # Keras would make a third optimizer, with slots for every weight.
+        super().compile(optimizer=None, **kwargs)
         self.generator_optimizer = keras.optimizers.get(
             generator_optimizer
             or presets.make_optimizer(SMALL["generator_learning_rate"], steps)
@@ -258,10 +259,11 @@ class InversionGAN(keras.Model):
         The first `fit` adapts the normalisation of the logits.
 
         Args:
-            x: float32 images `(examples, height, width, 3)` in [0, 255], or a
-                `tf.data.Dataset` of batches of them, with or without labels,
-                each of which is the images of one step. A last batch that is
-                not full is dropped.
+            x: images `(examples, height, width, 3)` in [0, 255], of any
+                dtype, or a `tf.data.Dataset` of batches of them, with or
+                without labels, each of which is the images of one step. A last
+                batch that is not full is dropped; whether it is, is found by
+                reading a data set of known length once.
             y: labels, which are not used.
             batch_size: images of one update, where `x` is an array. A step
                 takes this times `discriminator_steps + 1`.
@@ -594,10 +596,10 @@ def _without_partial(batches):
 
 
 def _unpack(data):
-    """Images of a batch, and their logits where they are known, or None."""
+    """Images of a batch, float32, and their logits where they are known."""
     if not isinstance(data, (tuple, list)):
-        return data, None
-    return data[0], data[2] if len(data) == 3 else None
+        data = (data,)
+    return ops.cast(data[0], "float32"), data[2] if len(data) == 3 else None
 
 
 def _means(*names):

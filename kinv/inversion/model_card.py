@@ -63,7 +63,10 @@ def _recipe(training):
     taken = "updates" if "updates" in training else "steps"
     names = ("preset", taken, "batch_size", "seed")
     known = [f"{name} {training[name]}" for name in names if name in training]
-    return ", ".join(known).replace("_", " ")
+    recipe = ", ".join(known).replace("_", " ")
+    if before := training.get("generator"):
+        recipe += f", begun with the generator `{before}`"
+    return recipe
 
 
 def measured(metadata):
