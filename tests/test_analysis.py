@@ -135,6 +135,25 @@ def run(module, source, **models):
     return module.run(study_lib.Study(models, source, lambda: source, 32))
 
 
+def test_grey_pictures_are_compared_with_grey_images(source):
+    def logits_of(images):
+        grey = images @ np.array([0.299, 0.587, 0.114])
+        return grey.reshape(len(images), -1) / 64
+
+    def image_of(logits, noise):
+        grey = np.clip(64 * logits, 0, 255).reshape(-1, 32, 32, 1)
+        return grey.repeat(3, axis=-1)
+
+    model = fake(logits_of, image_of, 32 * 32)
+    errors = []
+    for channels in (3, 1):
+        model.metadata["channels"] = channels
+        found = run(reconstructions, source, model=model).metrics["model"]
+        errors.append(found["pixel_mse"]["value"])
+    # Colours count unless pictures can have none.
+    assert errors[0] > 100 and errors[1] == pytest.approx(0, abs=1e-6)
+
+
 def test_reconstructions(source):
     found = run(
         reconstructions, source, perfect=perfect(), noise=noise_only()

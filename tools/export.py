@@ -221,6 +221,7 @@ def describe(config, classifier, generator):
         "num_classes": classifier.outputs[0].shape[-1],
         "noise_dim": generator.noise_dim,
         "image_size": generator.image_size,
+        "channels": generator.channels,
         "classifier_size": classifier.input_shape[1],
         "dataset": portable(trained["dataset"]),
         "training": {
@@ -358,9 +359,8 @@ def measure_batch(model, images, noise):
     logits = model.logits(images)
     made = model.reconstruct(images, noise)
     again = model.logits(made[:, 0])
-    of_mean, of_single = measures.reconstruction_errors(
-        study.target(images, model), made
-    )
+    images = study.target(images, model)
+    of_mean, of_single = measures.reconstruction_errors(images, made)
     found = reconstructions.compare(images, made[:, 0], logits, again)
     pairs = {"logits": logits, "reconstruction_logits": again}
     return found, pairs, {"mean": of_mean, "single": of_single}

@@ -40,6 +40,7 @@ def run(study):
     images = study.first(study.count(IMAGES)).images
     for name, model in study.models.items():
         logits = model.logits(images)
+        targets = study_lib.target(images, model)
         metrics[name], grid = {}, [images[:SHOWN]]
         for way, make in _ways(study, name, images).items():
             start = time.perf_counter()
@@ -47,7 +48,7 @@ def run(study):
             seconds = (time.perf_counter() - start) / len(images)
             measured = results.summaries(
                 reconstructions.compare(
-                    images, made, logits, model.logits(made)
+                    targets, made, logits, model.logits(made)
                 )
             )
             metrics[name][way] = {"seconds_per_image": seconds, **measured}

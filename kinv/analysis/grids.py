@@ -92,7 +92,7 @@ def captioned_grid(
     above = [_wrap(text, cell_size, 2) for text in column_captions or []]
     beside = [_wrap(text, 1.5 * cell_size, 4) for text in row_captions or []]
     below = [
-        [_wrap(text, cell_size, 2) for text in row] for row in captions or blank
+        [_wrap(text, cell_size, 4) for text in row] for row in captions or blank
     ]
     longest = max((len(line) for lines in beside for line in lines), default=0)
     left = MARGIN + (round(longest * CHARACTER) + 2 * GAP if beside else 0)

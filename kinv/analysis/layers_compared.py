@@ -98,10 +98,11 @@ def _measure(study, model, batch, network):
     noise = study.noise(model, len(batch.images), SAMPLES, batch.key)
     made = model.reconstruct(batch.images, noise[:, :samples])
     logits, read = model.logits(batch.images), model.logits(made[:, 0])
+    images = study_lib.target(batch.images, model)
     per_image = {
         "logits": logits,
         "reconstruction_logits": read,
-        **reconstructions.compare(batch.images, made[:, 0], logits, read),
+        **reconstructions.compare(images, made[:, 0], logits, read),
     }
     if network:
         per_image |= {

@@ -67,13 +67,18 @@ def _smoothness(model, reconstructions):
 
 
 def _pairs(study):
-    """Pairs of images at random, those of one class left out."""
+    """Pairs of images at random, those of one class left out.
+
+    A data set may hold an image twice: from it to itself there is no way.
+    """
     batch = study.first(2 * study.count(PAIRS))
     places = study.random("pairs").permutation(len(batch.images) // 2 * 2)
     first, second = np.split(places, 2)
-    different = batch.labels[first] != batch.labels[second]
-    if different.any():
-        first, second = first[different], second[different]
+    differ = (batch.images[first] != batch.images[second]).any(axis=(1, 2, 3))
+    study.require(differ.any(), "two images that differ")
+    classes = differ & (batch.labels[first] != batch.labels[second])
+    chosen = classes if classes.any() else differ
+    first, second = first[chosen], second[chosen]
     return list(zip(batch.images[first], batch.images[second], strict=True))
 
 

@@ -5,6 +5,7 @@ import scipy.stats
 
 from kinv import measures
 from kinv.analysis import grids, reconstructions, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Misclassified images"
 SHOWN = 8
@@ -134,9 +135,10 @@ def _measure(study, model, batch, strength, shown):
     for row in np.flatnonzero(~right & known)[: SHOWN - len(shown)]:
         names = [model.class_names[of[row]] for of in classes]
         shown.append((images[row], made[row], *names))
+    targets = study_lib.target(batch.images, model)
     per_image = {
         "right": right,
-        **reconstructions.compare(batch.images, made, logits, read),
+        **reconstructions.compare(targets, made, logits, read),
     }
     return {measure: values[known] for measure, values in per_image.items()}
 

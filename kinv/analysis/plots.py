@@ -16,6 +16,8 @@ COLORS = (
 MARKERS = "osD^vPX"
 # Within the axes; a longer legend would hide curves and goes beside them.
 MOST_LEGEND_LINES = 4
+# Beside each other below an axis; names that take more are turned.
+MOST_TICK_CHARACTERS = 50
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -23,6 +25,8 @@ STYLE = {
     "axes.grid": True,
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
+    # A dollar sign in a name is one.
+    "text.parse_math": False,
     # Text stays text, and fonts can be edited, in a PDF.
     "pdf.fonttype": 42,
 }
@@ -67,6 +71,8 @@ def curves(
             axes.set_xticks(x, [f"{value:g}" for value in x])
         if ticks:
             axes.set_xticks(x, ticks)
+            if sum(map(len, ticks)) > MOST_TICK_CHARACTERS:
+                axes.tick_params("x", rotation=20)
         if len(series) > MOST_LEGEND_LINES:
             figure.set_figwidth(6.2)
             figure.legend(loc="outside right center")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kinv import images as images_lib
 from kinv import measures
 from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Reconstructions"
 SHOWN = 10
@@ -52,15 +52,15 @@ def _measure(study, model, batch):
     reconstructions = model.reconstruct(batch.images, noise)[:, 0]
     logits, condition = model.classify(batch.images)
     read_logits, read_condition = model.classify(reconstructions)
+    images = study_lib.target(batch.images, model)
     per_image = {
         "logits": logits,
         "reconstruction_logits": read_logits,
         "condition": condition,
         "read_condition": read_condition,
-        **compare(batch.images, reconstructions, logits, read_logits),
+        **compare(images, reconstructions, logits, read_logits),
     }
     if study.perceptual:
-        images = images_lib.resize(batch.images, model.image_size)
         shuffled = np.roll(reconstructions, 1, axis=0)
         per_image |= {
             "perceptual_distance": study.perceptual(images, reconstructions),
@@ -123,8 +123,9 @@ def compare(images, reconstructions, logits, reconstruction_logits):
     """Compares images and their logits with their reconstructions.
 
     Args:
-        images: `(batch, height, width, 3)` in [0, 255].
-        reconstructions: `(batch, image_size, image_size, 3)` in [0, 255].
+        images: `(batch, image_size, image_size, 3)` in [0, 255], as of
+            `study.target`.
+        reconstructions: of that shape.
         logits: `(batch, num_classes)` of the images.
         reconstruction_logits: `(batch, num_classes)`.
 
@@ -132,7 +133,6 @@ def compare(images, reconstructions, logits, reconstruction_logits):
         dict of arrays `(batch,)`; "shuffled" compares each image with the
         reconstruction of the one before.
     """
-    images = images_lib.resize(images, reconstructions.shape[1])
     read, shuffled = reconstruction_logits, np.roll(reconstructions, 1, axis=0)
     return {
         "agreement": logits.argmax(-1) == read.argmax(-1),

@@ -302,7 +302,7 @@ def number(value):
     if not is_number(value):
         return value
     value = float(value)
-    if abs(value) < 1e9 and (value == int(value) or abs(value) >= 1000):
+    if abs(value) < 1e9 and (value == int(value) or abs(value) >= 999.5):
         text = f"{value:,.0f}"
     else:
         text = f"{value:#.3g}".removesuffix(".")

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import errors, intervals, runs
+from kinv import errors, intervals, measures, runs
 from kinv import images as images_lib
 from kinv.analysis import results
 
@@ -284,8 +284,15 @@ def inverted(model):
 
 
 def target(images, model):
-    """Images as the model would reconstruct them ideally: at its size."""
-    return images_lib.resize(images, model.image_size)
+    """Images as the model would reconstruct them ideally.
+
+    At its size and, where its pictures are grey, of the images' luminance.
+    """
+    images = images_lib.resize(images, model.image_size)
+    if model.metadata.get("channels", 3) == 3:
+        return images
+    grey = measures.luminance(images)[..., None]
+    return grey.repeat(3, axis=-1).astype("float32")
 
 
 def concatenate(parts):
