@@ -449,6 +449,24 @@ def test_many_images_without_noise_are_limited(version):
     inputs = make_inputs(batch=1025, samples=0, size=1)
     with pytest.raises(limits.ServingError, match="at most 1024"):
         limits.check_inputs(inputs, version.model, limits.Limits())
+    # They are merged with others' as if they had one.
+    inputs = make_inputs(batch=64, samples=0, size=1)
+    assert server_lib._cost((version, inputs, None)) == 1 / 4
+
+
+def test_small_images_for_a_large_classifier_are_limited(version, monkeypatch):
+    # They are resized to what it takes: 83 x 224 x 224 pixels, 4 million.
+    monkeypatch.setitem(version.model.metadata, "classifier_size", 224)
+    for batch, refused in ((83, False), (84, True)):
+        inputs = make_inputs(batch=batch, size=1)
+        assert server_lib._cost((version, inputs, None)) > batch / 2**24
+        arguments = inputs, version.model, limits.Limits()
+        if not refused:
+            limits.check_inputs(*arguments)
+            continue
+        message = "at most 83 of the classifier's size, received 84"
+        with pytest.raises(limits.ServingError, match=message):
+            limits.check_inputs(*arguments)
 
 
 # gRPC, with the official stubs.
@@ -957,7 +975,7 @@ def start_web():
     def start():
         nothing = types.SimpleNamespace(names=[], limits=limits.Limits())
         opened = serve.bind("127.0.0.1", 0)
-        stop = web.start(nothing, "page", opened)
+        stop = web.start(nothing, lambda: "page", opened)
         stops.append(stop)
         return opened.getsockname(), stop
 
@@ -1280,6 +1298,35 @@ def test_a_model_is_shown_with_examples_of_its_own_data_set():
     # What nobody looks at does not travel along.
     text = explorer.page({"scenes": models["scenes"]}, serve.example_images())
     assert "ankle boot" not in text
+
+
+def test_the_page_is_of_the_versions_that_serve():
+    def version(number, name):
+        metadata = {
+            "class_names": [name],
+            "num_classes": 1,
+            "noise_dim": 2,
+            "image_size": 8,
+            "classifier_size": 8,
+        }
+        model = pipeline.Pipeline(None, metadata)
+        return types.SimpleNamespace(number=number, model=model)
+
+    def find(name):
+        if name not in versions:
+            raise limits.ServingError(grpc.StatusCode.NOT_FOUND, "none")
+        return versions[name]
+
+    versions = {"a": version(1, "cat"), "b": version(1, "dog")}
+    server = types.SimpleNamespace(names=["a", "b"], version=find)
+    page = serve.page_of(server, serve.example_images())
+    assert '"cat"' in page() and '"dog"' in page()
+    versions["a"] = version(2, "horse")
+    assert '"horse"' in page() and '"cat"' not in page()
+    del versions["a"]
+    assert '"horse"' not in page() and '"dog"' in page()
+    del versions["b"]
+    assert page().startswith("<!doctype html>") and '"dog"' not in page()
 
 
 def test_page_of_a_model_whose_classes_nobody_tells(tmp_path, monkeypatch):

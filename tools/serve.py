@@ -7,6 +7,7 @@ Example:
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -98,7 +99,8 @@ def add_limits(parser):
         type=errors.positive_int,
         default=Limits.image_pixels,
         metavar="PIXELS",
-        help="pixels of an image at most",
+        help="pixels of an image at most, and of all images of a request, as "
+        "large as the classifier takes them",
     )
     add(
         "--max-samples",
@@ -180,7 +182,7 @@ def write_page(path, directories):
 
 def serve(options, directories):
     """Answers calls of models until a signal comes."""
-    from kinv.serving import explorer, grpc_service, limits, web
+    from kinv.serving import grpc_service, limits, web
     from kinv.serving import server as server_lib
 
     server = server_lib.Server(
@@ -189,8 +191,7 @@ def serve(options, directories):
             options.max_body * 2**20, options.max_pixels, options.max_samples
         ),
     )
-    models = {name: server.version(name).model for name in server.names}
-    page = explorer.page(models, example_images())
+    page = page_of(server, example_images())
     opened = bind(options.host, options.rest_port)
     # In an address, the colons of IPv6 stand in brackets.
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -224,6 +225,30 @@ def serve(options, directories):
     # At once: to free the models one by one takes another ten seconds, and
     # what still runs would not end before its last batch.
     os._exit(0)
+
+
+def page_of(server, examples):
+    """A function to the explorer page of the versions that serve just then."""
+    from kinv.serving import explorer, limits
+
+    written = {}
+
+    def page():
+        versions = {}
+        for name in server.names:
+            # Whose versions are all deleted.
+            with contextlib.suppress(limits.ServingError):
+                versions[name] = server.version(name)
+        numbers = tuple((name, v.number) for name, v in versions.items())
+        if numbers not in written:
+            models = {name: v.model for name, v in versions.items()}
+            text = explorer.page(models, examples)
+            written.clear()
+            written[numbers] = text
+        return written[numbers]
+
+    page()
+    return page
 
 
 def stop_on_signals():

@@ -267,6 +267,6 @@ def _metadata(target, signatures, version):
         "served_version": version,
     }
     if FEATURES in shapes:
-        metadata["layer"] = "of unknown name"
+        metadata["layer"] = "a layer of unknown name"
         metadata["condition_dim"] = shapes[FEATURES][1]
     return metadata

@@ -45,6 +45,9 @@ def start(server, address, tensor_content=False, max_workers=32):
         options=[
             ("grpc.max_receive_message_length", server.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
+            # A client that has vanished would hold its place for good.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
             # Otherwise two servers share a port, unnoticed.
             ("grpc.so_reuseport", 0),
         ],
@@ -174,6 +177,8 @@ class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
     @_answering
     def GetModelStatus(self, request, context):  # noqa: N802
         spec = request.model_spec
+        if not spec.name:
+            raise limits.invalid("Missing ModelSpec")
         response = get_model_status_pb2.GetModelStatusResponse()
         for number, state in self._server.states(spec.name, _number(spec)):
             response.model_version_status.add(
@@ -211,6 +216,8 @@ def _fill(proto, array, tensor_content):
 
 
 def _number(spec):
+    if not spec.name:
+        raise limits.invalid("ModelSpec has no name specified.")
     if spec.version_label:
         raise limits.invalid(
             f"Unrecognized servable version label: {spec.version_label}"

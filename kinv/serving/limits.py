@@ -45,7 +45,8 @@ class Limits:
 
     Attributes:
         body_bytes: size of a request, decompressed.
-        image_pixels: pixels of an image, before it is resized.
+        image_pixels: pixels of an image, before it is resized; and of all
+            images of a call together, as large as the classifier takes them.
         samples: reconstructions of 32 x 32 pixels, all images together; of
             larger ones as many fewer as they have more pixels.
     """
@@ -129,12 +130,23 @@ def _check_amount(inputs, model, limits):
         )
     batch, samples = inputs["noise"].shape[:2]
     most = max(1, limits.samples * 32**2 // model.image_size**2)
-    # No noise is no computation, but images are resized all the same.
+    # Without noise, images are resized all the same.
     if batch * max(1, samples) > most:
         raise invalid(
             f"noise: expected at most {most} samples in all, received "
             f"{batch} x {samples}"
         )
+    most = max(1, limits.image_pixels // classified_pixels(model))
+    if batch > most:
+        raise invalid(
+            f"images: expected at most {most} of the classifier's size, "
+            f"received {batch}"
+        )
+
+
+def classified_pixels(model):
+    """Pixels of an image as a model's classifier takes it."""
+    return model.metadata.get("classifier_size", model.image_size) ** 2
 
 
 def _check_values(inputs):

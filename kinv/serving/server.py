@@ -313,10 +313,12 @@ def _cost(call):
     version, inputs, _ = call
     batch, samples = inputs["noise"].shape[:2]
     height, width = inputs["images"].shape[1:3]
-    reconstructed = batch * samples * version.model.image_size**2
+    # Without noise, images are resized and classified all the same.
+    reconstructed = batch * max(1, samples) * version.model.image_size**2
+    pixels = max(height * width, limits_lib.classified_pixels(version.model))
     return max(
         reconstructed / pipeline.RECONSTRUCTED_PIXELS,
-        batch * height * width / pipeline.IMAGE_PIXELS,
+        batch * pixels / pipeline.IMAGE_PIXELS,
     )
 
 

@@ -53,7 +53,7 @@ def start(server, page, opened, allow_origins=()):
 
     Args:
         server: `server_lib.Server`.
-        page: HTML to answer at `/`.
+        page: function without arguments to the HTML to answer at `/`.
         opened: socket that listens.
         allow_origins: origins whose pages may call, such as `*`.
 
@@ -112,7 +112,7 @@ def make_app(server, page, allow_origins=()):
 
     Args:
         server: `server_lib.Server`.
-        page: HTML to answer at `/`.
+        page: function without arguments to the HTML to answer at `/`.
         allow_origins: origins whose pages may call, such as `*`.
 
     Returns:
@@ -134,7 +134,7 @@ def make_app(server, page, allow_origins=()):
     @app.get("/")
     async def explorer():
         return fastapi.Response(
-            page,
+            page(),
             media_type="text/html",
             headers={
                 "Content-Security-Policy": PAGE_POLICY,
