@@ -300,6 +300,29 @@ def test_reconstruction_summary_shows_originals_over_reconstructions(tmp_path):
     assert margin.min() < 128 and margin.max() == 255
 
 
+def test_the_rates_of_two_optimizers_on_two_replicas(tmp_path):
+    with devices.make_strategy("mirrored").scope():
+        model = compiled_model()
+        model.generator_optimizer = keras.optimizers.Adam(0.25)
+        model.discriminator_optimizer = keras.optimizers.Adam(0.5)
+        for optimizer in (
+            model.generator_optimizer,
+            model.discriminator_optimizer,
+        ):
+            optimizer.build(model.trainable_variables)
+    fit(model, 1, [callbacks.Scalars(tmp_path)])
+    rates = {}
+    for path in (tmp_path / "train").glob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                if "ator_learning_rate" in value.tag:
+                    rates[value.tag] = tf.make_ndarray(value.tensor).item()
+    assert rates == {
+        "epoch_generator_learning_rate": 0.25,
+        "epoch_discriminator_learning_rate": 0.5,
+    }
+
+
 def test_table_of_a_resumed_run_has_one_row_per_epoch(tmp_path):
     path = tmp_path / "metrics.csv"
     fit(compiled_model(), 3, [checkpoints.MetricsTable(path)])

@@ -121,7 +121,9 @@ class Scalars(keras.callbacks.TensorBoard):
         logs = dict(logs or {})
         for name in ("generator", "discriminator"):
             if optimizer := getattr(self.model, f"{name}_optimizer", None):
-                logs[f"{name}_learning_rate"] = float(optimizer.learning_rate)
+                # Under a strategy of several replicas, no plain variable.
+                rate = keras.ops.convert_to_numpy(optimizer.learning_rate)
+                logs[f"{name}_learning_rate"] = float(rate)
         super().on_epoch_end(epoch, logs)
 
 
