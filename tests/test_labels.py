@@ -173,6 +173,8 @@ def test_arrays_of_several_splits(tmp_path):
         y_train=np.arange(8)[:, None],
         x_test=pictures(3, 50),
         y_test=np.arange(3)[:, None],
+        # Of no images: no labels.
+        y_weight=np.array([255]),
     )
     assert everything(path, "train")[2].tolist() == list(range(8))
     _, shown, numbers = everything(path, "test")

@@ -271,9 +271,10 @@ def make_rows(workloads, first, memory, seconds, per_image, peers):
                     2 * rate * per_image[kind] / (1e9 * peak)
                 )
             for peer in peers:
+                other = speed.get((kind, f"{how}, {peer}"))
                 # The peer trains in float32 alone.
-                alike = [(kind, f"{by}, {peer}") for by in (how, "float32")]
-                if other := next(filter(None, map(speed.get, alike)), None):
+                other = other or speed.get((kind, f"float32, {peer}"))
+                if other:
                     row[f"ratio_to_{peer}"] = rate / other
         rows.append(row)
     return rows

@@ -103,8 +103,9 @@ def _read_npz(path, split):
             if splits:
                 raise _no_split(path, ", ".join(splits), split)
             raise ValueError(f"no array x but {', '.join(arrays) or 'none'}")
-        # A split may lack the last class.
-        of_all = [arrays[key] for key in arrays if re.match("y(_|$)", key)]
+        # A split may lack the last class. Other arrays are not labels.
+        names = ("y" + key[1:] for key in arrays if re.match("x(_|$)", key))
+        of_all = [arrays[name] for name in names if name in arrays]
         highest = max(
             (y.max() for y in of_all if y.size and y.dtype.kind in "iu"),
             default=-1,

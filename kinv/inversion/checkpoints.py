@@ -141,6 +141,8 @@ def restore_discriminator(model, run):
     """
     for path in existing(run)[:1]:
         files.verify(path)
+        # A checkpoint holds weights by their way from the model: of one with
+        # nothing but a discriminator no others are asked for.
         holder = keras.Model()
         holder.discriminator, holder.built = model.discriminator, True
         try:
