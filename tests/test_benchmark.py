@@ -24,7 +24,6 @@ def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
             "--base-channels=4",
             "--batch-size=2",
             "--rounds=1",
-            "--steps=1",
             # Tracing a step takes longer than all the rest.
             "--only=training (float32)",
             "--only=generation",

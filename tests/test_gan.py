@@ -542,6 +542,7 @@ def test_a_keras_model_by_its_defaults(tmp_path):
     model = gan.InversionGAN(classifier, image_size=SIZE, base_channels=4)
     assert model.get_config()["score_weight"] == 20.0
     assert model.generator.get_config()["upsampling"] == "nearest"
+    assert model.discriminator.get_config()["patch_scores"] is True
     model.compile(steps=4)
     images, _ = make_data()
     # 24 images: three steps of two batches.

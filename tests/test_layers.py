@@ -101,6 +101,27 @@ def test_upsampling_equals_convolving_the_larger_map(upsampling, kernel_size):
     np.testing.assert_allclose(layer(inputs), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("upsampling", [None, "nearest"])
+def test_edge_padding_equals_convolving_a_padded_map(upsampling):
+    inputs = random(2, 5, 5, 3)
+    layer = layers.SpectralConv2D(4, 3, upsampling=upsampling, padding="edge")
+    layer.build(inputs.shape)
+    layer.kernel.assign(random(3, 3, 3, 4, seed=1))
+    layer.bias.assign(random(4, seed=2))
+    kernel = layer.normalized_kernel(training=False)
+
+    if upsampling:
+        large = inputs.repeat(2, axis=1).repeat(2, axis=2)
+    else:
+        large = inputs
+    padded = np.pad(large, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    expected = tf.nn.conv2d(padded, kernel, 1, "VALID") + layer.bias
+    np.testing.assert_allclose(layer(inputs), expected, atol=1e-5)
+    # What is flat stays flat, up to the corners.
+    flat = np.array(layer(np.ones((1, 5, 5, 3), "float32")))
+    np.testing.assert_allclose(np.ptp(flat, axis=(0, 1, 2)), 0, atol=1e-5)
+
+
 def test_pool_equals_averaging_the_convolution():
     inputs = random(2, 6, 8, 3)
     layer = layers.SpectralConv2D(4, 3, pool=True)

@@ -27,7 +27,7 @@ LAYERS = {
     ),
     "nearest": (
         lambda **kwargs: layers.SpectralConv2D(
-            4, 3, upsampling="nearest", **kwargs
+            4, 3, upsampling="nearest", padding="edge", **kwargs
         ),
         [MAPS],
     ),

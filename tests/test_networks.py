@@ -161,6 +161,24 @@ def test_score_is_affine_in_the_logits():
     assert abs(one - zero) > 1e-6
 
 
+def test_patch_scores_average_to_the_score_of_the_picture():
+    whole = networks.Discriminator(32, 5, 4)
+    patches = networks.Discriminator(32, 5, 4, patch_scores=True)
+    patches.set_weights(whole.get_weights())
+    random = np.random.default_rng(0)
+    inputs = {
+        "images": random.uniform(0, 255, (3, 32, 32, 3)).astype("float32"),
+        "condition": random.standard_normal((3, 5)).astype("float32"),
+    }
+    scores = np.array(patches(inputs))
+    # One for each place of the last map.
+    assert scores.shape == (3, 4 * 4)
+    assert scores.std(axis=1).min() > 1e-4
+    np.testing.assert_allclose(
+        scores.mean(axis=1, keepdims=True), whole(inputs), rtol=1e-4
+    )
+
+
 def test_third_norm_and_attention_are_options():
     two = networks.Generator(32, 5, 4)
     three = networks.Generator(32, 5, 4, norms_per_block=3)

@@ -75,12 +75,6 @@ def parse_arguments(argv):
         "be given several times",
     )
     add(
-        "--dataset",
-        default="kinv_scenes/32",
-        metavar="NAME",
-        help="what the input pipeline reads",
-    )
-    add(
         "--peer",
         metavar="DIR",
         help="checkout of BigGAN-PyTorch, to be measured alike: with its "
@@ -133,13 +127,6 @@ def add_sizes(add):
         metavar="NUMBER",
         help="measurements of each figure, of which the median counts",
     )
-    add(
-        "--steps",
-        type=errors.positive_int,
-        default=2,
-        metavar="NUMBER",
-        help="training steps, or batches, per measurement",
-    )
 
 
 def main(argv=None):
@@ -172,7 +159,7 @@ def measure(options, peers):
     for name, process in peers.items():
         for (task, how), asked in tasks.items():
             workloads[task, f"{how}, {name}"] = (
-                options.steps * options.batch_size,
+                workloads_lib.STEPS * options.batch_size,
                 functools.partial(ask_peer, process, asked),
             )
 
@@ -318,10 +305,11 @@ def start_peers(options):
     peers = {}
     for name, flags in PEERS.items():
         command = [options.peer_python, script, options.peer, *flags]
-        for flag in ("image_size", "base_channels", "batch_size", "steps"):
+        for flag in ("image_size", "base_channels", "batch_size"):
             words = f"--{flag.replace('_', '-')}", getattr(options, flag)
             command += words
         command += ["--num-classes", workloads_lib.NUM_CLASSES]
+        command += ["--steps", workloads_lib.STEPS]
         process = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.PIPE,

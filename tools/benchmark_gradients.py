@@ -7,7 +7,7 @@ with it what else is measured, needs TensorFlow. Needs JAX.
 import argparse
 import os
 
-from benchmark_workloads import NUM_CLASSES, PRECISIONS, SIZES
+from benchmark_workloads import NUM_CLASSES, PRECISIONS, SIZES, STEPS
 
 from kinv import errors
 from kinv.inversion import presets
@@ -54,7 +54,7 @@ def make_workloads(options):
         dict by `("gradients", precision)` of images that a call works through,
         and the function, which waits until all is computed.
     """
-    amount = options.steps * options.batch_size
+    amount = STEPS * options.batch_size
     return {
         ("gradients", how): (amount, make_gradients(options, how))
         for how in PRECISIONS
@@ -62,13 +62,13 @@ def make_workloads(options):
 
 
 def make_gradients(options, precision):
-    """A function that computes the gradients of `--steps` steps."""
+    """A function that computes the gradients of `STEPS` steps."""
     import jax
 
     calls = calls_of_step(options, precision)
 
     def compute():
-        for _ in range(options.steps):
+        for _ in range(STEPS):
             results = [function(*arguments) for function, arguments in calls]
         jax.block_until_ready(results)
 

@@ -10,6 +10,10 @@ NUM_CLASSES = 80
 # Of the networks, besides their sizes.
 PRESET = presets.PRESETS["paper-small"]
 PEAK = "matrix product, GFLOP", "float32"
+# Training steps, or batches, per measurement.
+STEPS = 2
+# What the input pipeline reads.
+DATASET = "kinv_scenes/32"
 
 
 def multiply_adds(image_size, base_channels):
@@ -113,7 +117,7 @@ def network_workloads(options):
     from kinv.classifiers import small as small_lib
 
     size, workloads = options.image_size, {}
-    amount = options.steps * options.batch_size
+    amount = STEPS * options.batch_size
     # What cached logits cost: next to nothing.
     inputs = keras.Input((size, size, 3))
     pooled = keras.layers.AveragePooling2D(size // 4)(inputs)
@@ -151,11 +155,11 @@ def data_workloads(options):
     from kinv.data import datasets, rendering, scenes
 
     size, batch_size = options.image_size, options.batch_size
-    source = datasets.open_dataset(options.dataset, "train")
+    source = datasets.open_dataset(DATASET, "train")
     batches = iter(source.training_batches(size, 3 * batch_size, seed=0))
     factors = scenes.scene_factors("test", range(64))
     return {
-        (f"input pipeline, {options.dataset}", "uint8 to float32"): (
+        (f"input pipeline, {DATASET}", "uint8 to float32"): (
             20 * 3 * batch_size,
             lambda: [next(batches)[0][0, 0, 0].numpy() for _ in range(20)],
         ),
@@ -174,7 +178,7 @@ def make_networks(options, classifier):
 
 
 def make_training(options, classifier):
-    """A function that trains `--steps` steps by `model.fit`."""
+    """A function that trains `STEPS` steps by `model.fit`."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -205,12 +209,12 @@ def make_training(options, classifier):
         ).repeat()
     )
     return lambda: model.fit(
-        data, steps_per_epoch=options.steps, shuffle=False, verbose=0
+        data, steps_per_epoch=STEPS, shuffle=False, verbose=0
     )
 
 
 def make_generation(options, classifier):
-    """A function that generates `--steps` batches, as after an export."""
+    """A function that generates `STEPS` batches, as after an export."""
     import numpy as np
     import tensorflow as tf
 
@@ -230,7 +234,7 @@ def make_generation(options, classifier):
     predict = tf.function(generator, jit_compile=compiles)
 
     def generate():
-        for _ in range(options.steps):
+        for _ in range(STEPS):
             predict(inputs).numpy()  # Waits until it is computed.
 
     return generate

@@ -13,8 +13,13 @@ import os
 
 from kinv import errors, files
 
+EPOCHS = 12
 BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
+# Channels of the first block.
+WIDTH = 24
+# Of weights and order.
+SEED = 0
 
 
 def parse_arguments(argv):
@@ -26,25 +31,6 @@ def parse_arguments(argv):
     )
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="directory to write")
-    add(
-        "--epochs",
-        type=errors.positive_int,
-        default=12,
-        help="passes over the training images",
-    )
-    add(
-        "--width",
-        type=errors.positive_int,
-        default=24,
-        metavar="CHANNELS",
-        help="channels of the first block",
-    )
-    add(
-        "--seed",
-        type=errors.seed,
-        default=0,
-        help="of weights and order",
-    )
     return parser.parse_args(argv)
 
 
@@ -53,10 +39,10 @@ def main(argv=None):
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with files.lock(options.out):
-        train(options, files.new_directory(options.out))
+        train(files.new_directory(options.out))
 
 
-def train(options, out):
+def train(out):
     """Trains, measures on the test split and writes to the directory `out`."""
     import keras
 
@@ -67,11 +53,11 @@ def train(options, out):
 
     size = scene_factors.NETWORK_IMAGE_SIZE
     images, targets = read_all("train")
-    keras.utils.set_random_seed(options.seed)
+    keras.utils.set_random_seed(SEED)
     devices.configure_keras()
     devices.set_precision("auto")
-    network = small.build_classifier(size, targets.shape[-1], options.width)
-    steps = options.epochs * -(-len(images) // BATCH_SIZE)
+    network = small.build_classifier(size, targets.shape[-1], WIDTH)
+    steps = EPOCHS * -(-len(images) // BATCH_SIZE)
     network.compile(
         keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
@@ -82,13 +68,13 @@ def train(options, out):
         images,
         targets,
         BATCH_SIZE,
-        options.epochs,
+        EPOCHS,
         validation_data=read_all("validation"),
     )
     # Read in float32, on every machine alike.
     devices.set_precision("float32")
     weights = network.get_weights()
-    network = small.build_classifier(size, targets.shape[-1], options.width)
+    network = small.build_classifier(size, targets.shape[-1], WIDTH)
     network.set_weights(weights)
     images, targets = read_all("test")
     readings = network.predict(images, verbose=0)

@@ -136,7 +136,7 @@ class SpectralDense(SpectralLayer):
 
 @keras.saving.register_keras_serializable(package="kinv")
 class SpectralConv2D(SpectralLayer):
-    """Convolution with a spectrally normalised kernel, stride 1, padding SAME.
+    """Convolution with a spectrally normalised kernel, stride 1, same size.
 
     With `upsampling`, it first doubles height and width: `zeros` puts the
     input's values at the even rows and columns, zeros elsewhere (compare_gan's
@@ -162,6 +162,9 @@ class SpectralConv2D(SpectralLayer):
         upsampling: `zeros` or `nearest`, how height and width are doubled
             first; None for not at all.
         pool: whether they are halved afterwards, by averages; of 3x3 kernels.
+        padding: what a 3x3 kernel meets beyond the border: `zeros`, or `edge`,
+            the values on the border, with which a flat area stays flat up to
+            the corner. Inserted zeros have zeros beyond the border, too.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class SpectralConv2D(SpectralLayer):
         use_bias=True,
         upsampling=None,
         pool=False,
+        padding="zeros",
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -179,6 +183,7 @@ class SpectralConv2D(SpectralLayer):
         self.use_bias = use_bias
         self.upsampling = upsampling
         self.pool = pool
+        self.padding = padding
 
     def build(self, input_shape):
         size = self.kernel_size
@@ -191,16 +196,16 @@ class SpectralConv2D(SpectralLayer):
     def call(self, inputs, training=False):
         kernel = self.normalized_kernel(training)
         padding = "same"
+        phases = self.pool or self.upsampling == "nearest"
+        edge = self.padding == "edge" and self.upsampling != "zeros"
+        if self.kernel_size == 3 and (phases or edge):
+            inputs = _pad(inputs, self.padding)
+            padding = "valid"
         if self.pool:
-            inputs = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
             inputs = _separate_phases(inputs)
             kernel = _pooled_kernel(kernel)
-            padding = "valid"
         elif self.upsampling and self.kernel_size == 3:
             kernel = _phase_kernel(kernel, self.upsampling)
-            if self.upsampling == "nearest":
-                inputs = ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-                padding = "valid"
         kernel = ops.cast(kernel, self.compute_dtype)
         outputs = ops.conv(inputs, kernel, padding=padding)
         if self.upsampling and self.kernel_size == 1:
@@ -220,7 +225,14 @@ class SpectralConv2D(SpectralLayer):
             "use_bias": self.use_bias,
             "upsampling": self.upsampling,
             "pool": self.pool,
+            "padding": self.padding,
         }
+
+
+def _pad(inputs, padding):
+    # Mirrored behind its last row, a border of one pixel repeats it.
+    mode = {"zeros": "constant", "edge": "symmetric"}[padding]
+    return ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)), mode)
 
 
 def insert_zeros(inputs):

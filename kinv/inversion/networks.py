@@ -84,11 +84,17 @@ class GeneratorBlock(keras.layers.Layer):
         norms_per_block: 2 as in compare_gan; 3 adds a conditional norm on the
             main path's output, our reading of the supplementary's "3
             conditional-batch norms".
-        upsampling: see `layers.SpectralConv2D`.
+        upsampling, padding: see `layers.SpectralConv2D`.
     """
 
     def __init__(
-        self, channels, gain_offset, norms_per_block, upsampling, **kwargs
+        self,
+        channels,
+        gain_offset,
+        norms_per_block,
+        upsampling,
+        padding,
+        **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
         self.norms = [
@@ -97,8 +103,10 @@ class GeneratorBlock(keras.layers.Layer):
             )
             for i in range(norms_per_block)
         ]
-        self.first = layers.SpectralConv2D(channels, 3, upsampling=upsampling)
-        self.second = layers.SpectralConv2D(channels, 3)
+        self.first = layers.SpectralConv2D(
+            channels, 3, upsampling=upsampling, padding=padding
+        )
+        self.second = layers.SpectralConv2D(channels, 3, padding=padding)
         self.shortcut = layers.SpectralConv2D(
             channels, 1, upsampling=upsampling
         )
@@ -145,6 +153,8 @@ class Generator(keras.Model):
             `conditioning.LogitNormalization`.
         upsampling: `zeros` as in the paper's code, or `nearest`, which leaves
             no chequered pattern.
+        padding: of the 3x3 convolutions: `zeros` as in the paper, or `edge`,
+            with which a flat wall stays flat up to the corner.
         channels: 3, or 1 for grey images, whose three channels are equal.
 
     Call arguments:
@@ -170,6 +180,7 @@ class Generator(keras.Model):
         logit_normalization="none",
         embedding_layers=0,
         upsampling="zeros",
+        padding="zeros",
         channels=3,
         **kwargs,
     ):
@@ -199,6 +210,7 @@ class Generator(keras.Model):
         self.attention = attention
         self.logit_normalization = logit_normalization
         self.upsampling = upsampling
+        self.padding = padding
         self.channels = channels
 
         self.normalize_condition = _logit_normalization(logit_normalization)
@@ -220,12 +232,14 @@ class Generator(keras.Model):
         )
         self.first = layers.SpectralDense(16 * widths[0])
         self.blocks = [
-            GeneratorBlock(width, gain_offset, norms_per_block, upsampling)
+            GeneratorBlock(
+                width, gain_offset, norms_per_block, upsampling, padding
+            )
             for width in widths[1:]
         ]
         self.attend = layers.SelfAttention() if attention else None
         self.last_norm = normalization.BatchNormalization()
-        self.last = layers.SpectralConv2D(channels, 3)
+        self.last = layers.SpectralConv2D(channels, 3, padding=padding)
         # As a block is.
         self.built = True
         self(
@@ -316,6 +330,7 @@ class Generator(keras.Model):
             "attention": self.attention,
             "logit_normalization": self.logit_normalization,
             "upsampling": self.upsampling,
+            "padding": self.padding,
             "channels": self.channels,
         }
 
@@ -365,7 +380,9 @@ class Discriminator(keras.Model):
     """Scores how well an image and logits belong together (Table 2).
 
     `h . w + b + (condition K) . h`, where `h` is the sum over the last map: a
-    projection discriminator on logits.
+    projection discriminator on logits. With `patch_scores` one score for each
+    place of that map, `h` being its features times the number of places, so
+    that the mean of the scores is the other score.
 
     Args:
         image_size: height and width of the images: 8, 32, 64 or 128.
@@ -374,16 +391,19 @@ class Discriminator(keras.Model):
             channels. The paper: 96.
         attention: whether the self-attention block is there.
         logit_normalization: as for `Generator`.
+        patch_scores: whether places are scored, or the picture as in the paper.
 
     Call arguments:
         inputs: dict of `images`, float32 `(batch, image_size, image_size, 3)`
             in [0, 255], and `condition`, float32 `(batch, condition_dim)`.
 
     Returns:
-        float32 scores `(batch, 1)`, unbounded.
+        float32 scores, unbounded, `(batch, 1)` or `(batch, places)`.
 
     Reference:
-        Miyato and Koyama, cGANs with Projection Discriminator, ICLR 2018.
+        Miyato and Koyama, cGANs with Projection Discriminator, ICLR 2018; Isola
+        et al., Image-to-Image Translation with Conditional Adversarial
+        Networks, CVPR 2017, who score patches.
     """
 
     def __init__(
@@ -393,6 +413,7 @@ class Discriminator(keras.Model):
         base_channels,
         attention=True,
         logit_normalization="none",
+        patch_scores=False,
         **kwargs,
     ):
         # As of the generator.
@@ -403,6 +424,7 @@ class Discriminator(keras.Model):
         self.base_channels = base_channels
         self.attention = attention
         self.logit_normalization = logit_normalization
+        self.patch_scores = patch_scores
 
         channels = DISCRIMINATOR_CHANNELS[image_size]
         self.blocks = [
@@ -438,13 +460,19 @@ class Discriminator(keras.Model):
             resolution = DISCRIMINATOR_ATTENTION[self.image_size]
             if self.attend and x.shape[1] == resolution:
                 x = self.attend(x, training=training)
-        features = ops.sum(ops.cast(ops.relu(x), "float32"), axis=(1, 2))
+        places = x.shape[1] * x.shape[2]
+        features = ops.cast(ops.relu(x), "float32")
+        features = ops.reshape(features, (-1, places, x.shape[-1]))
+        if self.patch_scores:
+            features = features * places
+        else:
+            features = ops.sum(features, axis=1, keepdims=True)
         condition = ops.cast(inputs["condition"], "float32")
         if self.normalize_condition:
             condition = self.normalize_condition(condition)
         projected = self.project_condition(condition, training=training)
-        similarity = ops.sum(projected * features, axis=-1, keepdims=True)
-        return self.score(features, training=training) + similarity
+        similarity = ops.sum(projected[:, None] * features, axis=-1)
+        return self.score(features, training=training)[..., 0] + similarity
 
     @classmethod
     def from_config(cls, config):
@@ -458,4 +486,5 @@ class Discriminator(keras.Model):
             "base_channels": self.base_channels,
             "attention": self.attention,
             "logit_normalization": self.logit_normalization,
+            "patch_scores": self.patch_scores,
         }

@@ -7,19 +7,24 @@ from kinv import errors, images
 
 # Settings that have a flag of their own in `tools/train.py`.
 FLAGS = ("image_size", "batch_size", "steps", "steps_per_epoch")
-# Those of the networks; the discriminator has the first four.
-NETWORK_SETTINGS = (
+# Those of both networks, of the generator and of the discriminator.
+SHARED_SETTINGS = (
     "image_size",
     "base_channels",
     "attention",
     "logit_normalization",
+)
+GENERATOR_SETTINGS = (
     "noise_dim",
     "embedding_dim",
     "embedding_layers",
     "gain_offset",
     "norms_per_block",
     "upsampling",
+    "padding",
 )
+DISCRIMINATOR_SETTINGS = ("patch_scores",)
+NETWORK_SETTINGS = SHARED_SETTINGS + GENERATOR_SETTINGS + DISCRIMINATOR_SETTINGS
 # By name: the values it takes, as an argument type or a tuple of choices, and
 # what it is.
 SETTINGS = {
@@ -46,6 +51,16 @@ SETTINGS = {
         ("zeros", "nearest"),
         "zeros between the values, or every value four times, without a "
         "chequered pattern",
+    ),
+    "padding": (
+        ("zeros", "edge"),
+        "what the generator's convolutions meet beyond the border: zeros, or "
+        "the values on it, with which flat areas stay flat",
+    ),
+    "patch_scores": (
+        errors.boolean,
+        "a score of the discriminator for every place of its last map, which "
+        "finds rare blemishes, instead of one for the picture",
     ),
     "attention": (errors.boolean, "self-attention blocks"),
     "logit_normalization": (
@@ -128,6 +143,8 @@ PRESETS = {
         "gain_offset": 1.0,
         "norms_per_block": 2,
         "upsampling": "nearest",
+        "padding": "edge",
+        "patch_scores": True,
         "attention": True,
         "logit_normalization": "class-centered",
         "adversary": "relativistic",
@@ -155,6 +172,8 @@ PRESETS["paper"] = {
     "embedding_layers": 0,
     "gain_offset": 0.0,
     "upsampling": "zeros",
+    "padding": "zeros",
+    "patch_scores": False,
     "logit_normalization": "none",
     "adversary": "hinge",
     "adversary_weight": 1.0,
@@ -245,14 +264,19 @@ def make_networks(classifier, settings):
     # Tools read the table before they load TensorFlow.
     from kinv.inversion import networks
 
-    sizes = {name: settings[name] for name in NETWORK_SETTINGS[:4]}
-    sizes["condition_dim"] = classifier.outputs[-1].shape[-1]
-    of_generator = {name: settings[name] for name in NETWORK_SETTINGS[4:]}
+    def chosen(names):
+        return {name: settings[name] for name in names}
+
+    of_both = chosen(SHARED_SETTINGS)
+    of_both["condition_dim"] = classifier.outputs[-1].shape[-1]
+    of_generator = chosen(GENERATOR_SETTINGS)
     layers = classifier._flatten_layers(include_self=False)
     if any(layer.name == images.LUMINANCE_LAYER for layer in layers):
         of_generator["channels"] = 1
-    generator = networks.Generator(**sizes, **of_generator)
-    return generator, networks.Discriminator(**sizes)
+    return (
+        networks.Generator(**of_both, **of_generator),
+        networks.Discriminator(**of_both, **chosen(DISCRIMINATOR_SETTINGS)),
+    )
 
 
 def make_optimizer(learning_rate, steps=None):
