@@ -7,6 +7,10 @@ import pathlib
 import subprocess
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# A worker has a core to itself: more threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for threads in ("TF_NUM_INTRAOP", "OMP_NUM", "OPENBLAS_NUM"):
+        os.environ.setdefault(f"{threads}_THREADS", "1")
 
 import keras  # noqa: E402 (TensorFlow reads the level when it is imported)
 import numpy as np  # noqa: E402
