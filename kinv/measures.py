@@ -1,9 +1,8 @@
-"""How near images, logits and distributions are to each other."""
+"""How near images, logits and reconstructions are to each other."""
 
 import math
 
 import numpy as np
-import scipy.special
 import tensorflow as tf
 
 from kinv.images import LUMINANCE
@@ -125,86 +124,6 @@ def squared_distances(vectors, others):
     distances = lengths[:, None] - 2 * vectors @ others.T + other_lengths
     # Rounding may leave something between equal vectors.
     return np.maximum(distances, 0.0)
-
-
-def frechet_distance(first, second):
-    """Squared distance of two normal distributions of features.
-
-    Args:
-        first: `(examples, width)`, at least two.
-        second: `(examples, width)`, at least two.
-
-    Returns:
-        `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`. With the features of
-        InceptionV3's last pooling, the Frechet Inception distance.
-
-    Reference:
-        Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to
-        a Local Nash Equilibrium, NeurIPS 2017, equation 6.
-    """
-    first, second = (np.asarray(x, "float64") for x in (first, second))
-    difference = first.mean(axis=0) - second.mean(axis=0)
-    one, two = (np.atleast_2d(np.cov(x.T)) for x in (first, second))
-    # The eigenvalues of S1 S2 are those of S1^(1/2) S2 S1^(1/2), which is
-    # symmetric: no square root of a matrix that is nearly singular.
-    values, vectors = np.linalg.eigh(one)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    mixed = np.linalg.eigvalsh(root @ two @ root)
-    return float(
-        difference @ difference
-        + np.trace(one + two)
-        - 2 * np.sqrt(np.maximum(mixed, 0)).sum()
-    )
-
-
-def kernel_distance(first, second):
-    """Unbiased squared maximum mean discrepancy of features.
-
-    Args:
-        first: `(examples, width)`, at least two.
-        second: `(examples, width)`, at least two.
-
-    Returns:
-        Of the cubic kernel `(x y / width + 1)^3`: the kernel Inception
-        distance with InceptionV3's features. May be negative, by chance.
-
-    Reference:
-        Binkowski et al., Demystifying MMD GANs, ICLR 2018.
-    """
-    first, second = (np.asarray(x, "float64") for x in (first, second))
-
-    def kernel(one, two):
-        return (one @ two.T / one.shape[1] + 1) ** 3
-
-    def without_diagonal(features):
-        values = kernel(features, features)
-        count = len(features)
-        return (values.sum() - np.trace(values)) / (count * (count - 1))
-
-    return float(
-        without_diagonal(first)
-        + without_diagonal(second)
-        - 2 * kernel(first, second).mean()
-    )
-
-
-def inception_score(probabilities):
-    """Exponential of the mean divergence of predictions from their mean.
-
-    Args:
-        probabilities: `(examples, classes)`, of rows that sum to 1.
-
-    Returns:
-        From 1, all predictions alike, to the number of classes.
-
-    Reference:
-        Salimans et al., Improved Techniques for Training GANs, NeurIPS 2016.
-    """
-    probabilities = np.asarray(probabilities, "float64")
-    mean = probabilities.mean(axis=0)
-    return float(
-        np.exp(scipy.special.rel_entr(probabilities, mean).sum(axis=1).mean())
-    )
 
 
 def noise_spread(samples):

@@ -10,6 +10,7 @@ import scipy.linalg
 from scipy import stats
 
 from kinv import intervals, measures
+from kinv.analysis import distributions
 
 
 @pytest.fixture
@@ -290,9 +291,9 @@ def test_frechet_distance_is_scipy_s(random):
     expected = difference @ difference + np.trace(
         one + two - 2 * scipy.linalg.sqrtm(one @ two).real
     )
-    found = measures.frechet_distance(first, second)
+    found = distributions.frechet_distance(first, second)
     assert found == pytest.approx(expected)
-    same = measures.frechet_distance(first, first)
+    same = distributions.frechet_distance(first, first)
     assert same == pytest.approx(0, abs=1e-9)
 
 
@@ -300,7 +301,7 @@ def test_frechet_distance_of_two_normals_in_closed_form(random):
     # Exactly of moments (0, 1) and (3, 4), in each of two directions.
     features = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]) * np.sqrt(0.75)
     # 2 (3^2 + (1 - 2)^2).
-    assert measures.frechet_distance(
+    assert distributions.frechet_distance(
         features, 2 * features + 3
     ) == pytest.approx(20)
 
@@ -308,14 +309,14 @@ def test_frechet_distance_of_two_normals_in_closed_form(random):
 def test_kernel_distance_by_hand():
     first, second = np.array([[1.0], [2.0]]), np.array([[0.0], [3.0]])
     # Pairs: (1 2 + 1)^3, (0 3 + 1)^3; between: 1, 64, 1, 343.
-    assert measures.kernel_distance(first, second) == pytest.approx(
+    assert distributions.kernel_distance(first, second) == pytest.approx(
         27 + 1 - 2 * (1 + 64 + 1 + 343) / 4
     )
 
 
 def test_kernel_distance_of_one_distribution_is_unbiased(random):
     found = [
-        measures.kernel_distance(*random.normal(size=(2, 20, 3)))
+        distributions.kernel_distance(*random.normal(size=(2, 20, 3)))
         for _ in range(300)
     ]
     low, high = np.mean(found) + np.array([-3, 3]) * np.std(found) / 300**0.5
@@ -323,8 +324,10 @@ def test_kernel_distance_of_one_distribution_is_unbiased(random):
 
 
 def test_inception_score():
-    assert measures.inception_score(np.full((9, 4), 0.25)) == pytest.approx(1)
-    assert measures.inception_score(np.eye(4)) == pytest.approx(4)
+    assert distributions.inception_score(
+        np.full((9, 4), 0.25)
+    ) == pytest.approx(1)
+    assert distributions.inception_score(np.eye(4)) == pytest.approx(4)
 
 
 def test_psnr_in_closed_form():
