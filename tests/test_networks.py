@@ -8,7 +8,7 @@ import pytest
 
 from kinv import errors
 from kinv import images as images_lib
-from kinv.inversion import layers, networks, presets
+from kinv.inversion import blocks, layers, networks, presets
 
 
 def parameters(network):
@@ -110,7 +110,7 @@ def test_making_a_network_calls_each_layer_once(monkeypatch):
         return counting
 
     classes = (
-        *(networks.GeneratorBlock, networks.DiscriminatorBlock),
+        *(blocks.GeneratorBlock, blocks.DiscriminatorBlock),
         *(layers.SpectralConv2D, layers.SpectralDense, layers.SelfAttention),
     )
     for layer in classes:

@@ -2,5 +2,5 @@
 
 In: a classifier and batches of images. Out: a SavedModel of one signature. It
 may import `kinv.serving.signature`, and no other package. `layers`,
-`conditioning`, `networks` and `losses` need no TensorFlow.
+`conditioning`, `blocks`, `networks` and `losses` need no TensorFlow.
 """
