@@ -311,6 +311,7 @@ def test_imports_nothing_of_the_training_side():
         "kinv.errors",
         "kinv.files",
         "kinv.serving",
+        "kinv.serving.arguments",
         "kinv.serving.pipeline",
         "kinv.serving.signature",
     }

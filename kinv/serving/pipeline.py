@@ -2,14 +2,13 @@
 
 import importlib.util
 import logging
-import math
 import pathlib
-import warnings
 
 import numpy as np
 import tensorflow as tf
 
 from kinv import errors, files
+from kinv.serving import arguments
 from kinv.serving.signature import (
     FEATURES,
     INPUTS,
@@ -159,7 +158,7 @@ class Pipeline:
             float32 `(batch, num_classes)`, and the layer's features `(batch,
             condition_dim)`; of a model without a layer, the logits again.
         """
-        images = _check_images(images)
+        images = arguments.check_images(images)
         logits = np.empty((len(images), self.num_classes), "float32")
         given = logits
         if self.layer:
@@ -204,12 +203,14 @@ class Pipeline:
         Returns:
             float32 `(batch, samples, image_size, image_size, 3)` in [0, 255].
         """
-        images = _check_images(images)
+        images = arguments.check_images(images)
         shape = (len(images), samples, self.noise_dim)
-        noise = _given_or_drawn(noise, shape, seed)
+        noise = arguments.given_or_drawn(noise, shape, seed)
         batch, samples = noise.shape[:2]
-        scale = _broadcast(logit_scale, (batch, samples), "logit_scale")
-        shift = _broadcast(
+        scale = arguments.broadcast(
+            logit_scale, (batch, samples), "logit_scale"
+        )
+        shift = arguments.broadcast(
             logit_shift, (batch, samples, self.condition_dim), "logit_shift"
         )
 
@@ -238,8 +239,12 @@ class Pipeline:
         Returns:
             float32 `(batch, image_size, image_size, 3)` in [0, 255].
         """
-        logits = _check_array(logits, (None, self.condition_dim), "logits")
-        noise = _check_array(noise, (len(logits), self.noise_dim), "noise")
+        logits = arguments.check_array(
+            logits, (None, self.condition_dim), "logits"
+        )
+        noise = arguments.check_array(
+            noise, (len(logits), self.noise_dim), "noise"
+        )
         # Samples of one image, whose own logits count for nothing.
         image = np.zeros((1, 1, 1, 3), "float32")
         return self.reconstruct(image, noise[None], 0.0, logits[None])[0]
@@ -359,86 +364,3 @@ def _check_signature(function, path, has_features):
             f"Received: {path} with {', '.join(sorted(inputs)) or 'nothing'} "
             f"to {', '.join(sorted(outputs)) or 'nothing'}. Export it again."
         )
-
-
-def _check_images(images):
-    # Neither copied nor cast here: a large batch may be a memory map of bytes.
-    images = np.asanyarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-        raise errors.InputError(
-            "Expected images (batch, height, width, 3). "
-            f"Received: shape {images.shape}."
-        )
-    low, high = (images.min(), images.max()) if len(images) else (0, 0)
-    # Reconstructions of reconstructions may overshoot by a rounding.
-    if not (low >= -0.01 and high <= 255.01):
-        raise errors.InputError(
-            "Expected images with values in [0, 255]. "
-            f"Received: values from {low} to {high}."
-        )
-    if 0 < high <= 1:
-        warnings.warn(
-            f"Expected images with values in [0, 255]. Received: values from "
-            f"{low} to {high}, which are all but black. Multiply those in "
-            "[0, 1] by 255.",
-            stacklevel=3,
-        )
-    # As exports do themselves since they have one rule; older ones squeeze.
-    height, width = images.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return images[:, top : top + side, left : left + side]
-
-
-def _given_or_drawn(noise, shape, seed):
-    if (noise is None) == (seed is None):
-        raise errors.InputError(
-            "Expected either noise or a seed. Received: "
-            f"{'neither' if noise is None else 'both'}."
-        )
-    if noise is None:
-        return np.random.default_rng(seed).standard_normal(shape, "float32")
-    batch, _, noise_dim = shape
-    return _check_array(noise, (batch, None, noise_dim), "noise")
-
-
-def _check_array(array, shape, name):
-    array = np.asarray(array, "float32")
-    wrong = array.ndim != len(shape) or any(
-        expected not in (None, size)
-        for expected, size in zip(shape, array.shape, strict=True)
-    )
-    if wrong:
-        raise errors.InputError(
-            f"Expected {name} of shape {_written(shape)}. "
-            f"Received: shape {array.shape}."
-        )
-    _check_finite(array, name)
-    return array
-
-
-def _broadcast(array, shape, name):
-    array = np.asarray(array, "float32")
-    try:
-        if array.ndim not in (0, len(shape)):
-            raise ValueError
-        broadcast = np.broadcast_to(array, shape)
-    except ValueError:
-        raise errors.InputError(
-            f"Expected {name} to be a number or of shape {_written(shape)}, "
-            f"each of which may be 1. Received: shape {array.shape}."
-        ) from None
-    _check_finite(array, name)
-    return broadcast
-
-
-def _check_finite(array, name):
-    if not math.isfinite(array.sum(dtype="float64")):
-        raise errors.InputError(
-            f"Expected finite values of {name}. Received: NaN or infinity."
-        )
-
-
-def _written(shape):
-    sizes = ("any" if size is None else str(size) for size in shape)
-    return f"({', '.join(sizes)})"
