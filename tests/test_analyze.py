@@ -627,6 +627,7 @@ def test_labels():
         (2e12, "2.00e+12"),
         (0.00001234, "1.23e−05"),
         ("red", "red"),
+        ("007", "007"),
     ],
 )
 def test_numbers_of_the_page(value, text):

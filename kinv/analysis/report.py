@@ -310,9 +310,15 @@ def number(value):
 
 
 def is_number(value):
-    """Whether a table's cell holds a number, or the place of one."""
+    """Whether a table's cell holds a number, or the place of one.
+
+    What begins like 007 is the name of a class.
+    """
+    text = str(value or 0)
+    if text[0] == "0" and text[1:].isdecimal():
+        return False
     try:
-        float(value or 0)
+        float(text)
     except ValueError:
         return False
     return True
