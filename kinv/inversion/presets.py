@@ -60,7 +60,7 @@ SETTINGS = {
     "patch_scores": (
         errors.boolean,
         "a score of the discriminator for every place of its last map, which "
-        "finds rare blemishes, instead of one for the picture",
+        "leaves fewer blemishes, instead of one for the picture",
     ),
     "attention": (errors.boolean, "self-attention blocks"),
     "logit_normalization": (
