@@ -122,6 +122,18 @@ def test_edge_padding_equals_convolving_a_padded_map(upsampling):
     np.testing.assert_allclose(np.ptp(flat, axis=(0, 1, 2)), 0, atol=1e-5)
 
 
+def test_inserted_zeros_have_zeros_beyond_the_border():
+    inputs, kernel = random(2, 5, 5, 3), random(3, 3, 3, 4, seed=1)
+    outputs = []
+    for padding in ("zeros", "edge"):
+        layer = layers.SpectralConv2D(4, 3, upsampling="zeros", padding=padding)
+        layer.build(inputs.shape)
+        layer.kernel.assign(kernel)
+        layer.spectral_vector.assign(np.ones(4))
+        outputs.append(np.array(layer(inputs)))
+    np.testing.assert_array_equal(*outputs)
+
+
 def test_pool_equals_averaging_the_convolution():
     inputs = random(2, 6, 8, 3)
     layer = layers.SpectralConv2D(4, 3, pool=True)
