@@ -189,6 +189,21 @@ def test_third_norm_and_attention_are_options():
     assert parameters(without) == parameters(two) - attention(16)
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+def test_rare_noise_leaves_the_range_of_colours_unless_bounded(bounded):
+    generator = networks.Generator(
+        32, 5, 4, gain_offset=1.0, bounded_noise=bounded
+    )
+    inputs = inputs_of(generator)
+    generator.fill_standing_statistics([inputs])
+    noise = inputs["noise"].copy()
+    noise[:, :30] *= 1000.0
+    images = np.array(generator({**inputs, "noise": noise}))
+    # Without a bound nearly every value is black or white.
+    share = np.mean((images < 1) | (images > 254))
+    assert share < 0.05 if bounded else share > 0.5
+
+
 def test_gain_offset_decides_what_a_zero_condition_does():
     # Without "+1" nothing but biases (0) reaches the output: mid grey.
     generator = networks.Generator(32, 5, 4, gain_offset=0.0)

@@ -6,6 +6,24 @@ from keras import ops
 
 from kinv import errors
 
+LOGIT_NORMALIZATIONS = (
+    "none",
+    "standardize",
+    "whiten",
+    "class-centered",
+    "one-hot",
+)
+
+
+def make_normalization(kind):
+    """The `LogitNormalization` of one of these kinds; for `none` None."""
+    if kind not in LOGIT_NORMALIZATIONS:
+        raise errors.InputError(
+            f"Expected one of {', '.join(LOGIT_NORMALIZATIONS)}. "
+            f"Received: logit_normalization={kind!r}."
+        )
+    return None if kind == "none" else LogitNormalization(kind)
+
 
 @keras.saving.register_keras_serializable(package="kinv")
 class ClassCenteredWhitening(keras.layers.Layer):

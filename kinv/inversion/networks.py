@@ -30,16 +30,9 @@ DISCRIMINATOR_CHANNELS = {
 # Height of the map that the self-attention sees: the paper's at 64 px.
 GENERATOR_ATTENTION = {8: 8, 32: 16, 64: 64, 128: 64}
 DISCRIMINATOR_ATTENTION = {8: 4, 32: 16, 64: 32, 128: 64}
-LOGIT_NORMALIZATIONS = (
-    "none",
-    "standardize",
-    "whiten",
-    "class-centered",
-    "one-hot",
-)
 
 
-def _validate(image_size, base_channels, logit_normalization):
+def _validate(image_size, base_channels):
     if image_size not in GENERATOR_CHANNELS:
         raise errors.InputError(
             "Expected an image size that the networks exist for: "
@@ -54,15 +47,6 @@ def _validate(image_size, base_channels, logit_normalization):
             "pixels, since self-attention takes an eighth of the channels. "
             f"Received: base_channels={base_channels}."
         )
-    if logit_normalization not in LOGIT_NORMALIZATIONS:
-        raise errors.InputError(
-            f"Expected one of {', '.join(LOGIT_NORMALIZATIONS)}. "
-            f"Received: logit_normalization={logit_normalization!r}."
-        )
-
-
-def _logit_normalization(kind):
-    return None if kind == "none" else conditioning.LogitNormalization(kind)
 
 
 def _renamed(config):
@@ -102,6 +86,9 @@ class Generator(keras.Model):
             no chequered pattern.
         padding: of the 3x3 convolutions: `zeros` as in the paper, or `edge`,
             with which a flat wall stays flat up to the corner.
+        bounded_noise: whether batch norm and tanh bound the first map, which
+            is linear in its noise in the paper: what rare noise, far from 0,
+            would make of it is seldom trained.
         channels: 3, or 1 for grey images, whose three channels are equal.
 
     Call arguments:
@@ -128,13 +115,14 @@ class Generator(keras.Model):
         embedding_layers=0,
         upsampling="zeros",
         padding="zeros",
+        bounded_noise=False,
         channels=3,
         **kwargs,
     ):
         # What logits know beyond the class is in their last digits, which mixed
         # precision would round away on their way in.
         super().__init__(autocast=False, **kwargs)
-        _validate(image_size, base_channels, logit_normalization)
+        _validate(image_size, base_channels)
         widths = [c * base_channels for c in GENERATOR_CHANNELS[image_size]]
         if noise_dim % len(widths):
             raise errors.InputError(
@@ -158,9 +146,12 @@ class Generator(keras.Model):
         self.logit_normalization = logit_normalization
         self.upsampling = upsampling
         self.padding = padding
+        self.bounded_noise = bounded_noise
         self.channels = channels
 
-        self.normalize_condition = _logit_normalization(logit_normalization)
+        self.normalize_condition = conditioning.make_normalization(
+            logit_normalization
+        )
         # Never spectrally normalised, and float32 in every precision.
         self.embed_layers = [
             keras.layers.Dense(
@@ -178,6 +169,9 @@ class Generator(keras.Model):
             dtype="float32",
         )
         self.first = layers.SpectralDense(16 * widths[0])
+        self.first_norm = (
+            normalization.BatchNormalization() if bounded_noise else None
+        )
         self.blocks = [
             blocks.GeneratorBlock(
                 width, gain_offset, norms_per_block, upsampling, padding
@@ -203,6 +197,8 @@ class Generator(keras.Model):
 
         x = self.first(first_noise, training=training)
         x = ops.reshape(x, (-1, 4, 4, x.shape[-1] // 16))
+        if self.first_norm:
+            x = ops.tanh(self.first_norm(x, training=training))
         for block, chunk in zip(self.blocks, chunks, strict=True):
             condition = ops.concatenate([chunk, embedded], axis=-1)
             x = block(x, condition, training=training)
@@ -278,6 +274,7 @@ class Generator(keras.Model):
             "logit_normalization": self.logit_normalization,
             "upsampling": self.upsampling,
             "padding": self.padding,
+            "bounded_noise": self.bounded_noise,
             "channels": self.channels,
         }
 
@@ -325,7 +322,7 @@ class Discriminator(keras.Model):
     ):
         # As of the generator.
         super().__init__(autocast=False, **kwargs)
-        _validate(image_size, base_channels, logit_normalization)
+        _validate(image_size, base_channels)
         self.image_size = image_size
         self.condition_dim = condition_dim
         self.base_channels = base_channels
@@ -345,7 +342,9 @@ class Discriminator(keras.Model):
         )
         self.attend = layers.SelfAttention() if attention else None
         self.score = layers.SpectralDense(1, dtype="float32")
-        self.normalize_condition = _logit_normalization(logit_normalization)
+        self.normalize_condition = conditioning.make_normalization(
+            logit_normalization
+        )
         self.project_condition = layers.SpectralDense(
             channels[-1] * base_channels,
             use_bias=False,

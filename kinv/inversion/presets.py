@@ -22,6 +22,7 @@ GENERATOR_SETTINGS = (
     "norms_per_block",
     "upsampling",
     "padding",
+    "bounded_noise",
 )
 DISCRIMINATOR_SETTINGS = ("patch_scores",)
 NETWORK_SETTINGS = SHARED_SETTINGS + GENERATOR_SETTINGS + DISCRIMINATOR_SETTINGS
@@ -56,6 +57,11 @@ SETTINGS = {
         ("zeros", "edge"),
         "what the generator's convolutions meet beyond the border: zeros, or "
         "the values on it, with which flat areas stay flat",
+    ),
+    "bounded_noise": (
+        errors.boolean,
+        "batch norm and tanh on the generator's first map, which is linear in "
+        "the noise without, so that rare noise makes no blemishes",
     ),
     "patch_scores": (
         errors.boolean,
@@ -144,6 +150,7 @@ PRESETS = {
         "norms_per_block": 2,
         "upsampling": "nearest",
         "padding": "edge",
+        "bounded_noise": True,
         "patch_scores": True,
         "attention": True,
         "logit_normalization": "class-centered",
@@ -173,6 +180,7 @@ PRESETS["paper"] = {
     "gain_offset": 0.0,
     "upsampling": "zeros",
     "padding": "zeros",
+    "bounded_noise": False,
     "patch_scores": False,
     "logit_normalization": "none",
     "adversary": "hinge",
@@ -229,7 +237,10 @@ def assignment(text):
         )
     values = SETTINGS[name][0]
     if not isinstance(values, tuple):
-        return name, values(value)
+        try:
+            return name, values(value)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{name}: {error}") from None
     for choice in values:
         if str(choice) == value:
             return name, choice
