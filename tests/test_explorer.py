@@ -133,6 +133,8 @@ def test_a_link_shows_the_same_view(served, page, browser):
     other = browser.new_page()
     open_page(other, page.url)
     assert other.locator("#scale").input_value() == "0.5"
+    # A server that begins with another model shows the same, too.
+    assert "model=scenes32-robust&image=kinv_scenes-3" in page.url
     assert other.locator(".result").count() == 2
     for index in (0, 17):
         np.testing.assert_allclose(
@@ -280,7 +282,7 @@ def test_keyboard_alone(served, page):
     page.locator("#examples button").first.focus()
     page.keyboard.press("Tab")
     do(page, lambda: page.keyboard.press("Enter"))
-    assert "image=1" in page.url
+    assert "image=kinv_scenes-1" in page.url
     page.locator("#scale").focus()
     do(page, lambda: page.keyboard.press("ArrowLeft"))
     assert "scale=0.95" in page.url
@@ -296,11 +298,11 @@ def test_back_undoes_a_choice(served, page):
     do(page, page.go_back)
     assert page.locator("#scale").input_value() == "1"
     assert page.locator("#examples [aria-pressed=true]").count() == 1
-    assert "image=2" in page.url
+    assert "image=kinv_scenes-2" in page.url
     do(page, page.go_back)
     np.testing.assert_allclose(pixels(page), before, atol=1)
     do(page, page.go_forward)
-    assert "image=2" in page.url
+    assert "image=kinv_scenes-2" in page.url
 
 
 def test_a_model_gets_examples_of_its_own_data_set(start_server, page):
@@ -423,7 +425,8 @@ def test_the_page_as_a_file_in_front_of_another_server(
         "#model=scenes32-standard",
     )
     assert page.locator(".pictures canvas").count() == 9
-    assert page.locator(".classes li").first.inner_text().startswith("class ")
+    name = page.locator(".classes li").first.inner_text()
+    assert name and not name.startswith("class ")
 
 
 def test_an_address_that_means_nothing_shows_the_first_view(served, page):

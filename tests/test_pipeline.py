@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kinv import errors
 from kinv.inversion import export
-from kinv.serving import client, pipeline
+from kinv.serving import client, limits, pipeline
 
 NUM_CLASSES, NOISE_DIM, SIZE = 3, 2, 4
 METADATA = {
@@ -100,6 +100,32 @@ def test_generate_ignores_the_image(model, arithmetic):
     assert outputs.shape == (4, SIZE, SIZE, 3)
     np.testing.assert_allclose(outputs[:, 3, 3], logits + 1)
     assert arithmetic.calls[0]["images"] == (1, 1, 1, 3)
+
+
+def test_a_server_is_asked_for_no_more_than_it_classifies_at_once():
+    sizes = []
+
+    def predict(inputs):
+        sizes.append(len(inputs["images"]))
+        return {"logits": np.zeros((sizes[-1], 2), "float32")}
+
+    metadata = {
+        "num_classes": 2,
+        "noise_dim": 4,
+        "image_size": 32,
+        "class_names": ["a", "b"],
+        "classifier_size": 224,
+    }
+    model = pipeline.Pipeline(
+        predict,
+        metadata,
+        image_pixels=pipeline.REMOTE_IMAGE_PIXELS,
+        largest_image=224,
+    )
+    # Reconstructions are small, but the server makes them as large.
+    assert model.logits(np.zeros((500, 32, 32, 3))).shape == (500, 2)
+    most = limits.Limits().image_pixels // 224**2
+    assert sum(sizes) == 500 and max(sizes) <= most
 
 
 def test_large_requests_are_split(arithmetic, monkeypatch):

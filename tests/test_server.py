@@ -792,7 +792,10 @@ def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
     model.signature = counting
     requests_ = [make_inputs(batch=1 + i % 2, seed=i) for i in range(12)]
     requests_.append(make_inputs(samples=2, seed=12))
-    futures = [server.submit(NAME, inputs) for inputs in requests_]
+    futures = [
+        server.submit(NAME, server.version(NAME), inputs)
+        for inputs in requests_
+    ]
     for inputs, future in zip(requests_, futures, strict=True):
         np.testing.assert_allclose(
             future.result()["reconstructions"],
@@ -805,10 +808,69 @@ def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
     assert len(batches) <= 4
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+def test_calls_of_clients_that_left_are_not_computed(protocol):
+    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+    model = server.version(NAME).model
+    signature, begun, go_on = model.signature, threading.Event(), []
+    computed = []
+
+    def waiting(**tensors):
+        computed.append(len(tensors["images"]))
+        begun.set()
+        while not go_on:
+            time.sleep(0.02)
+        return signature(**tensors)
+
+    model.signature = waiting
+    first = server.submit(NAME, server.version(NAME), make_inputs())
+    assert begun.wait(30)
+    inputs = make_inputs(batch=2)
+    if protocol == "grpc":
+        running, port = grpc_service.start(server, "127.0.0.1:0")
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        calls = [
+            stub.Predict.future(predict_request(inputs))
+            for _ in range(grpc_service.ANSWERING_THREADS + 2)
+        ]
+        time.sleep(0.5)
+        # Whatever waits, a probe is answered.
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        for call in calls:
+            call.cancel()
+    else:
+        opened = socket.create_server(("127.0.0.1", 0))
+        stop = web.start(server, lambda: "page", opened)
+        address = "http://%s:%s" % opened.getsockname()
+        body = {key: value.tolist() for key, value in inputs.items()}
+        with pytest.raises(requests.Timeout):
+            requests.post(
+                f"{address}/v1/models/{NAME}:predict",
+                json.dumps({"inputs": body}),
+                timeout=1,
+            )
+    time.sleep(0.5)
+    go_on.append(True)
+    first.result(timeout=60)
+    server.submit(NAME, server.version(NAME), make_inputs()).result(timeout=60)
+    assert computed == [1, 1]
+    if protocol == "grpc":
+        running.stop(0)
+    else:
+        stop(1)
+    server.close()
+
+
 def test_one_call_that_overflows_does_not_fail_its_neighbours():
     server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     bad = {**make_inputs(), "logit_shift": np.full((1, 1, 1), 3e38, "f4")}
-    futures = [server.submit(NAME, x) for x in (make_inputs(), bad)]
+    futures = [
+        server.submit(NAME, server.version(NAME), x)
+        for x in (make_inputs(), bad)
+    ]
     assert futures[0].result()["logits"].shape == (1, 80)
     with pytest.raises(limits.ServingError, match="not finite"):
         futures[1].result()
@@ -818,7 +880,10 @@ def test_one_call_that_overflows_does_not_fail_its_neighbours():
 def test_calls_that_wait_are_answered_before_the_end():
     server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     requests_ = [make_inputs(samples=1 + i % 3, seed=i) for i in range(30)]
-    futures = [server.submit(NAME, inputs) for inputs in requests_]
+    futures = [
+        server.submit(NAME, server.version(NAME), inputs)
+        for inputs in requests_
+    ]
     server.close()
     for inputs, future in zip(requests_, futures, strict=True):
         shape = future.result(timeout=0)["reconstructions"].shape
@@ -836,7 +901,9 @@ def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
     def ask(seed):
         while not stop.is_set():
             inputs = make_inputs(seed=seed)
-            outputs = server.submit("model", inputs).result(timeout=60)
+            outputs = server.submit(
+                "model", server.version("model"), inputs
+            ).result(timeout=60)
             answered.append(outputs["logits"].shape)
 
     with concurrent.futures.ThreadPoolExecutor() as executor:
@@ -1149,7 +1216,7 @@ def test_the_server_lives_after_all_that_and_does_not_grow(served):
         (["--model", "a:b=exported/scenes32-robust"], "without '/' or ':'"),
         (
             ["--model", "exported/scenes32-robust", "--rest-port", "{rest}"],
-            "Expected a free port",
+            "Expected an address of this machine and a free port",
         ),
         (
             [
@@ -1157,7 +1224,7 @@ def test_the_server_lives_after_all_that_and_does_not_grow(served):
                 "exported/scenes32-robust",
                 *("--rest-port", "0", "--grpc-port", "{grpc}"),
             ],
-            "Expected a free port",
+            "Expected an address of this machine and a free port",
         ),
     ],
 )

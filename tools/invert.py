@@ -27,7 +27,8 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Reconstruct images from a classifier's logits: each image "
         "beside reconstructions with different noise, and the class before "
-        "and after. What changes with the noise, the logits do not hold.",
+        "and after. What changes with the noise, the generator did not find in "
+        "the logits.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -213,7 +214,10 @@ def invert(options, model, paths, results):
                 bar.add,
             )
             reconstructions, after = found.reconstructions, found.logits
-            results.diverse.append(found)
+            # All candidates would fill the memory.
+            results.diverse.append(
+                found._replace(reconstructions=None, logits=None)
+            )
         else:
             noise = random.standard_normal(
                 (1, options.samples, model.noise_dim), "float32"

@@ -201,8 +201,9 @@ def serve(options, directories):
     if not grpc_port:
         opened.close()
         raise errors.InputError(
-            f"Expected a free port. Received: --grpc-port {options.grpc_port}, "
-            f"which cannot be opened on {options.host}. Choose another, or 0."
+            "Expected an address of this machine and a free port. Received: "
+            f"--host {options.host} --grpc-port {options.grpc_port}, which "
+            "cannot be opened. Choose another port, or 0."
         )
     stop_rest = web.start(server, page, opened, options.allow_origin)
     asked_to_stop = stop_on_signals()
@@ -291,8 +292,9 @@ def bind(host, port):
     except OSError as error:
         opened.close()
         raise errors.InputError(
-            f"Expected a free port. Received: --host {host} --rest-port "
-            f"{port}: {error.strerror}. Choose another, or 0."
+            "Expected an address of this machine and a free port. Received: "
+            f"--host {host} --rest-port {port}: {error.strerror}. Choose "
+            "another port, or 0."
         ) from None
     return opened
 

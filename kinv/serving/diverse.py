@@ -114,7 +114,7 @@ def farthest(distances, number):
         nearest = distances[chosen].min(axis=0)
         nearest[chosen] = -1
         chosen.append(nearest.argmax())
-    return np.array(chosen[:number])
+    return np.array(chosen)
 
 
 def mean_distance(distances):

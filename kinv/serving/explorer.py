@@ -36,19 +36,20 @@ def page(models, examples):
                 "classNames": model.class_names,
                 "conditionDim": model.condition_dim,
                 "noiseDim": model.noise_dim,
-                "imageSize": model.image_size,
                 "inputSize": model.metadata["classifier_size"],
             }
             for name, model in models.items()
         },
         "examples": [
             {
+                # In links, which other pages of other models open.
+                "key": f"{dataset}-{place}",
                 "name": name,
                 "source": _data_address(picture),
                 "models": suited,
             }
-            for suited, pictures in _by_models(models, examples)
-            for name, picture in pictures
+            for dataset, suited in _suited(models, examples).items()
+            for place, (name, picture) in enumerate(examples[dataset])
         ],
     }
     template = pathlib.Path(__file__).with_suffix(".html")
@@ -57,14 +58,14 @@ def page(models, examples):
     return template.read_text(encoding="utf-8").replace(PLACE, text)
 
 
-def _by_models(models, examples):
-    """Names of models, and the examples that suit them."""
+def _suited(models, examples):
+    """Names of the models that the examples of each data set suit."""
     suited = {dataset: [] for dataset in examples}
     first = next(iter(examples))
     for name, model in models.items():
         dataset = str(model.metadata.get("dataset")).partition("/")[0]
         suited[dataset if dataset in examples else first].append(name)
-    return [(suited[x], examples[x]) for x in examples if suited[x]]
+    return {dataset: names for dataset, names in suited.items() if names}
 
 
 def _data_address(picture):

@@ -22,11 +22,13 @@ from kinv.serving.signature import SIGNATURE
 
 # Besides TensorFlow Serving's one field of metadata: the export's kinv.json.
 KINV_FIELD = "kinv"
+# Calls that may wait for an answer at once; further ones wait to be read.
+ANSWERING_THREADS = 32
 # Field 5 of a TensorProto, of a length that follows.
 FLOAT_VAL_TAG = bytes([5 << 3 | 2])
 
 
-def start(server, address, tensor_content=False, max_workers=32):
+def start(server, address, tensor_content=False):
     """Starts to answer.
 
     Args:
@@ -35,13 +37,12 @@ def start(server, address, tensor_content=False, max_workers=32):
         tensor_content: whether answers hold their numbers as bytes in
             `tensor_content`. TensorFlow Serving fills `float_val`, which is
             all that some clients read.
-        max_workers: calls that may wait for an answer at once.
 
     Returns:
         the running `grpc.Server`, and its port, 0 if it cannot be opened.
     """
     grpc_server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers),
+        futures.ThreadPoolExecutor(ANSWERING_THREADS),
         options=[
             ("grpc.max_receive_message_length", server.limits.body_bytes),
             ("grpc.max_send_message_length", -1),
@@ -58,7 +59,7 @@ def start(server, address, tensor_content=False, max_workers=32):
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(
         _ModelService(server), grpc_server
     )
-    health_service = health.HealthServicer()
+    health_service = _Health()
     # The whole server, which is healthy as long as it runs.
     health_service.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, grpc_server)
@@ -71,6 +72,14 @@ def start(server, address, tensor_content=False, max_workers=32):
     return grpc_server, port
 
 
+class _Health(health.HealthServicer):
+    def Check(self, request, context):  # noqa: N802
+        return super().Check(request, context)
+
+    # A probe does not wait for the calls that occupy the other threads.
+    Check.experimental_thread_pool = futures.ThreadPoolExecutor(1)
+
+
 def _answering(method):
     """A method that ends a refused call with its status code."""
 
@@ -79,6 +88,9 @@ def _answering(method):
             return method(self, request, context)
         except limits.ServingError as error:
             context.abort(error.code, error.message)
+        # The client has gone: nobody reads the answer.
+        except futures.CancelledError:
+            return None
 
     return answer
 
@@ -91,9 +103,9 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     @_answering
     def Predict(self, request, context):  # noqa: N802 (the protocol's names)
         with monitoring.request(self._server, request.model_spec.name, "GRPC"):
-            return self._predict(request)
+            return self._predict(request, context)
 
-    def _predict(self, request):
+    def _predict(self, request, context):
         spec = request.model_spec
         number = _number(spec)
         version = self._server.version(spec.name, number)
@@ -111,7 +123,9 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             name: _to_array(proto, name, self._server.limits.body_bytes)
             for name, proto in request.inputs.items()
         }
-        outputs = self._server.submit(spec.name, inputs, number).result()
+        future = self._server.submit(spec.name, version, inputs)
+        context.add_callback(future.cancel)
+        outputs = future.result()
         response = predict_pb2.PredictResponse()
         response.model_spec.name = spec.name
         response.model_spec.signature_name = signature_name

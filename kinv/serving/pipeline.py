@@ -251,6 +251,9 @@ class Pipeline:
 
     def _images_per_call(self, images, samples):
         size = min(images.shape[1], self._largest_image or images.shape[1])
+        if self._largest_image:
+            # A server counts them as large as the classifier takes them.
+            size = max(size, self.metadata.get("classifier_size", 0))
         return max(
             1,
             min(
@@ -280,14 +283,19 @@ class Pipeline:
         )
 
 
-def _version_directory(path):
+def model_directory(path):
+    """The directory at `path`, or the installed pipeline of that name."""
     path = pathlib.Path(path)
-    # The pipeline that is installed with kinv, by its name.
     installed = importlib.util.find_spec("kinv.exported")
     if installed and not path.exists():
         for place in installed.submodule_search_locations:
             if pathlib.Path(place, path).is_dir():
                 path = pathlib.Path(place, path)
+    return path
+
+
+def _version_directory(path):
+    path = model_directory(path)
     if not path.is_dir():
         raise errors.InputError(
             "Expected a directory written by tools/export.py. Received: "

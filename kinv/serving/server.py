@@ -62,7 +62,8 @@ class Server:
     the highest when they came.
 
     Args:
-        directories: dict of `exported/NAME` by name.
+        directories: dict by name of `exported/NAME`, or of the name of a
+            pipeline that is installed with kinv.
         poll_seconds: between looks for new versions.
         limits: `Limits`.
 
@@ -75,7 +76,7 @@ class Server:
     ):
         self.limits = limits
         self._served = {
-            name: _Served(name, pathlib.Path(directory))
+            name: _Served(name, pipeline.model_directory(directory))
             for name, directory in directories.items()
         }
         self._poll_seconds = poll_seconds
@@ -127,21 +128,21 @@ class Server:
             )
         return found
 
-    def submit(self, name, inputs, number=None):
+    def submit(self, name, version, inputs):
         """Asks for a call of the signature.
 
         Args:
             name: of the model.
+            version: `Version` of it, the one that the call was read for.
             inputs: dict of float32 arrays, as the signature takes them.
-            number: of the version, or None.
 
         Returns:
-            `concurrent.futures.Future` of a dict of arrays.
+            `concurrent.futures.Future` of a dict of arrays. Cancelled before
+            its turn, it is left out.
 
         Raises:
             ServingError: if the call is refused.
         """
-        version = self.version(name, number)
         limits_lib.check_inputs(inputs, version.model, self.limits)
         return self._served[name].submit(version, inputs)
 
@@ -299,7 +300,8 @@ class _Served:
 def _stamp(path):
     """Tells whether the files of a directory have changed."""
     stats = [(str(file), file.stat()) for file in sorted(path.rglob("*"))]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    # The time of a change of rights, too.
+    return [(name, stat.st_size, stat.st_ctime_ns) for name, stat in stats]
 
 
 def _key(call):
