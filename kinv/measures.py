@@ -322,13 +322,13 @@ def path_smoothness(points):
         Dict of arrays `(paths,)`: `length`, that of the path over the distance
         of its ends, 1 for a straight one; and `largest_step`, the longest
         single step over that distance, `1 / (steps - 1)` for an even, straight
-        one.
+        one; NaN where the ends are one.
     """
     points = np.asarray(points, "float64")
     points = points.reshape(*points.shape[:2], -1)
     steps = np.linalg.norm(np.diff(points, axis=1), axis=-1)
     ends = np.linalg.norm(points[:, -1] - points[:, 0], axis=-1)
-    ends = np.maximum(ends, 1e-12)
+    ends = np.where(ends > 0, ends, np.nan)
     return {
         "length": steps.sum(axis=1) / ends,
         "largest_step": steps.max(axis=1) / ends,

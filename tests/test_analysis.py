@@ -683,6 +683,12 @@ def test_manipulation_of_a_linear_model(source):
         "agreement",
         "read_back",
     }
+    strengths = {
+        row["strength"]
+        for row in result.tables["effects"]
+        if row["kind"] == "shift"
+    }
+    assert strengths == set(manipulation.VALUES["shift"])
     [half] = [row for row in found["scale"] if row["value"] == 0.5]
     assert half["read_back"]["value"] == pytest.approx(1, abs=1e-3)
     brightness = np.mean(
@@ -742,11 +748,29 @@ def test_best_fit_of_pixels_as_logits(source):
     assert metrics["peak"]["value"] == best_fit.BRIGHTNESS_FACTORS[0]
     assert metrics["peak"]["low"] == metrics["peak"]["high"]
     verdicts = {claim.text: claim.verdict for claim in result.claims}
-    assert len(verdicts) == 10
+    assert len(verdicts) == 11
     text = "The best-fit shift rises with brightness (robust)."
     assert verdicts[text] == "does not hold"
     text = "The robust model's best-fit scales over sharpness are much larger."
     assert verdicts[text] == "undecided"
+
+
+def test_logits_of_one_mean_have_no_shift(source):
+    def logits_of(images):
+        half = images.mean(axis=(1, 2, 3)) / 64 - 1
+        return np.stack([-half, half], axis=-1)
+
+    def image_of(logits, noise):
+        return np.broadcast_to(
+            logits[:, :1, None, None], (len(logits), 32, 32, 3)
+        )
+
+    # As of a classifier of one output.
+    model = fake(logits_of, image_of, 2)
+    with pytest.raises(results.NotApplicable, match="whose mean"):
+        run(manipulation, source, model=model)
+    claims = run(best_fit, source, robust=model, standard=model).claims
+    assert claims and not [claim for claim in claims if "shift" in claim.text]
 
 
 @pytest.mark.parametrize(

@@ -278,9 +278,11 @@ def test_gradients():
 def test_path_smoothness():
     line = np.linspace([0, 0], [3, 4], 6)
     there_and_back = np.array([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0], [0, 2]])
-    found = measures.path_smoothness(np.stack([line, there_and_back]))
-    np.testing.assert_allclose(found["length"], [1, 2])
-    np.testing.assert_allclose(found["largest_step"], [0.2, 1])
+    circle = line[[0, 2, 4, 4, 2, 0]]
+    found = measures.path_smoothness(np.stack([line, there_and_back, circle]))
+    # Of equal ends nothing is known.
+    np.testing.assert_allclose(found["length"], [1, 2, np.nan])
+    np.testing.assert_allclose(found["largest_step"], [0.2, 1, np.nan])
 
 
 def test_frechet_distance_is_scipy_s(random):

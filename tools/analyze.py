@@ -102,7 +102,9 @@ def add_report_flags(add):
     add(
         "--quick",
         action="store_true",
-        help="a fifth of the images: wider intervals. Probes learn from all",
+        help="a fifth of the images: wider intervals, larger distances of "
+        "distributions, fewer training images for the control to search. "
+        "Probes learn from all",
     )
     add(
         "--pdf",

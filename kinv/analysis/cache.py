@@ -1,7 +1,7 @@
 """Arrays that a report may take from one before it, in the user's cache.
 
 In `kinv` below `XDG_CACHE_HOME` or `~/.cache`, which may be removed at any
-time. The key of what is kept tells all that it depends on, this package's code
+time. The key of what is kept tells all that it depends on, kinv's code
 included.
 """
 
@@ -25,7 +25,7 @@ MOST_BYTES = 2**30
 @functools.cache
 def _code():
     """Digest of the code that computes what is kept."""
-    paths = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    paths = sorted(pathlib.Path(kinv.__file__).parent.rglob("*.py"))
     code = b"".join(path.read_bytes() for path in paths)
     return hashlib.sha256(code).hexdigest()
 

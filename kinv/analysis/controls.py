@@ -16,6 +16,12 @@ TITLE = "Controls"
 SHOWN = 8
 IMAGES = 40
 TRAINING_IMAGES = 20_000
+# What each one is, in captions.
+WAYS = {
+    "class only": "of their mean over the class",
+    "nearest image": "the nearest training image",
+    "optimisation": "gradient descent on pixels",
+}
 # Gradient descent on pixels.
 STEPS = 200
 LEARNING_RATE = 4.0
@@ -65,8 +71,9 @@ def run(study):
             results.Figure(
                 name,
                 f"{name}: images, their inversion, and other pictures made for "
-                "the same logits: of the mean logits of the class, the nearest "
-                "training image, and gradient descent on pixels.",
+                f"the same {study_lib.inverted(study.models[name])}: "
+                + ", ".join(WAYS[way] for way in list(metrics[name])[1:])
+                + ".",
                 grids.captioned_grid(
                     grid, row_captions=["image", *metrics[name]], cell_size=96
                 ),

@@ -32,7 +32,8 @@ def run(study):
         pictures = per_image.pop("pictures")
         apart = np.array([classes.get(c, np.nan) for c in per_image["class"]])
         spread = per_image["spread"]
-        known = np.isfinite(apart)
+        # Copies of one image are no measure.
+        known = apart > 0
         # Equal reconstructions are no wider than usual.
         usual = np.maximum(per_image["usual_spread"], 1e-3)
         metrics[name] = {
@@ -94,8 +95,8 @@ def _figure(grid, captions):
         "widest",
         f"The image, then the {NUMBER} of {CANDIDATES} reconstructions that "
         "differ most from each other, among those whose logits are no farther "
-        "from the image's than the median one's. What all of them share, the "
-        "logits say; what they do not, the logits leave open.",
+        "from the image's than the median one's. What they do not share, the "
+        "generator did not find in the logits.",
         grids.captioned_grid(
             grid,
             row_captions=captions,

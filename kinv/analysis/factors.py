@@ -15,8 +15,8 @@ KNOWN = 0.1
 OPEN = tuple(
     name for name in scene_factors.PARTS if name not in ("shape", "object_hue")
 )
-# Halves that calibrate each other, of more images than a reading has numbers.
-FEWEST = 4
+# Halves that calibrate each other by linear fits of up to 11 coefficients.
+FEWEST = 100
 
 
 def run(study):

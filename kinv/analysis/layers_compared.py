@@ -12,9 +12,8 @@ GROUPS = {
     "pixels": (
         ("pixel_mse", "shuffled_pixel_mse"),
         "squared error of pixels, (grey levels)²",
-        "Squared error of reconstructions by layer, from the first to the "
-        "last, against that image's and against another image's "
-        "reconstruction, which is chance.",
+        "Squared error by layer, from the first to the last, of an image's own "
+        "reconstruction, and of another image's, which is chance.",
     ),
     "similarity": (
         ("ssim", "within_class_r2", "agreement"),

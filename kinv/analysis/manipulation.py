@@ -41,8 +41,9 @@ def run(study):
         same noise and unchanged logits.
 
     Raises:
-        results.NotApplicable: of models that invert another layer, and of a
-            single image, whose logits vary by nothing.
+        results.NotApplicable: of models that invert another layer, of a single
+            image, whose logits vary by nothing, and of logits whose mean
+            does not vary.
     """
     study.require_images(2)
     for name, model in study.models.items():
@@ -56,6 +57,11 @@ def run(study):
     metrics, rows, figures = {}, [], []
     for name, model in study.models.items():
         units = units_of(model.logits(study.first(count).images))
+        # Of a classifier of one output, say, logits are z / 2 and -z / 2.
+        study.require(
+            units["shift"] > 1e-6 * units["perturb"],
+            f"logits whose mean is not the same for all images, as {name}'s is",
+        )
         per_image = study.per_image(_measure, name, count, units=units)
         metrics[name] = {"units": units} | {kind: [] for kind in VALUES}
         for kind, value in _manipulations():
@@ -69,7 +75,7 @@ def run(study):
             metrics[name][kind].append({"value": value, **effects})
             rows += [
                 {
-                    **{"model": name, "kind": kind, "value": value},
+                    **{"model": name, "kind": kind, "strength": value},
                     "effect": effect,
                     **found,
                 }

@@ -38,22 +38,25 @@ def run(study):
     searches = {}
     for name, model in study.models.items():
         source, training_set = study.training_images(model)
+        channels = model.metadata.get("channels", 3)
         noise = study.noise(model, len(images), 1, "memorisation")
-        _, _, reconstructions = searches.setdefault(
-            (training_set, model.image_size),
-            (source, study_lib.target(images, model), {}),
+        *_, reconstructions = searches.setdefault(
+            (training_set, model.image_size, channels),
+            (source, model, {}),
         )
         reconstructions[name] = model.reconstruct(images, noise)[:, 0]
     metrics, rows, figures = {}, [], []
-    for (training_set, _), search in searches.items():
-        source, images, reconstructions = search
+    pictures = images
+    for (training_set, *_), search in searches.items():
+        source, model, reconstructions = search
+        images = study_lib.target(pictures, model)
         searched = {
             "searched": min(TRAINING_IMAGES, source.num_examples),
             "training_images": source.num_examples,
             "training_set": training_set,
         }
         distances, nearest = _found(
-            study, source, np.stack([images, *reconstructions.values()])
+            study, source, model, np.stack([images, *reconstructions.values()])
         )
         for row, (name, made) in enumerate(reconstructions.items(), start=1):
             ratios = {
@@ -72,7 +75,7 @@ def run(study):
     return results.Result(metrics, {"ratios": rows}, figures)
 
 
-def _found(study, source, groups):
+def _found(study, source, model, groups):
     """What `_nearest` finds, kept for the next report of the same images."""
     key = None
     if source.identity:
@@ -80,7 +83,7 @@ def _found(study, source, groups):
         key = ["nearest", source.identity(), TRAINING_IMAGES, queries]
 
     def search():
-        distances, nearest = _nearest(study, source, groups)
+        distances, nearest = _nearest(study, source, model, groups)
         return {**distances, "nearest": nearest}
 
     distances = cache.kept(key, search)
@@ -88,12 +91,13 @@ def _found(study, source, groups):
     return distances, nearest
 
 
-def _nearest(study, source, groups):
+def _nearest(study, source, model, groups):
     """The training images nearest to groups of images, in one pass.
 
     Args:
         study: `study.Study`.
         source: `source.Source` of the training images.
+        model: `pipeline.Pipeline`, as whose pictures they are taken.
         groups: `(groups, images, size, size, 3)`.
 
     Returns:
@@ -108,13 +112,14 @@ def _nearest(study, source, groups):
     for batch in study.read(
         TRAINING_IMAGES, source, study_lib.TRAINING_BATCH_SIZE
     ):
-        images = images_lib.resize(batch.images, sizes["ratio"])
+        images = study_lib.target(batch.images, model)
         for measure, size in sizes.items():
             distances = measures.squared_distances(
                 flat[measure], _flat(images, size)
             )
-            nearer = distances.min(axis=1) < best[measure]
-            best[measure][nearer] = distances.min(axis=1)[nearer]
+            closest = distances.min(axis=1)
+            nearer = closest < best[measure]
+            best[measure][nearer] = closest[nearer]
             if measure == "ratio":
                 nearest[nearer] = images[distances.argmin(axis=1)[nearer]]
     shape = len(groups), len(groups[0])

@@ -43,6 +43,8 @@ def run(study):
     Raises:
         results.NotApplicable: without labels.
     """
+    # Chance is another image.
+    study.require_images(2)
     labelled = bool(study.source.class_numbers) and any(
         (batch.labels >= 0).any()
         for batch in study.batches(study.count(IMAGES))

@@ -25,27 +25,42 @@ def run(study):
     metrics, rows, figures, distances = {}, [], [], {}
     for name in study.models:
         per_image = study.per_image(_measure, name, study.count(IMAGES))
-        ends, between = per_image["end_distance"], per_image["image_distance"]
-        distances[name] = ends / max(between.mean(), 1e-12)
-        ratio = study.bootstrap(measures.ratio, (ends, between), "ends", name)
-        per_image["end_distance"] = distances[name]
-        del per_image["image_distance"]
+        ends, between = (
+            per_image.pop(key) for key in ("end_distance", "image_distance")
+        )
+        distances[name] = ends, between
         metrics[name] = {
-            "images": len(distances[name]),
+            "images": len(ends),
             "steps": STEPS,
             **results.summaries(per_image),
-            "end_distance": ratio,
+            "end_distance": study.bootstrap(
+                measures.ratio, distances[name], "ends", name
+            ),
         }
+        per_image["end_distance"] = ends / max(between.mean(), 1e-12)
         rows += results.image_rows(per_image, "image", model=name)
         figures.append(_figure(study, name))
-    claims = study.contrast(
-        "3",
-        "The ends of the robust model's noise sequences are semantically "
-        "closer.",
-        "distance of the ends' logits over that of two images",
-        distances,
-    )
+    claims = _claims(study, distances) if study.pair else []
     return results.Result(metrics, {"images": rows}, figures, claims)
+
+
+def _claims(study, distances):
+    robust, standard = (distances[name] for name in study.pair)
+
+    def difference(ends, between, standard_ends, standard_between):
+        standard_ratio = measures.ratio(standard_ends, standard_between)
+        return standard_ratio - measures.ratio(ends, between)
+
+    return [
+        results.claim(
+            "3",
+            "The ends of the robust model's noise sequences are semantically "
+            "closer.",
+            "distance of the ends' logits over that of two images, standard "
+            "minus robust",
+            study.bootstrap(difference, (*robust, *standard), "ends"),
+        )
+    ]
 
 
 def _measure(study, model, batch):
@@ -88,7 +103,8 @@ def _figure(study, name):
     return results.Figure(
         name,
         f"{name}: linear interpolation between two noises. Left, the image of "
-        "whose logits all reconstructions in its row are made.",
+        f"whose {study_lib.inverted(model)} all reconstructions in its row are "
+        "made.",
         grids.captioned_grid(
             [
                 [image, *row]

@@ -8,6 +8,7 @@ import dataclasses
 import math
 
 import matplotlib.figure
+import numpy as np
 
 from kinv import intervals
 
@@ -90,8 +91,12 @@ def difference(hits, others):
 
 
 def mean(values):
-    """Summary of a mean by Student's interval, of numbers `(images,)`."""
-    return summary(*intervals.mean_interval(values))
+    """Summary of a mean by Student's interval, of numbers `(images,)`.
+
+    NaN, of images of which nothing is known, is left out.
+    """
+    values = np.asarray(values, "float64")
+    return summary(*intervals.mean_interval(values[~np.isnan(values)]))
 
 
 def summaries(per_image):

@@ -27,6 +27,8 @@ def run(study):
         `loss`, upright minus rotated; and of the similarities `kept`, rotated
         over upright, each a mean.
     """
+    # Chance is another image.
+    study.require_images(2)
     metrics, rows, figures, claims = {}, [], [], []
     for name in study.models:
         per_image = study.per_image(_measure, name, study.count(IMAGES))

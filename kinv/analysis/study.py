@@ -184,7 +184,12 @@ class Study:
         )
 
     def bootstrap(self, statistic, arrays, *key):
-        """Summary of a statistic of arrays, resampled by a key's seed."""
+        """Summary of a statistic of arrays, resampled by a key's seed.
+
+        Without two examples there is no interval.
+        """
+        if len(arrays[0]) == 1:
+            return results.summary(statistic(*arrays))
         interval = intervals.bootstrap_interval(
             statistic, arrays, self.random(*key)
         )
@@ -238,7 +243,8 @@ class Study:
             if not labels:
                 return None
             pair.append(labels[0])
-        return pair
+        # A label with both words.
+        return pair if pair[0] != pair[1] else None
 
     def training_images(self, model):
         """Opens the images that a model was trained on, else the study's.
