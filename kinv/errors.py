@@ -122,8 +122,9 @@ def reason(error):
     if text.startswith("Exception encountered when calling"):
         _, *rest = text.splitlines()
         text = "\n".join(rest).strip() or text
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    return text.splitlines()[0].split(" Full object config:")[0]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+    first, *_ = text.splitlines() or [type(error).__name__]
+    return first.split(" Full object config:")[0]
 
 
 def _number(kind, expected, accepts):

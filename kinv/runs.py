@@ -194,6 +194,9 @@ def git_commit():
     """Commit of the checkout that kinv runs from, or None outside of one."""
     command = ["git", "rev-parse", "HEAD"]
     directory = pathlib.Path(__file__).parent
+    # Installed below somebody's repository it would be another's commit.
+    if not (directory.parent / ".git").exists():
+        return None
     try:
         result = subprocess.run(  # noqa: S603 (a fixed command)
             command, cwd=directory, capture_output=True, text=True, check=True

@@ -191,6 +191,14 @@ def sigmoid(logits):
             sigmoid,
         ),
         ([keras.Sequential([layers.Dense(3), layers.Softmax()])], softmax),
+        (
+            [
+                layers.Reshape((1, 1, 192)),
+                layers.Conv2D(3, 1, activation="sigmoid"),
+                layers.Flatten(),
+            ],
+            sigmoid,
+        ),
     ],
 )
 def test_load_takes_the_final_activation_off(tmp_path, end, activation):
@@ -354,7 +362,7 @@ def test_means_of_other_channels_are_named(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     for scaling, message in (
         (inputs.Scaling(mean=(1, 2)), "--input-mean of one number, or one"),
-        (inputs.Scaling(std=(1, 1, 0)), "above 0.0. Received: 1 1 0"),
+        (inputs.Scaling(std=(1, 1, 0)), ", above 0. Received: 1 1 0"),
     ):
         with pytest.raises(errors.InputError, match=message):
             loading.load_classifier(path, scaling=scaling)
@@ -701,6 +709,21 @@ def test_features_are_those_of_the_layer(tmp_path, maps, nested):
     assert model.trainable_variables == []
     # One network with one set of weights, not two.
     assert len(model.weights) == len(inner.weights)
+
+
+@pytest.mark.parametrize("maps", ["pool", "flatten"])
+def test_features_are_as_precise_in_a_mixed_precision_run(maps):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(5, 3, name="maps")(inputs)
+    classifier = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    expected = features_lib.add_features(classifier, "maps", maps)(images)[1]
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = features_lib.add_features(classifier, "maps", maps)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_allclose(model(images)[1], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

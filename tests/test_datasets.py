@@ -330,11 +330,22 @@ def test_doubtful_splits_are_named(tmp_path, names, message):
     assert set(source.class_names) <= {"a", "b"} and source.num_examples
 
 
+@pytest.mark.parametrize("beside", ["image.png", "cats/image.png"])
+def test_held_out_images_are_not_trained_on(tmp_path, beside):
+    for path in (tmp_path / beside, tmp_path / "validation" / "image.png"):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(errors.InputError, match="validation/, which may be"):
+        datasets.open_dataset(tmp_path, "train")
+
+
 def test_a_folder_that_may_be_a_split_is_to_be_renamed(tmp_path):
     for name in ("train", "val", "cats"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
-    with pytest.raises(errors.InputError, match="either. Rename the folders"):
+    with pytest.raises(
+        errors.InputError, match="either. Rename or move the folders"
+    ):
         datasets.open_dataset(tmp_path, "train")
 
 
@@ -440,6 +451,9 @@ def test_damage_that_pillow_finds_stops_the_stream_with_the_name(
         ("train[:100]", "test", False),
         ("test+train", "train", True),
         ("test+validation", "train", False),
+        ("all", "test", True),
+        ("all[:50%]", "train[50%:]", True),
+        ("all[:50%]", "all[50%:]", False),
     ],
 )
 def test_splits_that_may_share_images(split, other, may):

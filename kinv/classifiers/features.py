@@ -53,7 +53,8 @@ def add_features(classifier, layer, maps):
         )
     if len(shape) == 4:
         pool = layers.GlobalAveragePooling2D if maps == "pool" else None
-        features = (pool or layers.Flatten)()(features)
+        # As at export, whatever precision the generator trains in.
+        features = (pool or layers.Flatten)(dtype="float32")(features)
     if features.shape[1] > MOST_FEATURES:
         raise errors.InputError(
             f"Expected at most {MOST_FEATURES} features. Received: "

@@ -56,14 +56,15 @@ class Scaling(NamedTuple):
     def layer(self, channels, name):
         """The layer that does so, or None where nothing is to be done."""
         mean, std = tuple(self.mean or (0.0,)), tuple(self.std or (1.0,))
-        for option, values, above in (
-            ("mean", mean, float("-inf")),
-            ("std", std, 0.0),
+        for option, values, positive in (
+            ("mean", mean, ""),
+            ("std", std, ", above 0"),
         ):
-            if len(values) not in (1, channels) or min(values) <= above:
+            wrong = positive and min(values) <= 0
+            if len(values) not in (1, channels) or wrong:
                 raise errors.InputError(
                     f"Expected --input-{option} of one number, or one for each "
-                    f"of the {channels} channels of {name}, above {above}. "
+                    f"of the {channels} channels of {name}{positive}. "
                     f"Received: {' '.join(map(str, values))}."
                 )
         normalizes = self.mean or self.std

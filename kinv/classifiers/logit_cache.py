@@ -137,9 +137,12 @@ def _records(source, classifier, layer, record, start):
         with np.errstate(over="ignore"):
             logits = logits.astype("float16")
         if not np.isfinite(logits).all():
+            received, way_out = "larger ones", "Train without --cache-logits."
+            if np.isnan(logits).any():
+                received, way_out = "NaN", "Mend the classifier."
             raise errors.InputError(
                 "Expected finite logits below 65,504, which float16 holds. "
-                "Received: larger ones. Train without --cache-logits."
+                f"Received: {received}. {way_out}"
             )
         targets = images_lib.resize(images, record["image"].shape[0])
         records = np.empty(len(labels), record)

@@ -135,10 +135,12 @@ def _before_activation(output):
             # keras.ops.softmax and its like.
             return node.input_tensors[0]
     # Casts and linear activations pass on what came before them.
-    if isinstance(operation, layers.Activation) and name == "linear":
+    casts = isinstance(operation, layers.Activation) and name == "linear"
+    if casts or isinstance(operation, layers.Flatten | layers.Reshape):
         inputs = node.input_tensors[0]
         before = _before_activation(inputs)
-        return output if before is inputs else before
+        if before is not inputs:
+            return before if casts else operation(before)
     return output
 
 

@@ -77,13 +77,18 @@ def open_arrays(path, split):
         lambda image: image,
         class_names,
         len(images),
-        identity=lambda: hashlib.sha256(
-            images.tobytes() + labels.tobytes()
-        ).hexdigest(),
+        identity=lambda: _digest(images, labels),
         unlabelled=unlabelled,
         grey=images.shape[3] == 1,
         place=(f"{path.resolve()}, {'all' if whole else name}", borders),
     )
+
+
+def _digest(*arrays):
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _no_split(path, known, split):
@@ -162,7 +167,7 @@ def _check_images(path, images):
             "uint8, 0 black and 255 white."
         )
     if images.dtype == np.uint16:
-        images = np.rint(images / 257.0).astype("uint8")
+        images = ((images.astype("uint32") + 128) // 257).astype("uint8")
     return images
 
 

@@ -46,7 +46,10 @@ def open_dataset(name, split, skip_unreadable=False):
     """
     path = pathlib.Path(name)
     # MNIST's and its like, as they are downloaded.
-    path = next(iter(sorted(path.glob("train-images*idx3*"))), path)
+    files_of_digits = filter(
+        pathlib.Path.is_file, sorted(path.glob("train-images*idx3*"))
+    )
+    path = next(files_of_digits, path)
     if path.is_dir():
         return folders.open_folder(path, split, skip_unreadable)
     if path.is_file():
@@ -81,9 +84,10 @@ def open_splits(options, recorded):
     cli.print_left_out(source, validation)
     if folders.may_overlap(source.place, validation.place):
         print(
-            "held-out images are training images, some at least, and what is "
-            "measured of them is too good: choose other parts than "
-            f"{' and '.join(options[name] for name in names)}"
+            "held-out images may be training images, and what is measured of "
+            "them too good: "
+            f"{' and '.join(options[name] for name in names)} cannot be told "
+            "apart; percentages such as train[:80%] and train[80%:] can"
         )
     data = {"train": source.describe(), "validation": validation.describe()}
     runs.check_data(recorded or {}, data, options["dataset"])
@@ -99,7 +103,12 @@ def _open_tfds(name, split):
             shuffle_files=False,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
-    except (KeyError, ValueError, AssertionError) as error:
+    except (
+        KeyError,
+        ValueError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:
         raise errors.NoSplitError(
             f"Expected a split of {name}: {', '.join(builder.info.splits)}, or "
             f"a part such as train[:90%]. Received: {split}."
@@ -155,6 +164,9 @@ def _prepared(name):
         builder.download_and_prepare()
     except errors.InputError:
         raise
+    # Another process has just done it.
+    except FileExistsError:
+        return tfds.builder(name), decode
     # Downloads fail in as many ways as there are hosts.
     except Exception as error:
         reason = errors.reason(error)

@@ -101,8 +101,9 @@ def parse_split(split, name):
 def may_overlap(place, other_place):
     """Whether two `Source.place` may have images in common.
 
-    Splits of other names never have. Where the numbers of images in them are
-    not known, parts of one are told apart by percentages alone.
+    Splits of other names never have, but for TFDS's `all`. Where the numbers of
+    images in them are not known, parts of one are told apart by percentages
+    alone.
     """
     if None in (place, other_place) or place[0] != other_place[0]:
         return False
@@ -114,7 +115,7 @@ def may_overlap(place, other_place):
         for text in (split, other)
     )
     if not names & other_names:
-        return False
+        return "all" in names | other_names
     try:
         (first, last), (other_first, other_last) = (
             parse_split(text, text)[1] or (0, 100) for text in (split, other)
@@ -178,15 +179,21 @@ def _has_splits(directory, folders):
 
 def _refuse_doubtful(directory, like_splits):
     deep = any(_sub_folders(directory / folder) for folder in like_splits)
-    if len(like_splits) > 1 or deep:
+    # Beside images or classes, those would be trained on, too.
+    held_out = {folder.lower() for folder in like_splits} & (
+        _SPLITS - {"train"}
+    )
+    if len(like_splits) > 1 or deep or held_out:
         names = " and ".join(f"{folder}/" for folder in like_splits)
-        first = min(like_splits, key=lambda x: not x.lower().startswith("tr"))
-        # `train` is what is asked for where nothing is named.
-        named = f"Name the split, such as --train-split {first}, or rename"
+        way_out = "Rename or move"
+        for folder in like_splits:
+            # `train` is what is asked for where nothing is named.
+            if folder.lower().startswith("tr") and folder != "train":
+                way_out = f"Name the split, --train-split {folder}, or rename"
         raise errors.InputError(
             f"Expected classes in {directory}, or its splits in train/, "
             f"validation/ and test/. Received: {names}, which may be either. "
-            f"{'Rename' if first == 'train' else named} the folders."
+            f"{way_out} the folders."
         )
 
 

@@ -293,7 +293,7 @@ def describe_best(run, of="logits"):
     shown = row["val_within_class_r2"]
     if paired and shown < measures.LOW_WITHIN_CLASS_R2:
         text += (
-            f" The pictures show {shown:.2f} of what the {of} know beyond "
+            f" The pictures show {shown:.2f} of what the logits know beyond "
             f"the class (1 is all of it). {measures.WITHIN_CLASS_ADVICE}"
         )
     if last["val_energy_score"] > score + WORSE * abs(score):

@@ -335,6 +335,10 @@ class InversionGAN(keras.Model):
     def call(self, images, training=False):
         """Reconstructs images, with noise drawn afresh.
 
+        The moments of the batch count, as `reconstruct` says: `predict` of a
+        number that is no multiple of its `batch_size` normalises the last
+        pictures otherwise than the first.
+
         Args:
             images: float32 `(batch, height, width, 3)` in [0, 255].
 
@@ -568,16 +572,21 @@ class InversionGAN(keras.Model):
 
     def _validation_samples(self, condition):
         """Reconstructions of each image, `(batch, ...)` for each noise."""
-        batch = tf.shape(condition)[0]
+        noises = measures.ERROR_RATIO_NOISES
+        # All at once, attention to larger pictures would fill the memory.
+        calls = 1 if self.generator.image_size <= 32 else noises
         noise = tf.random.stateless_normal(
-            (measures.ERROR_RATIO_NOISES * batch, self.generator.noise_dim),
+            (noises * tf.shape(condition)[0], self.generator.noise_dim),
             seed=[self.seed, -1],
         )
-        condition = ops.tile(condition, (measures.ERROR_RATIO_NOISES, 1))
-        samples = self.averaged_generator(
-            {"condition": condition, "noise": noise}, training=True
-        )
-        return tf.split(samples, measures.ERROR_RATIO_NOISES)
+        condition = ops.tile(condition, (noises // calls, 1))
+        samples = [
+            self.averaged_generator(
+                {"condition": condition, "noise": part}, training=True
+            )
+            for part in tf.split(noise, calls)
+        ]
+        return tf.split(ops.concatenate(samples), noises)
 
 
 def _without_partial(batches):

@@ -27,7 +27,7 @@ def measure(images, samples, logits, readings):
       neighbour's reconstruction;
     * `logit_error`: the squared distance from an image's logits to those of
       its own reconstruction, `shuffled_logit_error` to those of another image
-      of its class; of images that share their class with one in the batch;
+      of its class, the one before in the batch; of images that have one;
     * `energy_score`: the score that is trained with, averaged over pairs of
       reconstructions: how near they come to the distribution of images of these
       logits, the lower, the better; `mean_error`: the squared error of the mean
