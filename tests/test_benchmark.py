@@ -17,13 +17,13 @@ def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
     monkeypatch.setattr(
         datasets, "open_dataset", lambda *args: rendered("train", 40)
     )
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
     path = tmp_path / "figures.json"
     benchmark.main(
         [
             "--image-size=32",
             "--base-channels=4",
             "--batch-size=2",
-            "--rounds=1",
             # Tracing a step takes longer than all the rest.
             "--only=training (float32)",
             "--only=generation",

@@ -30,7 +30,7 @@ def test_it_measures_both_precisions(tmp_path):
     path = tmp_path / "figures.json"
     result = run(
         *(TOOL, "--gradients", "--image-size=8", "--base-channels=4"),
-        *("--batch-size=2", "--rounds=2", f"--json={path}"),
+        *("--batch-size=2", f"--json={path}"),
     )
     assert result.returncode == 0, result.stderr
     content = json.loads(path.read_text())

@@ -43,7 +43,7 @@ def test_a_call_that_fails_ends_it_all():
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.parametrize("clients", [1, 3])
+@pytest.mark.parametrize("clients", [2, 3])
 def test_calls_are_counted_over_the_time_they_took(monkeypatch, clients):
     def call_for(seconds, make_caller, clients):
         # A hundred calls a second of each client, and half a second more.
@@ -51,9 +51,9 @@ def test_calls_are_counted_over_the_time_they_took(monkeypatch, clients):
         return [0.01] * round(100 * seconds * clients), seconds
 
     monkeypatch.setattr(benchmark_serving, "call_for", call_for)
-    options = types.SimpleNamespace(clients=clients, seconds=4.0)
+    monkeypatch.setattr(benchmark_serving, "CLIENTS", clients)
     rows = benchmark_serving.measure_protocol(
-        "REST", None, lambda: types.SimpleNamespace(rss=0), options
+        "REST", None, lambda: types.SimpleNamespace(rss=0)
     )
     found = {row["clients"]: row["calls_per_second"] for row in rows}
     assert found == {1: 100.0, clients: 100.0 * clients}
@@ -71,19 +71,20 @@ def test_a_server_that_dies_is_one_line(monkeypatch):
         return server, addresses
 
     monkeypatch.setattr(benchmark_serving, "start_server", start)
+    monkeypatch.setattr(benchmark_serving, "SECONDS", 300)
     model = f"{ROOT}/exported/scenes32-robust"
     with pytest.raises(errors.InputError, match="answers every call"):
-        benchmark_serving.main([f"--model={model}", "--seconds=300"])
+        benchmark_serving.main([f"--model={model}"])
     assert started[0].poll() is not None
 
 
-def test_measures_a_server(tmp_path, capsys):
+def test_measures_a_server(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_serving, "CLIENTS", 3)
+    monkeypatch.setattr(benchmark_serving, "SECONDS", 1.0)
     path = tmp_path / "figures.json"
     benchmark_serving.main(
         [
             f"--model={ROOT}/exported/scenes32-robust",
-            "--clients=3",
-            "--seconds=1",
             f"--json={path}",
         ]
     )

@@ -37,10 +37,14 @@ BATCH_SIZE = 16
 # discriminator: 2 x 2 batches with both, then a pass with that of its inputs.
 GENERATOR_PASSES = 5
 DISCRIMINATOR_PASSES = 14
+# Channels of the peers' discriminators, in units of `--base-channels`; None is
+# their own.
 PEERS = {
-    "BigGAN-PyTorch": ["--discriminator-channels", "2", "4", "8", "16", "16"],
-    "BigGAN-PyTorch, its own D": [],
+    "BigGAN-PyTorch": [2, 4, 8, 16, 16],
+    "BigGAN-PyTorch, its own D": None,
 }
+# Measurements of each figure, of which the median counts.
+ROUNDS = 5
 
 
 def parse_arguments(argv):
@@ -120,13 +124,6 @@ def add_sizes(add):
         help=f"images per update; None is {BATCH_SIZE}, and of --gradients the "
         "most of which a GPU has room for the peer, too",
     )
-    add(
-        "--rounds",
-        type=errors.positive_int,
-        default=5,
-        metavar="NUMBER",
-        help="measurements of each figure, of which the median counts",
-    )
 
 
 def main(argv=None):
@@ -179,7 +176,7 @@ def measure(options, peers):
     about = runs.machine()
     print(f"{about['processor']}, {about['cores']} cores, {about['system']}")
     print("first calls, which trace and compile")
-    measured = time_rounds(workloads, options.rounds)
+    measured = time_rounds(workloads, ROUNDS)
     generator, discriminator = workloads_lib.multiply_adds(
         options.image_size, options.base_channels
     )
@@ -303,15 +300,17 @@ def start_peers(options):
     """
     script = pathlib.Path(__file__).with_name("benchmark_peer.py")
     peers = {}
-    for name, flags in PEERS.items():
-        command = [options.peer_python, script, options.peer, *flags]
-        for flag in ("image_size", "base_channels", "batch_size"):
-            words = f"--{flag.replace('_', '-')}", getattr(options, flag)
-            command += words
-        command += ["--num-classes", workloads_lib.NUM_CLASSES]
-        command += ["--steps", workloads_lib.STEPS]
+    for name, channels in PEERS.items():
+        sizes = {
+            "image_size": options.image_size,
+            "base_channels": options.base_channels,
+            "batch_size": options.batch_size,
+            "num_classes": workloads_lib.NUM_CLASSES,
+            "steps": workloads_lib.STEPS,
+            "discriminator_channels": channels,
+        }
         process = subprocess.Popen(
-            [str(word) for word in command],
+            [options.peer_python, script, options.peer, json.dumps(sizes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

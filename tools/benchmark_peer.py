@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Trains and generates with BigGAN-PyTorch, for the benchmarks' `--peer`.
 
+Takes the checkout and, as JSON, the sizes that `benchmark.start_peers` sends.
 A process of its own, since PyTorch and TensorFlow in one would share neither
 threads nor memory well. Needs PyTorch and NumPy, and nothing of kinv; takes a
 GPU where there is one. Reads lines and answers each when it is done:
@@ -11,32 +12,19 @@ GPU where there is one. Reads lines and answers each when it is done:
 - `generation`: batches of the averaged generator.
 """
 
-import argparse
 import functools
 import json
 import sys
+import types
 
 
 def main():
     """Builds the networks, then does as it is told until input ends."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add("checkout", help="of BigGAN-PyTorch")
-    add("--image-size", type=int, required=True)
-    add("--base-channels", type=int, required=True)
-    add("--batch-size", type=int, required=True)
-    add("--num-classes", type=int, required=True)
-    add("--steps", type=int, required=True)
-    add(
-        "--discriminator-channels",
-        type=int,
-        nargs="+",
-        help="of its blocks, in units of --base-channels; default: its own",
-    )
-    options = parser.parse_args()
+    checkout, sizes = sys.argv[1:]
+    options = types.SimpleNamespace(**json.loads(sizes))
     # What the networks print goes elsewhere: answers alone go to stdout.
     answers, sys.stdout = sys.stdout, sys.stderr
-    sys.path.insert(0, options.checkout)
+    sys.path.insert(0, checkout)
     workloads, about = make_workloads(options)
     print(json.dumps(about), file=answers, flush=True)
     for line in sys.stdin:
@@ -92,7 +80,7 @@ def make_networks(options):
 
 
 def make_workloads(options):
-    """Makes functions that work through `--steps` steps or batches.
+    """Makes functions that work through `steps` steps or batches.
 
     Returns:
         dict of them by what is read, and one that describes the networks.

@@ -24,6 +24,11 @@ import time
 
 from kinv import cli, errors, runs
 
+# At once, of the server.
+CLIENTS = 32
+# Of calls of all clients, per protocol; of one client as long before and
+# after, together.
+SECONDS = 30.0
 # After which a call has failed.
 CALL_SECONDS = 60
 
@@ -42,21 +47,6 @@ def parse_arguments(argv):
         required=True,
         metavar="DIR",
         help="exported/NAME, which a server of its own is started for",
-    )
-    add(
-        "--clients",
-        type=errors.positive_int,
-        default=32,
-        metavar="NUMBER",
-        help="of the server, at once",
-    )
-    add(
-        "--seconds",
-        type=errors.positive_float,
-        default=30.0,
-        metavar="SECONDS",
-        help="of calls of all clients, per protocol; of one client as long "
-        "before and after, together",
     )
     add("--json", metavar="FILE", help="write the figures there too")
     return parser.parse_args(argv)
@@ -109,7 +99,7 @@ def measure(options):
         rows = [
             row
             for protocol, make_caller in makers.items()
-            for row in measure_protocol(protocol, make_caller, memory, options)
+            for row in measure_protocol(protocol, make_caller, memory)
         ]
         resident = memory().rss / 1e6
     except (
@@ -132,14 +122,13 @@ def measure(options):
     return rows
 
 
-def measure_protocol(protocol, make_caller, memory, options):
+def measure_protocol(protocol, make_caller, memory):
     """One client and many in turn.
 
     Args:
         protocol: its name.
         make_caller: as of `call_for`.
         memory: function that gives the memory of the server.
-        options: the flags.
 
     Returns:
         list of dicts, one of one client, one of many.
@@ -147,15 +136,12 @@ def measure_protocol(protocol, make_caller, memory, options):
     import numpy as np
 
     # Not counted: what is only done once.
-    call_for(2.0, make_caller, options.clients)
+    call_for(2.0, make_caller, CLIENTS)
     before = memory().rss
-    times = {1: [], options.clients: []}
+    times = {1: [], CLIENTS: []}
     elapsed = dict.fromkeys(times, 0.0)
-    shares = [(1, 0.5), (1, 0.5)]
-    if options.clients > 1:
-        shares.insert(1, (options.clients, 1))
-    for clients, share in shares:
-        took, seconds = call_for(share * options.seconds, make_caller, clients)
+    for clients, share in ((1, 0.5), (CLIENTS, 1), (1, 0.5)):
+        took, seconds = call_for(share * SECONDS, make_caller, clients)
         times[clients] += took
         elapsed[clients] += seconds
     rates = {

@@ -13,6 +13,8 @@ from kinv import cli, errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
+# Of the noise, and of the order of images.
+SEED = 0
 
 # Options of a run that tell about the machine, not about the model.
 # `data_dir`: in run directories of former versions.
@@ -49,7 +51,6 @@ def parse_arguments(argv):
         metavar="IMAGES",
         help="held-out images that the exported model is measured on",
     )
-    add("--seed", type=errors.seed, default=0, help="of the noise")
     add(
         "--lite",
         metavar="FILE",
@@ -105,18 +106,18 @@ def write_version(options):
     image_batches = source.training_batches(
         classifier_size,
         batch_size,
-        options.seed,
+        SEED,
         crop=trained.get("crop", "center"),
     ).take(num_batches)
     inputs = export.generator_inputs(
-        classifier, image_batches, generator.noise_dim, options.seed
+        classifier, image_batches, generator.noise_dim, SEED
     )
     metadata = {
         **describe(config, classifier, generator),
         "data": data,
         "export": {
             "statistics_examples": num_batches * batch_size,
-            "seed": options.seed,
+            "seed": SEED,
         },
     }
     if updates := updates_taken(options.run, trained["steps_per_epoch"]):
@@ -133,7 +134,6 @@ def write_version(options):
             keras.utils.Progbar(
                 min(options.validation_examples, validation.num_examples)
             ),
-            options.seed,
         )
         card = temporary / "assets.extra" / "README.md"
         card.write_text(model_card.text(metadata), "utf-8")
@@ -277,7 +277,7 @@ def portable(value):
     return value
 
 
-def measure(model, batches, bar, seed):
+def measure(model, batches, bar):
     """Compares held-out images with their reconstructions.
 
     Errors of eight noises tell whether the noise is calibrated; all else is
@@ -287,7 +287,6 @@ def measure(model, batches, bar, seed):
         model: `pipeline.Pipeline`.
         batches: iterable of (images, labels).
         bar: progress bar, in images.
-        seed: of the noise.
 
     Returns:
         dict of `images` (their number), `accuracy` of the classifier on those
@@ -303,7 +302,7 @@ def measure(model, batches, bar, seed):
     from kinv import intervals, measures
     from kinv.analysis import study
 
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     samples = measures.ERROR_RATIO_NOISES
     found, pairs, errors_of, right = [], [], [], []
     for images, labels in batches:
