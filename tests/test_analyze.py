@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 from kinv import cli, errors, images, measures
-from kinv.analysis import controls, factors, grids, report
+from kinv.analysis import controls, factors, grids, report, sources
 from kinv.analysis import results as results_lib
 from kinv.data import datasets
 from tools import analyze
@@ -667,15 +667,15 @@ def test_data_that_the_model_was_not_made_of(
     }
     source = types.SimpleNamespace(describe=lambda: {**described, **changed})
     if message is None:
-        analyze.check_data(metadata, source, dataset, split)
+        sources.check_data(metadata, source, dataset, split)
         return
     with pytest.raises(errors.InputError, match=message):
-        analyze.check_data(metadata, source, dataset, split)
+        sources.check_data(metadata, source, dataset, split)
     # Nothing is known of older exports.
-    analyze.check_data({**metadata, "data": None}, source, dataset, split)
+    sources.check_data({**metadata, "data": None}, source, dataset, split)
     # Of a folder only the last name: it may well be another.
     capsys.readouterr()
-    analyze.check_data(metadata, source, f"/data/{dataset}", split)
+    sources.check_data(metadata, source, f"/data/{dataset}", split)
     assert "another data set" in capsys.readouterr().out
 
 
@@ -689,12 +689,12 @@ def test_a_damaged_test_split_is_not_passed_over():
         return split
 
     with pytest.raises(errors.InputError, match="damaged image in test"):
-        analyze.open_held_out(damaged, None, None)
-    assert analyze.open_held_out(lacking, None, None) == ("validation",) * 2
+        sources.open_held_out(damaged, None, None)
+    assert sources.open_held_out(lacking, None, None) == ("validation",) * 2
     # The model may have been trained on what is called so.
     own = "train[:10%]"
-    assert analyze.open_held_out(lacking, None, own) == (own, own)
-    assert analyze.open_held_out(lacking, "other", own) == ("other", "other")
+    assert sources.open_held_out(lacking, None, own) == (own, own)
+    assert sources.open_held_out(lacking, "other", own) == ("other", "other")
 
 
 def test_images_that_are_analysed_are_no_training_images(
@@ -734,10 +734,10 @@ def test_results_of_other_images_are_refused(tmp_path):
 
 def test_a_folder_is_known_by_its_last_name(tmp_path):
     (tmp_path / "photos").mkdir()
-    assert analyze.is_same("cifar10", "cifar10")
+    assert sources.is_same("cifar10", "cifar10")
     for trained in ("photos", "data/photos"):
-        assert analyze.is_same(trained, str(tmp_path / "photos"))
-    assert not analyze.is_same("photos", str(tmp_path / "other"))
+        assert sources.is_same(trained, str(tmp_path / "photos"))
+    assert not sources.is_same("photos", str(tmp_path / "other"))
     # Of names in TFDS the last part is a configuration.
-    assert not analyze.is_same("scenes/32", "digits/32")
-    assert not analyze.is_same(None, str(tmp_path / "photos"))
+    assert not sources.is_same("scenes/32", "digits/32")
+    assert not sources.is_same(None, str(tmp_path / "photos"))

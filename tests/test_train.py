@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import types
 
 import h5py
 import keras
@@ -398,18 +397,18 @@ def test_classifier_of_other_classes(image_folder, tmp_path, capsys):
 
 
 def test_classes_are_named_by_the_data_set_or_as_imagenets(capsys):
-    def names(classifier, given, *flags):
-        options = train.parse_arguments(
-            ["--dataset=d", f"--classifier={classifier}", "--out=o", *flags]
-        )
+    def names(classifier, given, weights="imagenet", path=None):
         source = data_source.Source(
             tf.data.Dataset.from_tensor_slices({"label": [0]}),
             None,
             given,
             1,
         )
-        classifier = types.SimpleNamespace(output_shape=(None, len(given)))
-        return train.name_classes(options, source, classifier)
+        found, line = loading.name_classes(
+            source, classifier, weights, path, len(given)
+        )
+        print(line)
+        return found
 
     numbers = [str(index) for index in range(1000)]
     imagenet = names("keras.applications:ResNet50", numbers)
@@ -425,9 +424,8 @@ def test_classes_are_named_by_the_data_set_or_as_imagenets(capsys):
     animals = [f"animal {index}" for index in range(1000)]
     assert names("R152.npz", animals) == imagenet
     assert "labels: not used" in capsys.readouterr().out
-    none = "--classifier-weights=none"
     resnet = "keras.applications:ResNet50"
-    assert names(resnet, animals, none) == animals
+    assert names(resnet, animals, "none") == animals
     assert names("classifier.keras", numbers) == numbers
     assert names("keras.applications:ResNet50", ["0", "1"]) == ["0", "1"]
 

@@ -174,7 +174,7 @@ def analyze(options, words):
         "models": {
             label: {
                 "path": paths[label],
-                "metadata": describe(model.metadata),
+                "metadata": report.describe(model.metadata),
                 "inverted": study_lib.inverted(model),
                 "error_ratio": exported_error_ratio(model.metadata),
             }
@@ -192,7 +192,7 @@ def analyze(options, words):
 
 def open_study(options, paths):
     """Opens models and data: a `Study`, and the settings it depends on."""
-    from kinv.analysis import results
+    from kinv.analysis import results, sources
     from kinv.analysis import study as study_lib
     from kinv.classifiers import features as features_lib
     from kinv.data import datasets, folders, labels
@@ -212,7 +212,7 @@ def open_study(options, paths):
     # Several experiments open the same, and a large folder takes its time.
     @functools.cache
     def open_source(name, split):
-        if is_same(name, dataset):
+        if sources.is_same(name, dataset):
             name = dataset
         opened = datasets.open_dataset(name, split, options.skip_unreadable)
         if names is None:
@@ -223,18 +223,18 @@ def open_study(options, paths):
         return labels.match(opened, names)
 
     image_size = classifier_size(options, paths, models)
-    names = common_names(models.values())
+    names = sources.common_names(models.values())
     own = None
-    if is_same(first.metadata.get("dataset"), dataset):
+    if sources.is_same(first.metadata.get("dataset"), dataset):
         own = first.metadata.get("training", {}).get("validation_split")
-    (source, line), split = open_held_out(
+    (source, line), split = sources.open_held_out(
         lambda split: open_source(dataset, split), options.split, own
     )
     cli.print_left_out(source)
     print(f"{dataset}, {split}: {source.num_examples:,} images")
     print(line)
     for model in models.values():
-        check_data(model.metadata, source, dataset, split)
+        sources.check_data(model.metadata, source, dataset, split)
     features, perceptual = None, None
     if options.features:
         features = (
@@ -336,80 +336,6 @@ def run_experiments(study, options, out):
     return seconds, skipped
 
 
-def is_same(trained, dataset):
-    """Whether a model's data set may be the one that is analysed.
-
-    An export keeps of an absolute path the last part alone, and a relative one
-    depends on where the tool runs: of files and folders the last parts count.
-    """
-    if trained == dataset:
-        return True
-    parts = [pathlib.PurePath(str(name)).name for name in (trained, dataset)]
-    is_path = os.path.isabs(dataset) or os.path.exists(dataset)
-    return is_path and parts[0] == parts[1]
-
-
-def check_data(metadata, source, dataset, split):
-    """Raises `InputError` where images are others than a model was made of.
-
-    Of a folder that has no more than its last name in common with the model's,
-    which is all that an export keeps of it, this is only printed.
-
-    Args:
-        metadata: the model's `kinv.json`.
-        source: `data.source.Source` to analyse.
-        dataset: its name. Of the data set that the model was trained on the
-            same split has the same images.
-        split: its split.
-    """
-    trained = metadata.get("dataset")
-    of_validation = metadata.get("training", {}).get("validation_split")
-    if not is_same(trained, dataset) or split != of_validation:
-        return
-    try:
-        runs.check_data(metadata, {"validation": source.describe()}, dataset)
-    except errors.InputError as error:
-        if trained == dataset:
-            raise
-        print(f"taken for another data set than the model's. {error}")
-
-
-def common_names(models):
-    """Class names of models that know them; None where they differ."""
-    from kinv.data import labels
-
-    num_classes, *others = {model.num_classes for model in models}
-    if others:
-        return None
-    unknown = labels.placeholders(num_classes)
-    known = [m.class_names for m in models if m.class_names != unknown]
-    if any(names != known[0] for names in known):
-        return None
-    return known[0] if known else unknown
-
-
-def open_held_out(open_split, split, own):
-    """Opens the split to analyse: the one named, else what is held out.
-
-    That is `test`, or what the model has not been trained on.
-
-    Args:
-        open_split: function of the name of a split.
-        split: name, or None.
-        own: the split that the model was measured on, of its own data, or None.
-
-    Returns:
-        What `open_split` does, and the name.
-    """
-    if split:
-        return open_split(split), split
-    try:
-        return open_split("test"), "test"
-    except errors.NoSplitError:
-        split = own or "validation"
-        return open_split(split), split
-
-
 def missing(out, name, pdf, tensorboard):
     """Lines about what a finished experiment, whose PNGs remain, lacks."""
     kinds = []
@@ -452,23 +378,6 @@ def open_results(path, settings):
                 "or choose another --out."
             )
     return path
-
-
-def describe(metadata):
-    """A line about an export."""
-    parts = [f"{metadata['num_classes']} classes"]
-    if layer := metadata.get("layer"):
-        parts.append(
-            f"{metadata['condition_dim']} features of {layer} instead of logits"
-        )
-    parts.append(f"{metadata['image_size']} px")
-    if version := metadata.get("served_version"):
-        parts.append(f"version {version} of a server")
-    if agreement := metadata.get("metrics", {}).get("agreement"):
-        parts.append(f"agreement as exported {agreement:.1%}")
-    if commit := metadata.get("git_commit", {}).get("training"):
-        parts.append(f"trained at commit {commit[:10]}")
-    return ", ".join(parts)
 
 
 def exported_error_ratio(metadata):

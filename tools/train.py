@@ -39,6 +39,7 @@ def train(options, strategy, chief):
     import keras
 
     from kinv import devices
+    from kinv.classifiers import loading
     from kinv.data import datasets
     from kinv.inversion import callbacks, checkpoints
 
@@ -57,12 +58,19 @@ def train(options, strategy, chief):
         # Those of a resumed run are in its config.json.
         class_names = None
         if not resumed:
-            class_names = name_classes(options, source, classifier)
+            class_names, line = loading.name_classes(
+                source,
+                options.classifier,
+                options.classifier_weights,
+                options.class_names,
+                classifier.output_shape[-1],
+            )
+            print(line)
         # After the classifier, which computes as it always does.
         precision = devices.set_precision(options.precision)
         model = build_model(options, classifier)
         if options.generator and not checkpoints.existing(run):
-            start_from(model, options.generator)
+            checkpoints.start_from(model, options.generator)
         steps = 0 if constant else epochs * options.steps_per_epoch
         model.compile(
             presets.make_optimizer(options.generator_learning_rate, steps),
@@ -120,7 +128,12 @@ def train(options, strategy, chief):
             callbacks=[
                 callbacks.TerminateOnNonFinite(),
                 callbacks.TimeRemaining(),
-                *(writers(options, validation_batches) if chief else ()),
+                *callbacks.writers(
+                    chief and run,
+                    validation_batches,
+                    options.noise_dim,
+                    options.seed,
+                ),
             ],
         )
     if chief:
@@ -205,66 +218,6 @@ def cache_logits(options, model, source, strategy):
         logit_cache.write(*kept)
     devices.wait_for_workers(strategy)
     return logit_cache.read(*kept), options.image_size
-
-
-def writers(options, validation_batches):
-    """The callbacks that write into the run directory, in their order."""
-    import tensorflow as tf
-
-    from kinv.inversion import callbacks, checkpoints
-
-    run = pathlib.Path(options.out)
-    # As many as the batch's moments need.
-    images = next(iter(validation_batches))[0][:64]
-    noise = tf.random.stateless_normal(
-        (4, len(images), options.noise_dim), seed=[options.seed, -2]
-    )
-    return [
-        checkpoints.MetricsTable(run / "metrics.csv"),
-        callbacks.Scalars(run / "tensorboard"),
-        callbacks.ReconstructionSummary(run / "tensorboard", images, noise),
-        callbacks.BestGenerator(run),
-        checkpoints.Checkpoint(run),
-    ]
-
-
-def name_classes(options, source, classifier):
-    """What to call the logits: as asked, as ImageNet, or as the data set does.
-
-    Says which of the classes the labels of the data set are.
-    """
-    from kinv.classifiers import loading
-    from kinv.data import labels
-
-    num_classes = classifier.output_shape[-1]
-    known = loading.is_of_imagenet(options.classifier) and num_classes == 1000
-    if options.class_names:
-        names = loading.read_class_names(options.class_names, num_classes)
-    elif known and options.classifier_weights == "imagenet":
-        names = labels.imagenet_class_names()
-    else:
-        known, names = False, labels.placeholders(num_classes)
-    labelled, line = labels.match(source, names)
-    print(line)
-    if labelled.class_names and not (known or options.class_names):
-        return source.class_names
-    return names
-
-
-def start_from(model, path):
-    """Gives a model the weights of `generator.keras`, and what judged it."""
-    from kinv.inversion import checkpoints, export
-
-    generator, other = model.generator, export.load_generator(path)
-    for name, value in generator.get_config().items():
-        if name not in ("name", "dtype") and other.get_config()[name] != value:
-            raise errors.InputError(
-                f"Expected a generator whose {name} is {value}, as of this "
-                f"run. Received: --generator with {other.get_config()[name]}."
-            )
-    for network in (generator, model.averaged_generator):
-        network.set_weights(other.get_weights())
-    checkpoints.restore_discriminator(model, pathlib.Path(path).parent)
 
 
 def parse_arguments(argv):

@@ -354,3 +354,20 @@ def _read_table(path):
         for row in table
     ]
     return {"columns": list(columns), "rows": rows}
+
+
+def describe(metadata):
+    """A line about an export."""
+    parts = [f"{metadata['num_classes']} classes"]
+    if layer := metadata.get("layer"):
+        parts.append(
+            f"{metadata['condition_dim']} features of {layer} instead of logits"
+        )
+    parts.append(f"{metadata['image_size']} px")
+    if version := metadata.get("served_version"):
+        parts.append(f"version {version} of a server")
+    if agreement := metadata.get("metrics", {}).get("agreement"):
+        parts.append(f"agreement as exported {agreement:.1%}")
+    if commit := metadata.get("git_commit", {}).get("training"):
+        parts.append(f"trained at commit {commit[:10]}")
+    return ", ".join(parts)

@@ -13,6 +13,7 @@ from kinv.classifiers import (
     robust_resnet,
     saved_models,
 )
+from kinv.data import labels
 
 # Names of files that hold another library's networks.
 _FOREIGN = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".tflite")
@@ -125,6 +126,33 @@ def check_gradient(classifier, name):
             f"readback_weight. Received: {name}, {reason}. Give "
             "readback_weight=0."
         )
+
+
+def name_classes(source, classifier, weights, path, num_classes):
+    """What to call the logits: as asked, as ImageNet, or as the data set does.
+
+    Args:
+        source: `data.source.Source` of training images.
+        classifier: as `load_classifier` was given it.
+        weights: the same.
+        path: of a file of names, or None.
+        num_classes: of the classifier.
+
+    Returns:
+        List of names, and a line that says which of the classes the labels of
+        the data set are.
+    """
+    known = is_of_imagenet(classifier) and num_classes == 1000
+    if path:
+        names = read_class_names(path, num_classes)
+    elif known and weights == "imagenet":
+        names = labels.imagenet_class_names()
+    else:
+        known, names = False, labels.placeholders(num_classes)
+    labelled, line = labels.match(source, names)
+    if labelled.class_names and not (known or path):
+        return source.class_names, line
+    return names, line
 
 
 def read_class_names(path, num_classes):

@@ -316,3 +316,30 @@ def is_chief(strategy):
     cluster = resolver.cluster_spec().as_dict()
     first_worker = resolver.task_type == "worker" and resolver.task_id == 0
     return first_worker and "chief" not in cluster
+
+
+def writers(run, validation_batches, noise_dim, seed):
+    """The callbacks that write into a run directory, in their order.
+
+    Args:
+        run: the directory; None of a worker that writes none.
+        validation_batches: `tf.data.Dataset` of held-out images and labels, of
+            whose first batch reconstructions are shown.
+        noise_dim: length of the noise.
+        seed: of it.
+    """
+    if not run:
+        return []
+    run = pathlib.Path(run)
+    # As many as the batch's moments need.
+    images = next(iter(validation_batches))[0][:64]
+    noise = tf.random.stateless_normal(
+        (4, len(images), noise_dim), seed=[seed, -2]
+    )
+    return [
+        checkpoints.MetricsTable(run / "metrics.csv"),
+        Scalars(run / "tensorboard"),
+        ReconstructionSummary(run / "tensorboard", images, noise),
+        BestGenerator(run),
+        checkpoints.Checkpoint(run),
+    ]

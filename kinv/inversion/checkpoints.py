@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from kinv import errors, files
+from kinv.inversion import export
 
 LOGGER = logging.getLogger("kinv")
 # The last one, and the one before.
@@ -127,6 +128,30 @@ def restore(model, run):
     if rows:
         LOGGER.warning("%s: no checkpoint yet, epoch 1 begins again", run)
     return 0
+
+
+def start_from(model, path):
+    """Gives a model the weights of another run, and what judged it.
+
+    Args:
+        model: `gan.InversionGAN`, not trained.
+        path: of the run's `generator.keras`. The discriminator is that of the
+            checkpoint beside it, if there is one.
+
+    Raises:
+        errors.InputError: if the networks differ, or a file is damaged.
+    """
+    generator, other = model.generator, export.load_generator(path)
+    received = other.get_config()
+    for name, value in generator.get_config().items():
+        if name not in ("name", "dtype") and received[name] != value:
+            raise errors.InputError(
+                f"Expected a generator whose {name} is {value}, as of this "
+                f"run. Received: {path} with {received[name]}."
+            )
+    for network in (generator, model.averaged_generator):
+        network.set_weights(other.get_weights())
+    restore_discriminator(model, pathlib.Path(path).parent)
 
 
 def restore_discriminator(model, run):
