@@ -30,6 +30,6 @@ for picture, (folder, exports) in PICTURES.items():
         reconstructions = model.reconstruct(originals, noise)
         for sample in range(2):
             rows.append(list(reconstructions[:, sample]))
-            names.append(f"{classifier}, noise {sample + 1}")
+            names.append(f"{classifier} {sample + 1}")
     grid = grids.captioned_grid(rows, row_captions=names, cell_size=72)
     images.write_image(picture, grids.render(grid))
