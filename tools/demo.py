@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs the whole chain on the embedded images, half an hour to an hour.
+"""Runs the whole chain on scenes that it renders, in 20 minutes to an hour.
 
 Trains a classifier and its inversion model, exports them as one SavedModel
 and inverts held-out images. Everything is written below --out. Stopped at any

@@ -61,7 +61,7 @@ SETTINGS = {
     "bounded_noise": (
         errors.boolean,
         "batch norm and tanh on the generator's first map, which is linear in "
-        "the noise without, so that rare noise makes no blemishes",
+        "the noise without, and goes on where noise is rare",
     ),
     "patch_scores": (
         errors.boolean,
