@@ -926,7 +926,7 @@ def test_a_new_version_is_picked_up_with_no_failed_call(tmp_path):
     assert answered and set(answered) == {(1, 80)}
     assert server.states("model") == [(3, "AVAILABLE"), (1, "END")]
     with pytest.raises(limits.ServingError, match="Servable not found"):
-        server.submit("model", make_inputs(), 1)
+        server.version("model", 1)
     server.close()
 
 
@@ -1020,7 +1020,7 @@ def test_versions_that_are_deleted_end(tmp_path, fake_load):
     shutil.rmtree(directory / "1")
     wait_for_version(server, None)
     with pytest.raises(limits.ServingError, match="not found"):
-        server.submit("model", {})
+        server.version("model")
     assert server.states("model") == [(2, "END"), (1, "END")]
     make_version(directory, "3")
     wait_for_version(server, 3)

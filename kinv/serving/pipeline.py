@@ -253,7 +253,7 @@ class Pipeline:
         size = min(images.shape[1], self._largest_image or images.shape[1])
         if self._largest_image:
             # A server counts them as large as the classifier takes them.
-            size = max(size, self.metadata.get("classifier_size", 0))
+            size = max(size, self.metadata.get("classifier_size") or 0)
         return max(
             1,
             min(
