@@ -128,11 +128,12 @@ def train(options, strategy, chief):
             callbacks=[
                 callbacks.TerminateOnNonFinite(),
                 callbacks.TimeRemaining(),
-                *callbacks.writers(
-                    chief and run,
-                    validation_batches,
-                    options.noise_dim,
-                    options.seed,
+                *(
+                    callbacks.writers(
+                        run, validation_batches, options.noise_dim, options.seed
+                    )
+                    if chief
+                    else ()
                 ),
             ],
         )

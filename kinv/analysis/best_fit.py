@@ -186,7 +186,13 @@ def _claims(study, fits, metrics):
         ("scale", rises(robust, "brightness", "scale", " around the identity")),
         (
             "scale",
-            peaks(robust, "scale", "above the identity", after, np.inf),
+            peaks(
+                robust,
+                "scale",
+                "above the identity",
+                after,
+                BRIGHTNESS_FACTORS[-1],
+            ),
         ),
         # The identity, or a neighbour of it.
         ("scale", peaks(standard, "scale", "at the identity", before, after)),
@@ -201,17 +207,15 @@ def _claims(study, fits, metrics):
 
 
 def _peaks(text, name, peak, first, last):
-    low, high = peak["low"], peak["high"]
+    # None, of a single image, becomes NaN, of which neither is true.
+    low, high = np.array([peak["low"], peak["high"]], "float64")
     verdict = "undecided"
-    if low is None:
-        pass
-    elif first <= low and high <= last:
+    if first <= low and high <= last:
         verdict = "holds"
     elif high < first or low > last:
         verdict = "does not hold"
-    upwards = "upwards" if last == np.inf else f"to {last}"
     statistic = (
-        f"brightness factor of the peak, {name}; holds from {first} {upwards}"
+        f"brightness factor of the peak, {name}; holds from {first} to {last}"
     )
     return results.Claim("6", text, statistic, *peak.values(), verdict)
 

@@ -255,9 +255,8 @@ def _figures(metrics, ranks):
         for name, measured in metrics.items()
     }
     low, high = measures.CALIBRATED
-    trained_on = sorted(
-        {of["training_set"] for of in metrics.values() if of["training_set"]}
-    )
+    trained_on = {of["training_set"] for of in metrics.values()} - {None}
+    whose = f" ({'; '.join(sorted(trained_on))})" if trained_on else ""
     histograms = {
         name: np.bincount(by_image.ravel(), minlength=SAMPLES + 1)
         for name, (by_image, _) in ranks.items()
@@ -268,7 +267,7 @@ def _figures(metrics, ranks):
             "Squared error of the mean of 8 reconstructions over that of "
             "single ones, with 95 % intervals: of held-out images, of their "
             "thirds by spread over the noise, and of training images"
-            f"{trained_on and f' ({trained_on})' or ''}. Dotted: "
+            f"{whose}. Dotted: "
             "0.5625, that of samples of what the logits leave open; above, the "
             f"noise varies too little. In the band it says {low} to {high} of "
             "what is open (scale on the right).",

@@ -34,19 +34,18 @@ def run(study):
         `training_images` if they are no more than `TRAINING_IMAGES`; and
         whose these are, `training_set`.
     """
-    images = study.first(study.count(IMAGES)).images
+    pictures = study.first(study.count(IMAGES)).images
     searches = {}
     for name, model in study.models.items():
         source, training_set = study.training_images(model)
         channels = model.metadata.get("channels", 3)
-        noise = study.noise(model, len(images), 1, "memorisation")
+        noise = study.noise(model, len(pictures), 1, "memorisation")
         *_, reconstructions = searches.setdefault(
             (training_set, model.image_size, channels),
             (source, model, {}),
         )
-        reconstructions[name] = model.reconstruct(images, noise)[:, 0]
+        reconstructions[name] = model.reconstruct(pictures, noise)[:, 0]
     metrics, rows, figures = {}, [], []
-    pictures = images
     for (training_set, *_), search in searches.items():
         source, model, reconstructions = search
         images = study_lib.target(pictures, model)

@@ -322,14 +322,12 @@ def writers(run, validation_batches, noise_dim, seed):
     """The callbacks that write into a run directory, in their order.
 
     Args:
-        run: the directory; None of a worker that writes none.
+        run: the directory.
         validation_batches: `tf.data.Dataset` of held-out images and labels, of
             whose first batch reconstructions are shown.
         noise_dim: length of the noise.
         seed: of it.
     """
-    if not run:
-        return []
     run = pathlib.Path(run)
     # As many as the batch's moments need.
     images = next(iter(validation_batches))[0][:64]

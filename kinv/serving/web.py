@@ -241,12 +241,15 @@ async def _unless_gone(request, future):
     """The result of a call, which is left out if the client goes away."""
     call = asyncio.wrap_future(future)
     gone = asyncio.ensure_future(request.receive())
-    await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
-    gone.cancel()
-    if not call.done():
+    try:
+        await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not call.done():
+            raise _Refused(400, "The client went away")
+        return call.result()
+    finally:
+        # Of what is done, nothing is cancelled.
+        gone.cancel()
         call.cancel()
-        raise _Refused(400, "The client went away")
-    return call.result()
 
 
 def _parse(pattern, method, path):
