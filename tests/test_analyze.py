@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kinv import cli, errors, images, measures
+from kinv import cli, errors, images, measures, runs
 from kinv.analysis import controls, factors, grids, report, sources
 from kinv.analysis import results as results_lib
 from kinv.data import datasets
@@ -145,7 +145,7 @@ def test_the_page_shows_every_row(results):
 
 ABOUT = {
     **dict.fromkeys(("dataset", "split", "training_split"), "data"),
-    **{"command": "c", "seed": 0, "git_commit": None, "skipped": []},
+    **{"command": "c", "seed": 0, "git_commits": ["a"], "skipped": []},
     **{"models": {}, "versions": {"kinv": "1"}, "seconds": {}},
 }
 
@@ -334,7 +334,10 @@ def test_finished_experiments_are_not_repeated(
         datasets, "open_dataset", lambda *args: rendered("test", 150)
     )
     before = (results / "rotation" / "metrics.json").stat().st_mtime_ns
+    # What was computed at another commit is not said to be of this one.
+    monkeypatch.setattr(runs, "git_commit", lambda: "later")
     analyze.main([*MODELS, "--quick", "--out", str(results)])
+    assert "later" not in (results / "report.html").read_text()
     assert capsys.readouterr().out.count("done before") == len(EXPERIMENTS)
     assert (results / "rotation" / "metrics.json").stat().st_mtime_ns == before
     with pytest.raises(errors.InputError, match="seed 0. Received: 1"):

@@ -167,8 +167,9 @@ def analyze(options, words):
     paths = cli.named_models(options.model)
     study, settings = open_study(options, paths)
     out = open_results(options.out, settings)
-    seconds, skipped = run_experiments(study, options, out)
+    records, skipped = run_experiments(study, options, out)
     done = [name for name in EXPERIMENTS if (out / name).exists()]
+    records = {name: records[name] for name in done if name in records}
     about = {
         **settings,
         "models": {
@@ -182,8 +183,13 @@ def analyze(options, words):
         },
         "command": shlex.join([pathlib.Path(sys.argv[0]).name, *words]),
         "versions": runs.versions(),
-        "git_commit": runs.git_commit(),
-        "seconds": {name: seconds[name] for name in done if name in seconds},
+        # A resumed report may have been begun at another.
+        "git_commits": sorted(
+            {record["git_commit"] or "unknown" for record in records.values()}
+        ),
+        "seconds": {
+            name: record["seconds"] for name, record in records.items()
+        },
         "skipped": skipped,
     }
     report.write_report(out, done, about)
@@ -305,13 +311,13 @@ def classifier_size(options, paths, models):
 def run_experiments(study, options, out):
     """Runs those that are missing, each written as soon as it is done.
 
-    Returns seconds by experiment, and lines about those that were left out.
+    Returns time and commit by experiment, and lines about those left out.
     """
     from kinv.analysis import report, results
 
     skipped = []
-    times_path = out / "seconds.json"
-    seconds = files.read_json(times_path) if times_path.exists() else {}
+    path = out / "experiments.json"
+    records = files.read_json(path) if path.exists() else {}
     for name in options.experiments:
         module = importlib.import_module(f"kinv.analysis.{name}")
         if (out / name).exists():
@@ -330,10 +336,11 @@ def run_experiments(study, options, out):
         report.write_result(out / name, module.TITLE, result, options.pdf)
         if options.tensorboard:
             report.write_summaries(out / "tensorboard", name, result)
-        seconds[name] = time.perf_counter() - start
-        files.write_json(times_path, seconds)
-        print(f"{module.TITLE}: {seconds[name]:.0f} s")
-    return seconds, skipped
+        seconds = time.perf_counter() - start
+        records[name] = {"seconds": seconds, "git_commit": runs.git_commit()}
+        files.write_json(path, records)
+        print(f"{module.TITLE}: {seconds:.0f} s")
+    return records, skipped
 
 
 def missing(out, name, pdf, tensorboard):

@@ -90,8 +90,13 @@ def run(study):
             )
             for factor in OPEN
         }
+    inverted = {
+        study_lib.inverted(model): None for model in study.models.values()
+    }
     return results.Result(
-        metrics, _tables(metrics, ranks), _figures(metrics, ranks)
+        metrics,
+        _tables(metrics, ranks),
+        _figures(metrics, ranks, " or ".join(inverted)),
     )
 
 
@@ -268,7 +273,7 @@ def _tables(metrics, ranks):
     }
 
 
-def _figures(metrics, ranks):
+def _figures(metrics, ranks, inverted):
     bars = {
         name: {
             factor: (measured["knows"], measured["shows"])
@@ -286,10 +291,10 @@ def _figures(metrics, ranks):
     return [
         results.Figure(
             "efficiency",
-            "What the logits know of each factor (R² of the best probe, "
+            f"What {inverted} know of each factor (R² of the best probe, "
             "outlined) and what reconstructions show of it (R² of a factor "
             "network's readings of 16 of them, filled), with 95 % intervals. "
-            "Where the bar is filled, they show all that the logits know.",
+            f"Where the bar is filled, they show all that {inverted} know.",
             plots.filled_bars(bars, "R²"),
         ),
         results.Figure(
