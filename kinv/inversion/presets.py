@@ -24,7 +24,7 @@ GENERATOR_SETTINGS = (
     "padding",
     "bounded_noise",
 )
-DISCRIMINATOR_SETTINGS = ("patch_scores",)
+DISCRIMINATOR_SETTINGS = ("patch_scores", "sees_detail")
 NETWORK_SETTINGS = SHARED_SETTINGS + GENERATOR_SETTINGS + DISCRIMINATOR_SETTINGS
 # By name: the values it takes, as an argument type or a tuple of choices, and
 # what it is.
@@ -67,6 +67,11 @@ SETTINGS = {
         errors.boolean,
         "a score of the discriminator for every place of its last map, which "
         "leaves fewer blemishes, instead of one for the picture",
+    ),
+    "sees_detail": (
+        errors.boolean,
+        "the picture's finest band, enlarged, beside it in what the "
+        "discriminator sees: sharper, and hardly any blemishes",
     ),
     "attention": (errors.boolean, "self-attention blocks"),
     "logit_normalization": (
@@ -152,6 +157,7 @@ PRESETS = {
         "padding": "edge",
         "bounded_noise": True,
         "patch_scores": True,
+        "sees_detail": True,
         "attention": True,
         "logit_normalization": "class-centered",
         "adversary": "relativistic",
@@ -182,6 +188,7 @@ PRESETS["paper"] = {
     "padding": "zeros",
     "bounded_noise": False,
     "patch_scores": False,
+    "sees_detail": False,
     "logit_normalization": "none",
     "adversary": "hinge",
     "adversary_weight": 1.0,
