@@ -13,8 +13,8 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-# Kills, several workers, a browser, fuzzing, large networks: what .ci/run runs
-# besides.
+# Kills, several workers, a browser, fuzzing, large networks, whole chains:
+# what .ci/run runs besides.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m slow
 

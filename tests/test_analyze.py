@@ -520,6 +520,7 @@ def test_a_model_that_does_not_tell_its_classifier_s_size(
     assert "version 3 of a server" in page
 
 
+@pytest.mark.slow
 def test_served_models_give_what_local_ones_give(
     served, rendered, tmp_path, monkeypatch
 ):

@@ -12,6 +12,7 @@ from tools import benchmark, benchmark_workloads
 benchmark_gradients = benchmark.benchmark_gradients
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_measures_each_workload(tmp_path, rendered, monkeypatch, capsys):
     monkeypatch.setattr(

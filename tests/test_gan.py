@@ -524,6 +524,7 @@ def test_micro_batches_of_equal_moments_are_one_batch(
     assert_equal_but_for_rounding(whole, parts)
 
 
+@pytest.mark.slow
 def test_a_step_in_micro_batches_on_two_replicas():
     strategy = devices.make_strategy("mirrored")
     with strategy.scope():
@@ -543,6 +544,7 @@ def test_a_keras_model_by_its_defaults(tmp_path):
     assert model.get_config()["score_weight"] == 20.0
     assert model.generator.get_config()["upsampling"] == "nearest"
     assert model.discriminator.get_config()["patch_scores"] is True
+    assert model.discriminator.get_config()["sees_detail"] is True
     model.compile(steps=4)
     images, _ = make_data()
     # 24 images: three steps of two batches.

@@ -44,6 +44,7 @@ def test_the_tools_take_the_commands(tool, words):
     TOOLS[tool].parse_arguments(words)
 
 
+@pytest.mark.slow
 def test_from_data_to_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)

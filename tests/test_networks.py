@@ -179,6 +179,28 @@ def test_patch_scores_average_to_the_score_of_the_picture():
     )
 
 
+def test_detail_is_what_averages_of_2x2_pixels_leave_out(monkeypatch):
+    discriminator = networks.Discriminator(32, 5, 4, sees_detail=True)
+    seen, first = [], discriminator.blocks[0]
+    call = first.call
+
+    def seeing(inputs, training=False):
+        seen.append(np.array(inputs))
+        return call(inputs, training=training)
+
+    monkeypatch.setattr(first, "call", seeing)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+    discriminator({"images": images, "condition": np.ones((2, 5), "float32")})
+    pixels = images / 255
+    means = pixels.reshape(2, 16, 2, 16, 2, 3).mean(axis=(2, 4))
+    means = means.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(seen[0][..., :3], pixels, atol=1e-5)
+    # Four times as strong, 0.5 where there is none.
+    np.testing.assert_allclose(
+        seen[0][..., 3:], 0.5 + 4 * (pixels - means), atol=1e-5
+    )
+
+
 def test_third_norm_and_attention_are_options():
     two = networks.Generator(32, 5, 4)
     three = networks.Generator(32, 5, 4, norms_per_block=3)

@@ -320,7 +320,7 @@ def test_paper_preset_is_section_7_2():
     assert options.score_weight == options.readback_weight == 0
     assert options.pixel_weight == 0
     assert options.upsampling == options.padding == "zeros"
-    assert options.patch_scores is False
+    assert options.patch_scores is options.sees_detail is False
     assert options.learning_rate_decay == "none"
 
 
