@@ -179,7 +179,7 @@ def test_patch_scores_average_to_the_score_of_the_picture():
     )
 
 
-def test_detail_is_what_averages_of_2x2_pixels_leave_out(monkeypatch):
+def test_detail_is_what_averages_leave_out(monkeypatch):
     discriminator = networks.Discriminator(32, 5, 4, sees_detail=True)
     seen, first = [], discriminator.blocks[0]
     call = first.call
@@ -192,12 +192,17 @@ def test_detail_is_what_averages_of_2x2_pixels_leave_out(monkeypatch):
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
     discriminator({"images": images, "condition": np.ones((2, 5), "float32")})
     pixels = images / 255
-    means = pixels.reshape(2, 16, 2, 16, 2, 3).mean(axis=(2, 4))
-    means = means.repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_allclose(seen[0][..., :3], pixels, atol=1e-5)
+
+    def means(size):
+        side = 32 // size
+        cells = pixels.reshape(2, side, size, side, size, 3).mean(axis=(2, 4))
+        return cells.repeat(size, axis=1).repeat(size, axis=2)
+
     # Four times as strong, 0.5 where there is none.
+    bands = (pixels - means(2), means(2) - means(4))
+    expected = [pixels, *(0.5 + 4 * band for band in bands)]
     np.testing.assert_allclose(
-        seen[0][..., 3:], 0.5 + 4 * (pixels - means), atol=1e-5
+        seen[0], np.concatenate(expected, axis=-1), atol=1e-5
     )
 
 

@@ -30,7 +30,7 @@ DISCRIMINATOR_CHANNELS = {
 # Height of the map that the self-attention sees: the paper's at 64 px.
 GENERATOR_ATTENTION = {8: 8, 32: 16, 64: 64, 128: 64}
 DISCRIMINATOR_ATTENTION = {8: 4, 32: 16, 64: 32, 128: 64}
-# How much stronger than the picture a discriminator sees its finest band.
+# How much stronger than the picture a discriminator sees its fine bands.
 DETAIL_GAIN = 4.0
 
 
@@ -49,6 +49,15 @@ def _validate(image_size, base_channels):
             "pixels, since self-attention takes an eighth of the channels. "
             f"Received: base_channels={base_channels}."
         )
+
+
+def _fine_bands(images):
+    """What averages of 2x2 pixels leave out, and those of 4x4 beyond it."""
+    half = ops.average_pool(images, 2, strides=2)
+    quarter = ops.average_pool(half, 2, strides=2)
+    finer = layers.repeat_pixels(half)
+    coarser = layers.repeat_pixels(layers.repeat_pixels(quarter))
+    return images - finer, finer - coarser
 
 
 def _renamed(config):
@@ -290,10 +299,10 @@ class Discriminator(keras.Model):
     place of that map, `h` being its features times the number of places, so
     that the mean of the scores is the other score.
 
-    With `sees_detail` the input is the picture beside its finest band, what
-    averages of 2x2 pixels leave out, four times as strong. Spectral norms bound
-    how steeply scores change with the input, and what tells an image from a
-    reconstruction late in training has little contrast.
+    With `sees_detail` the input is the picture beside its two finest bands,
+    what averages of 2x2 and of 4x4 pixels leave out, four times as strong.
+    Spectral norms bound how steeply scores change with the input, and what
+    tells an image from a reconstruction late in training has little contrast.
 
     Args:
         image_size: height and width of the images: 8, 32, 64 or 128.
@@ -303,7 +312,7 @@ class Discriminator(keras.Model):
         attention: whether the self-attention block is there.
         logit_normalization: as for `Generator`.
         patch_scores: whether places are scored, or the picture as in the paper.
-        sees_detail: whether the finest band is seen beside the picture.
+        sees_detail: whether fine bands are seen beside the picture.
 
     Call arguments:
         inputs: dict of `images`, float32 `(batch, image_size, image_size, 3)`
@@ -374,8 +383,8 @@ class Discriminator(keras.Model):
         # In [0, 1] the first block's ReLU leaves the image as it is.
         x = inputs["images"] / 255.0
         if self.sees_detail:
-            band = x - layers.repeat_pixels(ops.average_pool(x, 2, strides=2))
-            x = ops.concatenate([x, 0.5 + DETAIL_GAIN * band], axis=-1)
+            bands = (0.5 + DETAIL_GAIN * band for band in _fine_bands(x))
+            x = ops.concatenate([x, *bands], axis=-1)
         x = ops.cast(x, self.compute_dtype)
         for block in self.blocks:
             x = block(x, training=training)

@@ -70,7 +70,7 @@ SETTINGS = {
     ),
     "sees_detail": (
         errors.boolean,
-        "the picture's finest band, enlarged, beside it in what the "
+        "the picture's two finest bands, enlarged, beside it in what the "
         "discriminator sees: sharper, and hardly any blemishes",
     ),
     "attention": (errors.boolean, "self-attention blocks"),
