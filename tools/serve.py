@@ -216,7 +216,10 @@ def serve(options, directories):
     if options.host not in OWN_HOSTS:
         print("other machines can call: there is no password", flush=True)
 
-    asked_to_stop.wait()
+    # Not for good: a signal that the system gives to another thread does not
+    # wake this one, in which alone Python handles it.
+    while not asked_to_stop.wait(timeout=1):
+        pass
     stopped = grpc_server.stop(GRACE_SECONDS)
     stop_rest(GRACE_SECONDS)
     stopped.wait(GRACE_SECONDS)
