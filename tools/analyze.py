@@ -169,7 +169,7 @@ def analyze(options, words):
     out = open_results(options.out, settings)
     records, skipped = run_experiments(study, options, out)
     done = [name for name in EXPERIMENTS if (out / name).exists()]
-    records = {name: records[name] for name in done if name in records}
+    commits = {records.get(name, {}).get("git_commit") for name in done}
     about = {
         **settings,
         "models": {
@@ -184,11 +184,9 @@ def analyze(options, words):
         "command": shlex.join([pathlib.Path(sys.argv[0]).name, *words]),
         "versions": runs.versions(),
         # A resumed report may have been begun at another.
-        "git_commits": sorted(
-            {record["git_commit"] or "unknown" for record in records.values()}
-        ),
+        "git_commits": sorted(commit or "unknown" for commit in commits),
         "seconds": {
-            name: record["seconds"] for name, record in records.items()
+            name: records[name]["seconds"] for name in done if name in records
         },
         "skipped": skipped,
     }
@@ -315,7 +313,7 @@ def run_experiments(study, options, out):
     """
     from kinv.analysis import report, results
 
-    skipped = []
+    skipped, commit = [], runs.git_commit()
     path = out / "experiments.json"
     records = files.read_json(path) if path.exists() else {}
     for name in options.experiments:
@@ -337,7 +335,7 @@ def run_experiments(study, options, out):
         if options.tensorboard:
             report.write_summaries(out / "tensorboard", name, result)
         seconds = time.perf_counter() - start
-        records[name] = {"seconds": seconds, "git_commit": runs.git_commit()}
+        records[name] = {"seconds": seconds, "git_commit": commit}
         files.write_json(path, records)
         print(f"{module.TITLE}: {seconds:.0f} s")
     return records, skipped

@@ -90,9 +90,7 @@ def run(study):
             )
             for factor in OPEN
         }
-    inverted = {
-        study_lib.inverted(model): None for model in study.models.values()
-    }
+    inverted = dict.fromkeys(map(study_lib.inverted, study.models.values()))
     return results.Result(
         metrics,
         _tables(metrics, ranks),

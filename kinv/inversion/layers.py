@@ -265,6 +265,24 @@ def repeat_pixels(inputs):
     return ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2)
 
 
+def finest_band(images):
+    """The finest band of the Laplacian pyramid, and what is left.
+
+    Args:
+        images: tensor `(batch, height, width, channels)` of even sizes.
+
+    Returns:
+        What averages of 2x2 pixels leave out, of the same shape, and these
+        averages, `(batch, height / 2, width / 2, channels)`.
+
+    Reference:
+        Burt and Adelson, The Laplacian Pyramid as a Compact Image Code (1983);
+        here with averages of 2x2 pixels.
+    """
+    low = ops.average_pool(images, 2, strides=2)
+    return images - repeat_pixels(low), low
+
+
 def _phase_kernel(kernel, upsampling):
     """`(3, 3, i, o)` to `(2, 2, i, 4 * o)`, the phases outermost."""
     taps = {"zeros": _taps_of_zeros, "nearest": _taps_of_nearest}[upsampling]

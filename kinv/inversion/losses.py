@@ -63,10 +63,6 @@ def picture_distance(difference):
 
     Returns:
         Float tensor `(batch,)`, at least 0, about in units of [-1, 1].
-
-    Reference:
-        Burt and Adelson, The Laplacian Pyramid as a Compact Image Code (1983);
-        here with averages of 2x2 pixels.
     """
     difference = difference / 127.5
     size = difference.shape[1]
@@ -75,8 +71,7 @@ def picture_distance(difference):
     picture = _patch_distances(difference, [*patches, (size, size)])
     bands = []
     while size > SMALLEST_BAND:
-        low = ops.average_pool(difference, 2, strides=2)
-        band = difference - layers.repeat_pixels(low)
+        band, low = layers.finest_band(difference)
         weight = 3.0 * (size / 8) ** 0.7
         bands += _patch_distances(weight * band, [(1, 1), (4, 2), (size, size)])
         difference, size = low, size // 2

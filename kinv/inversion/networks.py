@@ -51,13 +51,15 @@ def _validate(image_size, base_channels):
         )
 
 
-def _fine_bands(images):
-    """What averages of 2x2 pixels leave out, and those of 4x4 beyond it."""
-    half = ops.average_pool(images, 2, strides=2)
-    quarter = ops.average_pool(half, 2, strides=2)
-    finer = layers.repeat_pixels(half)
-    coarser = layers.repeat_pixels(layers.repeat_pixels(quarter))
-    return images - finer, finer - coarser
+def _with_fine_bands(images):
+    """Images in [0, 1], and their two finest bands as further channels."""
+    finest, low = layers.finest_band(images)
+    second, _ = layers.finest_band(low)
+    # Around 0.5, since the first block's ReLU cuts off what is below 0.
+    bands = 0.5 + DETAIL_GAIN * ops.concatenate(
+        [finest, layers.repeat_pixels(second)], axis=-1
+    )
+    return ops.concatenate([images, bands], axis=-1)
 
 
 def _renamed(config):
@@ -383,8 +385,7 @@ class Discriminator(keras.Model):
         # In [0, 1] the first block's ReLU leaves the image as it is.
         x = inputs["images"] / 255.0
         if self.sees_detail:
-            bands = (0.5 + DETAIL_GAIN * band for band in _fine_bands(x))
-            x = ops.concatenate([x, *bands], axis=-1)
+            x = _with_fine_bands(x)
         x = ops.cast(x, self.compute_dtype)
         for block in self.blocks:
             x = block(x, training=training)
