@@ -14,7 +14,7 @@ CALIBRATED = (0.85, 1.15)
 # The share shown of what logits know beyond the class below which they warn.
 LOW_WITHIN_CLASS_R2 = 0.5
 WITHIN_CLASS_ADVICE = (
-    "Train it longer, or with the objective and the networks of --preset small."
+    "More updates show more, as does --preset small if another one was used."
 )
 
 

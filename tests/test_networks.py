@@ -327,13 +327,6 @@ def test_wrong_options_say_what_was_received(options, received):
         networks.Generator(**{**valid, **options})
 
 
-def test_networks_saved_before_conditions_had_a_name_are_loaded():
-    for network in (networks.Generator, networks.Discriminator):
-        config = network(32, 5, 4).get_config()
-        config["num_classes"] = config.pop("condition_dim")
-        assert network.from_config(config).condition_dim == 5
-
-
 def test_mixed_precision_does_not_round_logits():
     # In bfloat16 both are 300.
     logits = np.full((2, 5), [[300.0], [300.8]], "float32")

@@ -10,6 +10,9 @@ from keras import ops
 
 from kinv.inversion import layers, normalization
 
+# How much stronger than the picture a discriminator sees its fine bands.
+DETAIL_GAIN = 4.0
+
 
 class GeneratorBlock(keras.layers.Layer):
     """Residual block that doubles height and width (Table 1).
@@ -102,3 +105,14 @@ class DiscriminatorBlock(keras.layers.Layer):
         if self.shortcut is None:
             return x
         return x + self.shortcut(inputs, training=training)
+
+
+def with_fine_bands(images):
+    """Images in [0, 1], and their two finest bands as further channels."""
+    finest, low = layers.finest_band(images)
+    second, _ = layers.finest_band(low)
+    # Around 0.5, since the first block's ReLU cuts off what is below 0.
+    bands = 0.5 + DETAIL_GAIN * ops.concatenate(
+        [finest, layers.repeat_pixels(second)], axis=-1
+    )
+    return ops.concatenate([images, bands], axis=-1)

@@ -30,8 +30,6 @@ DISCRIMINATOR_CHANNELS = {
 # Height of the map that the self-attention sees: the paper's at 64 px.
 GENERATOR_ATTENTION = {8: 8, 32: 16, 64: 64, 128: 64}
 DISCRIMINATOR_ATTENTION = {8: 4, 32: 16, 64: 32, 128: 64}
-# How much stronger than the picture a discriminator sees its fine bands.
-DETAIL_GAIN = 4.0
 
 
 def _validate(image_size, base_channels):
@@ -49,23 +47,6 @@ def _validate(image_size, base_channels):
             "pixels, since self-attention takes an eighth of the channels. "
             f"Received: base_channels={base_channels}."
         )
-
-
-def _with_fine_bands(images):
-    """Images in [0, 1], and their two finest bands as further channels."""
-    finest, low = layers.finest_band(images)
-    second, _ = layers.finest_band(low)
-    # Around 0.5, since the first block's ReLU cuts off what is below 0.
-    bands = 0.5 + DETAIL_GAIN * ops.concatenate(
-        [finest, layers.repeat_pixels(second)], axis=-1
-    )
-    return ops.concatenate([images, bands], axis=-1)
-
-
-def _renamed(config):
-    """A configuration as of today, of one whose condition was the logits."""
-    names = {"num_classes": "condition_dim"}
-    return {names.get(name, name): value for name, value in config.items()}
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -231,10 +212,6 @@ class Generator(keras.Model):
             condition = layer(condition)
         return self.embed_condition(condition)
 
-    @classmethod
-    def from_config(cls, config):
-        return super().from_config(_renamed(config))
-
     def fold_spectral_norms(self, iterations):
         """Replaces each kernel by its normalised form; ends training.
 
@@ -385,7 +362,7 @@ class Discriminator(keras.Model):
         # In [0, 1] the first block's ReLU leaves the image as it is.
         x = inputs["images"] / 255.0
         if self.sees_detail:
-            x = _with_fine_bands(x)
+            x = blocks.with_fine_bands(x)
         x = ops.cast(x, self.compute_dtype)
         for block in self.blocks:
             x = block(x, training=training)
@@ -405,10 +382,6 @@ class Discriminator(keras.Model):
         projected = self.project_condition(condition, training=training)
         similarity = ops.sum(projected[:, None] * features, axis=-1)
         return self.score(features, training=training)[..., 0] + similarity
-
-    @classmethod
-    def from_config(cls, config):
-        return super().from_config(_renamed(config))
 
     def get_config(self):
         return {
