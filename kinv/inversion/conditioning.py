@@ -29,7 +29,7 @@ def make_normalization(kind):
 class ClassCenteredWhitening(keras.layers.Layer):
     """What logits say beyond the class: their deviation from its mean.
 
-    `whiten(logits - softmax(logits) class_means)`, where `whiten` rotates to
+    `(logits - softmax(logits) class_means) transform`, where this rotates to
     the principal components within classes and gives each of them variance 1,
     no component being enlarged beyond what brings 1e-3 of the largest variance
     to 1. The identity, and class means of 0, until `set_statistics`.
@@ -84,13 +84,9 @@ class ClassCenteredWhitening(keras.layers.Layer):
         self.class_means.assign(overall + means)
         self.transform.assign(_whitening(logits - others, 1e-3))
 
-    def whiten(self, differences):
-        """Expresses differences of logits in units of what a class varies."""
-        return ops.matmul(differences, self.transform)
-
     def call(self, logits):
         means = ops.matmul(ops.softmax(logits), self.class_means)
-        return self.whiten(logits - means)
+        return ops.matmul(logits - means, self.transform)
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -156,10 +152,6 @@ class LogitNormalization(keras.layers.Layer):
         self.transform.assign(transform)
         if self.deviation:
             self.deviation.set_statistics(logits)
-
-    def whiten(self, differences):
-        """Expresses differences of logits in units of what they vary."""
-        return ops.matmul(differences, self.transform)
 
     def call(self, logits):
         logits = ops.cast(logits, "float32")

@@ -482,7 +482,12 @@ class InversionGAN(keras.Model):
 
     def _readback_loss(self, images, reconstructions, condition):
         readings = self._condition_of(reconstructions)
-        whiten = self.class_centered_whitening.whiten
+
+        # In units of what a class varies, or of what features do.
+        def whiten(differences):
+            transform = self.class_centered_whitening.transform
+            return ops.matmul(differences, transform)
+
         if self.classifier.input_shape[1] <= self.generator.image_size:
             return losses.readback_loss(whiten(readings - condition))
         # Fewer pixels than the classifier sees: no picture has the logits.
