@@ -26,9 +26,9 @@ def run(study):
     Returns:
         `results.Result`. By model: `frechet_distance` (with InceptionV3, the
         FID, of half the images), `floor`, the same of images alone,
-        `kernel_distance` (KID, without bias), mean over batches of 50 with its
-        interval, `inception_score` of the model's own classifier for
-        reconstructions and for images.
+        `kernel_distance` (KID, without bias), mean over full batches of 50 with
+        its interval, None of fewer than 100 images, `inception_score` of the
+        model's own classifier for reconstructions and for images.
 
     Raises:
         results.NotApplicable: without a feature network, or of fewer than four
