@@ -330,12 +330,19 @@ def test_doubtful_splits_are_named(tmp_path, names, message):
     assert set(source.class_names) <= {"a", "b"} and source.num_examples
 
 
-@pytest.mark.parametrize("beside", ["image.png", "cats/image.png"])
-def test_held_out_images_are_not_trained_on(tmp_path, beside):
-    for path in (tmp_path / beside, tmp_path / "validation" / "image.png"):
+@pytest.mark.parametrize(
+    "beside, held_out",
+    [
+        ("image.png", "validation"),
+        ("cats/image.png", "validation"),
+        ("image.png", "val"),
+    ],
+)
+def test_held_out_images_are_not_trained_on(tmp_path, beside, held_out):
+    for path in (tmp_path / beside, tmp_path / held_out / "image.png"):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
-    with pytest.raises(errors.InputError, match="validation/, which may be"):
+    with pytest.raises(errors.InputError, match=f"{held_out}/, which may be"):
         datasets.open_dataset(tmp_path, "train")
 
 

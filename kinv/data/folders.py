@@ -183,7 +183,11 @@ def _refuse_doubtful(directory, like_splits):
     held_out = {folder.lower() for folder in like_splits} & (
         _SPLITS - {"train"}
     )
-    if len(like_splits) > 1 or deep or held_out:
+    beside_images = like_splits and any(
+        path.name.lower().endswith(images.SUFFIXES)
+        for path in directory.iterdir()
+    )
+    if len(like_splits) > 1 or deep or held_out or beside_images:
         names = " and ".join(f"{folder}/" for folder in like_splits)
         way_out = "Rename or move"
         for folder in like_splits:
