@@ -161,8 +161,8 @@ def error_ratio(of_mean, of_single):
     """Error of the mean of K reconstructions over the error of one, e.
 
     `E_K = A + s^2 / K` and `E_1 = A + s^2`, with `s^2` the variance of the
-    noise and `A` the error of the mean of endless noises, which is what the
-    logits leave open. Of samples of the true distribution both are equal, and
+    noise and `A` the error of the mean of endless noises, what the generator
+    leaves open. Of samples of the true distribution both are equal, and
     `e = E_K / E_1 = (1 + 1 / K) / 2`: 0.5625 of K = 8. Above, the noise varies
     too little, below, too much.
 
@@ -179,13 +179,13 @@ def error_ratio(of_mean, of_single):
 
 
 def spread_skill(error_ratio, num_samples):
-    """Spread of the noise over what the logits leave open: 1 is calibrated.
+    """Spread of the noise over what the generator leaves open.
 
-    `sqrt((1 - e) / (e - 1 / K))`, which is `s / sqrt(A)` of `error_ratio`.
-    Below 1 the noise understates what the classifier threw away, above it
-    overstates it. `A` has the errors of the generator's own mean in it: one
-    that reads little of the logits can be calibrated about what it reads, and
-    `within_class_r2` tells how much that is.
+    `sqrt((1 - e) / (e - 1 / K))`, which is `s / sqrt(A)` of `error_ratio`: 1 is
+    calibrated, below 1 the noise varies too little, above it too much. `A` has
+    the errors of the generator's own mean in it: one that reads little of the
+    logits can be calibrated about what it reads. What it leaves open is what
+    the logits do where `within_class_r2` is near 1.
 
     Args:
         error_ratio: e, as of `error_ratio`.
@@ -206,32 +206,31 @@ def spread_skill(error_ratio, num_samples):
 
 
 def is_calibrated(spread_skill):
-    """Whether the noise may be read as what the logits leave open."""
+    """Whether the noise may be read as what the generator leaves open."""
     low, high = CALIBRATED
     # NaN: nothing is left open, and nothing varies.
     return math.isnan(spread_skill) or low <= spread_skill <= high
 
 
-def calibration_verdict(spread_skill, of="logits"):
+def calibration_verdict(spread_skill):
     """What the noise says, in words, with a warning outside `CALIBRATED`.
 
     Args:
         spread_skill: as of `spread_skill`.
-        of: what the generator is given: `logits`, or `features` of a layer.
 
     Returns:
         A sentence without its full stop.
     """
     if math.isnan(spread_skill):
-        return f"the pictures equal the images: the {of} leave nothing open"
+        return "the pictures equal the images: nothing is left open"
     share = f"{spread_skill:.2f} of"
     if spread_skill > 10:
         share = "more than 10 times"
-    verdict = f"the noise says {share} what the {of} leave open"
+    verdict = f"the noise says {share} what the generator leaves open"
     if is_calibrated(spread_skill):
         return verdict
-    tells = "understates" if spread_skill < 1 else "overstates"
-    return f"{verdict}: it {tells} what the classifier threw away"
+    amount = "little" if spread_skill < 1 else "much"
+    return f"{verdict}: its pictures vary too {amount}"
 
 
 def ranks(values, samples):

@@ -101,7 +101,9 @@ def test_the_page_holds_everything(results):
     assert page.count("has not learned to read") == low
     # And whether the noise of each is calibrated, as the experiment found.
     for name, found in metrics["experiments"]["calibration"].items():
-        assert f"{name}: {found['verdict']}" in " ".join(page.split())
+        spread_skill = found["spread_skill"]["value"]
+        expected = f"{name}: the noise says {spread_skill:.2f} of what the"
+        assert expected in " ".join(page.split())
     # Nothing is fetched when it is opened.
     assert 'src="http' not in page and 'href="http' not in page
     count = sum(
@@ -174,27 +176,27 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
     exported = {
         "good": {"error_ratio": summary(0.5625)},
         "narrow": {"error_ratio": summary(0.9)},
-        "wide": {"error_ratio": summary(0.3), "inverted": "features of add"},
+        "wide": {"error_ratio": summary(0.3)},
         "old": {"error_ratio": None},
     }
     head = head_of(tmp_path, [], exported)
     good, narrow, wide = head.split("<p ")[1:]
     assert good.startswith(
-        'class="trust">good: the noise says 1.00 of what the logits leave open '
-        "(squared error"
+        'class="trust">good: the noise says 1.00 of what the generator leaves '
+        "open (squared error"
     )
     assert "of one 0.562, 0.552 to 0.573; 0.5625 where" in good
     assert narrow.startswith(
-        'class="trust low">narrow: the noise says 0.36 of what the logits '
-        "leave open: it understates what the classifier threw away"
+        'class="trust low">narrow: the noise says 0.36 of what the generator '
+        "leaves open: its pictures vary too little"
     )
     assert narrow.endswith(
         "What stays the same under the noise here need not be known to the "
         "classifier. "
     )
     assert wide.startswith(
-        'class="trust low">wide: the noise says 2.00 of what the features of '
-        "add leave open: it overstates what the classifier threw away"
+        'class="trust low">wide: the noise says 2.00 of what the generator '
+        "leaves open: its pictures vary too much"
     )
     # The experiment, where it was run, comes before the export's figures.
     metrics = {"narrow": {"error_ratio": summary(0.5625)}}
@@ -204,7 +206,7 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
     head = head_of(tmp_path, ["calibration"], exported)
     assert "narrow: the noise says 1.00" in head
     assert "wide: the noise says 2.00" in head
-    equal = "the pictures equal the images: the logits leave nothing open."
+    equal = "the pictures equal the images: nothing is left open."
     assert f'class="trust">good: {equal} <p' in head
 
 
@@ -255,14 +257,14 @@ def test_the_page_begins_with_what_was_found(tmp_path):
         "variance that can be read; 1 is all). What they drop, in part or "
         "wholly: robust nothing; standard wall hue (0.540). The inversion of "
         "robust can be trusted: it shows 0.810 of what is known beyond the "
-        "class, and the noise says 1.00 of what the logits leave open; that of "
-        "standard can be trusted only with care: it shows 0.680 of what is "
-        "known beyond the class (the logits may hold the rest), and the noise "
-        "says 0.36 of what the logits leave open: it understates what the "
-        "classifier threw away; that of partial can be trusted in what it "
+        "class, and the noise says 1.00 of what the generator leaves open; "
+        "that of standard can be trusted only with care: it shows 0.680 of what "
+        "is known beyond the class (the logits may hold the rest), and the noise "
+        "says 0.36 of what the generator leaves open: its pictures vary too "
+        "little; that of partial can be trusted in what it "
         "shows, not in what it lacks: it shows 0.680 of what is known beyond "
         "the class (the logits may hold the rest), and the noise says 1.00 of "
-        "what the logits leave open."
+        "what the generator leaves open."
     )
     # Of nothing that was measured, nothing is said.
     (tmp_path / "other").mkdir()

@@ -128,7 +128,7 @@ def test_second_export_equals_the_first(run, exported, capsys):
     )
     assert f"exported: {exported / '2'} (" in output
     assert "agreement" in output and "95 % interval" in output
-    assert "of what the logits leave open" in output
+    assert "of what the generator leaves open" in output
     first, second = (
         pipeline.Pipeline.load(exported / version) for version in "12"
     )

@@ -165,34 +165,29 @@ def test_spread_skill_beyond_its_range(error_ratio, expected):
 @pytest.mark.parametrize(
     "value, verdict",
     [
-        (0.93, "the noise says 0.93 of what the logits leave open"),
-        (0.85, "the noise says 0.85 of what the logits leave open"),
+        (0.93, "the noise says 0.93 of what the generator leaves open"),
+        (0.85, "the noise says 0.85 of what the generator leaves open"),
         (
             0.4,
-            "the noise says 0.40 of what the logits leave open: it understates "
-            "what the classifier threw away",
+            "the noise says 0.40 of what the generator leaves open: its "
+            "pictures vary too little",
         ),
         (
             1.2,
-            "the noise says 1.20 of what the logits leave open: it overstates "
-            "what the classifier threw away",
+            "the noise says 1.20 of what the generator leaves open: its "
+            "pictures vary too much",
         ),
         (
             math.inf,
-            "the noise says more than 10 times what the logits leave open: it "
-            "overstates what the classifier threw away",
+            "the noise says more than 10 times what the generator leaves open: "
+            "its pictures vary too much",
         ),
-        (
-            math.nan,
-            "the pictures equal the images: the logits leave nothing open",
-        ),
+        (math.nan, "the pictures equal the images: nothing is left open"),
     ],
 )
 def test_calibration_verdict(value, verdict):
     assert measures.calibration_verdict(value) == verdict
-    assert measures.is_calibrated(value) == ("states" not in verdict)
-    of_features = measures.calibration_verdict(value, "features")
-    assert of_features == verdict.replace("logits", "features")
+    assert measures.is_calibrated(value) == ("too" not in verdict)
 
 
 def test_ranks_by_hand():

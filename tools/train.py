@@ -138,8 +138,7 @@ def train(options, strategy, chief):
             ],
         )
     if chief:
-        of = "features" if options.layer else "logits"
-        print(callbacks.describe_best(run, of))
+        print(callbacks.describe_best(run))
     print(f"run directory: {run}")
     print(f"next: tools/export.py --run {run} --out exported/{run.name}")
 

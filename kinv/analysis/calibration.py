@@ -1,4 +1,4 @@
-"""Does the noise say what the logits leave open, neither less nor more?"""
+"""Does the noise say what is left open, neither less nor more?"""
 
 import numpy as np
 
@@ -36,10 +36,9 @@ def run(study):
 
     Returns:
         `results.Result`. By model: `error_ratio` and `spread_skill`, with
-        bootstrap intervals over images, `verdict` in words, the same figures by
-        group of images in `groups`, `training_set`, `rank_distance` from a flat
-        histogram of all components' ranks, and `flat_rank_distance`, which
-        chance leaves.
+        bootstrap intervals over images, the same figures by group of images in
+        `groups`, `training_set`, `rank_distance` from a flat histogram of all
+        components' ranks, and `flat_rank_distance`, which chance leaves.
 
     Raises:
         results.NotApplicable: of fewer than six images.
@@ -62,7 +61,6 @@ def run(study):
         ranks[name] = component_ranks(per_image["images"], per_image["samples"])
         metrics[name] = {
             **groups["all"],
-            "verdict": _verdict(groups["all"], model),
             "groups": groups,
             "training_set": training_set,
             **_rank_distances(ranks[name][0]),
@@ -178,12 +176,6 @@ def _error_ratio(spread_skill):
     """The error ratio that has this spread-skill ratio."""
     variance = spread_skill**2
     return (1 + variance / measures.ERROR_RATIO_NOISES) / (1 + variance)
-
-
-def _verdict(ratios, model):
-    return measures.calibration_verdict(
-        _spread_skill(ratios["error_ratio"]["value"]), study_lib.inverted(model)
-    )
 
 
 def _rank_distances(ranks):

@@ -284,9 +284,7 @@ def _calibration(models, measured):
         lines.append(
             {
                 "name": name,
-                "verdict": measures.calibration_verdict(
-                    skill, model["inverted"]
-                ),
+                "verdict": measures.calibration_verdict(skill),
                 "error_ratio": ratio,
                 "understates": warns and skill < 1,
                 "overstates": warns and skill > 1,

@@ -259,12 +259,11 @@ def kept_epoch(rows):
     return best_epoch(rows) or rows[-1]["epoch"] if rows else None
 
 
-def describe_best(run, of="logits"):
+def describe_best(run):
     """Which epoch `generator.keras` is of, and its figures, in a sentence.
 
     Args:
         run: directory of a run of `tools/train.py`.
-        of: what the generator is given: `logits`, or `features` of a layer.
     """
     path = pathlib.Path(run) / "metrics.csv"
     rows = checkpoints.read_table(path, FIGURES)
@@ -276,7 +275,7 @@ def describe_best(run, of="logits"):
     epoch = f"the last epoch, {last['epoch']}"
     if best:
         epoch = f"epoch {best} of {last['epoch']}"
-    verdict = measures.calibration_verdict(row["val_spread_skill"], of)
+    verdict = measures.calibration_verdict(row["val_spread_skill"])
     text = (
         f"generator.keras is of {epoch}: energy score {score:.4f}, "
         f"agreement {row['val_agreement']:.1%}, error ratio "

@@ -101,11 +101,10 @@ def measured(metadata):
     if (ratio := metrics.get("error_ratio")) is not None:
         low, high = metrics["error_ratio_interval"]
         spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
-        kind = "features" if "layer" in metadata else "logits"
         yield (
             "error ratio E8/E1 (.5625 is calibrated)",
             f"{ratio:.3f} ({low:.3f} to {high:.3f}): "
-            + measures.calibration_verdict(spread_skill, kind),
+            + measures.calibration_verdict(spread_skill),
         )
     yield (
         "squared error of pixels in [0, 255]",
