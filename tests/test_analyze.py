@@ -258,12 +258,12 @@ def test_the_page_begins_with_what_was_found(tmp_path):
         "wholly: robust nothing; standard wall hue (0.540). The inversion of "
         "robust can be trusted: it shows 0.810 of what is known beyond the "
         "class, and the noise says 1.00 of what the generator leaves open; "
-        "that of standard can be trusted only with care: it shows 0.680 of what "
-        "is known beyond the class (the logits may hold the rest), and the noise "
-        "says 0.36 of what the generator leaves open: its pictures vary too "
-        "little; that of partial can be trusted in what it "
-        "shows, not in what it lacks: it shows 0.680 of what is known beyond "
-        "the class (the logits may hold the rest), and the noise says 1.00 of "
+        "that of standard can be trusted only with care: it shows 0.680 of "
+        "what is known beyond the class (the logits may hold the rest), and "
+        "the noise says 0.36 of what the generator leaves open: its pictures "
+        "vary too little; that of partial can be trusted in what it shows, not "
+        "in what it lacks: it shows 0.680 of what is known beyond the class "
+        "(the logits may hold the rest), and the noise says 1.00 of "
         "what the generator leaves open."
     )
     # Of nothing that was measured, nothing is said.
