@@ -97,6 +97,14 @@ def test_nothing_to_measure(monkeypatch):
     )
     with pytest.raises(errors.InputError, match="gradients. Received: rend"):
         benchmark.main(["--gradients", "--only=rendering"])
+    # The peak, which is measured in any case, is none.
+    monkeypatch.setattr(
+        benchmark.workloads_lib,
+        "make_workloads",
+        lambda options: {benchmark_workloads.PEAK: (1, None)},
+    )
+    with pytest.raises(errors.InputError, match="training. Received: rend"):
+        benchmark.main(["--only=rendering"])
 
 
 def test_peer_of_another_size(capsys):

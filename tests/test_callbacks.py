@@ -1,4 +1,5 @@
 import csv
+import errno
 import os
 import pathlib
 import shutil
@@ -400,8 +401,8 @@ def train_epochs(run, rows, first=0):
     best.set_model(model)
     for epoch in range(first, len(rows)):
         model.epoch = epoch + 1
+        best.on_epoch_end(epoch, dict(rows[epoch]))
         table.on_epoch_end(epoch, dict(rows[epoch]))
-        best.on_epoch_end(epoch)
     return [
         (run / name).read_text()
         for name in ("generator.keras", "generator-last.keras")
@@ -416,6 +417,26 @@ def test_the_best_generator_is_kept_and_the_last(tmp_path):
     assert "the noise says 0.98 of what the generator leaves open" in text
     # Killed within the second epoch: the same choice again.
     assert train_epochs(tmp_path, rows, first=1) == ["2", "3"]
+
+
+def test_a_generator_that_could_not_be_written_is_not_described(
+    tmp_path, monkeypatch
+):
+    rows = [row(0.9, 0.57, 0.4), row(0.9, 0.57, 0.3)]
+    train_epochs(tmp_path, rows[:1])
+
+    def fill_the_disk(model, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, "save_model", fill_the_disk)
+    batches = [(np.zeros((2, 8, 8, 3), "float32"), None)]
+    kinds = callbacks.BestGenerator, checkpoints.MetricsTable
+    with pytest.raises(OSError):
+        for callback in callbacks.writers(tmp_path, batches, 4, 0):
+            if isinstance(callback, kinds):
+                callback.set_model(AveragedModel())
+                callback.on_epoch_end(1, dict(rows[1]))
+    assert "of epoch 1 of 1" in callbacks.describe_best(tmp_path)
 
 
 def test_the_last_generator_is_kept_where_none_is_in_order(tmp_path):

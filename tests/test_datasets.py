@@ -250,6 +250,7 @@ def test_opening_a_folder_decodes_no_image(folder, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "load", load)
     assert datasets.open_dataset(folder, "train[:100%]").num_examples == 30
+    assert datasets.open_dataset(folder, "train[:]").num_examples == 30
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".gif", ".bmp"])

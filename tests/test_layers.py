@@ -244,6 +244,16 @@ def test_standardised_logits_have_unit_variance():
     np.testing.assert_allclose(outputs.std(0), 1, atol=1e-4)
 
 
+def test_a_logit_that_hardly_varies_is_not_enlarged_beyond_bounds():
+    logits = random(500, 3) * [1, 20, 0]
+    layer = conditioning.LogitNormalization("standardize")
+    layer.build((None, 3))
+    layer.set_statistics(logits)
+    expected = 0.5 / (0.01 * logits[:, 1].std())
+    found = np.array(layer(np.full((1, 3), 0.5, "float32")))[0, 2]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_whitened_logits_are_uncorrelated():
     logits = random(500, 3) @ random(3, 3, seed=1) + 2
     layer = conditioning.LogitNormalization("whiten")
@@ -290,7 +300,7 @@ def test_deviation_from_the_class_is_white_and_free_of_the_class():
     layer.set_statistics(logits)
     deviation = np.array(layer(logits))
     np.testing.assert_allclose(
-        deviation, layer.whiten(beyond.astype("float32")), atol=1e-2
+        deviation, beyond @ np.array(layer.transform), atol=1e-2
     )
     variances = np.linalg.eigvalsh(np.cov(deviation.T, bias=True))
     # One of the three directions does not vary. From the mean of the others:

@@ -211,6 +211,8 @@ def test_a_server_of_something_else_is_one_line(answer):
         ("grpc://::1:8500/name", "IPv6 HOST in brackets"),
         ("http://::1:8501/v1/models/name", "IPv6 HOST in brackets"),
         ("grpc://[::1:8500/name", "IPv6 HOST in brackets"),
+        ("grpc://127.0.0.1:1/name/versions/" + "9" * 20, "Expected grpc://"),
+        ("http://a..b:80/v1/models/name", "Expected a model at"),
         ("grpc://127.0.0.1:1/name", "UNAVAILABLE"),
         ("http://127.0.0.1:1/v1/models/name", "refused"),
     ],

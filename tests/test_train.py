@@ -220,7 +220,8 @@ def test_a_run_starts_from_the_generator_of_a_decoder(
     saved = tmp_path / "decoder" / "generator.keras"
     # So small a rate that the weights stay what they were.
     slow = ["--set=generator_learning_rate=1e-12", f"--generator={saved}"]
-    train.main(command("run", *slow, *one_epoch, "--seed=9"))
+    others = "--train-split=train[50%:]"
+    train.main(command("run", *slow, *one_epoch, "--seed=9", others))
     before, after = (
         keras.models.load_model(path)
         for path in (saved, tmp_path / "run" / "generator.keras")
@@ -229,6 +230,10 @@ def test_a_run_starts_from_the_generator_of_a_decoder(
         before.trainable_variables, after.trainable_variables, strict=True
     ):
         np.testing.assert_allclose(one.numpy(), two.numpy(), atol=1e-9)
+    # And the map of the logits that they were trained with.
+    np.testing.assert_array_equal(
+        *(each.normalize_condition.transform for each in (before, after))
+    )
     with pytest.raises(errors.InputError, match="base_channels is 8"):
         train.main(command("other", *slow, "--set=base_channels=8"))
 

@@ -160,19 +160,23 @@ def measure(options, peers):
                 functools.partial(ask_peer, process, asked),
             )
 
-    workloads = {
-        (task, how): workload
-        for (task, how), workload in workloads.items()
-        if (task, how) == workloads_lib.PEAK
-        or not options.only
-        or any(text in f"{task} ({how})" for text in options.only)
-    }
-    if not workloads:
+    chosen = [
+        (task, how)
+        for task, how in workloads
+        if any(text in f"{task} ({how})" for text in options.only or [""])
+    ]
+    if not chosen:
         raise errors.InputError(
             "Expected --only to be in the name of something that is measured, "
             f"such as {next(iter(tasks))[0]}. Received: "
             f"{', '.join(options.only)}."
         )
+    # The peak in any case: figures are shares of it.
+    workloads = {
+        name: workload
+        for name, workload in workloads.items()
+        if name in chosen or name == workloads_lib.PEAK
+    }
     about = runs.machine()
     print(f"{about['processor']}, {about['cores']} cores, {about['system']}")
     print("first calls, which trace and compile")

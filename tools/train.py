@@ -69,8 +69,6 @@ def train(options, strategy, chief):
         # After the classifier, which computes as it always does.
         precision = devices.set_precision(options.precision)
         model = build_model(options, classifier)
-        if options.generator and not checkpoints.existing(run):
-            checkpoints.start_from(model, options.generator)
         steps = 0 if constant else epochs * options.steps_per_epoch
         model.compile(
             presets.make_optimizer(options.generator_learning_rate, steps),
@@ -80,6 +78,11 @@ def train(options, strategy, chief):
             ),
             jit_compile=devices.compiles(strategy),
         )
+    if not checkpoints.existing(run):
+        model.adapt(source.evaluation_batches(classifier.input_shape[1], 500))
+        # Its networks keep the map of logits that they were trained with.
+        if options.generator:
+            checkpoints.start_from(model, options.generator)
 
     # The run directory, its options first.
     if chief and not resumed:
@@ -100,8 +103,6 @@ def train(options, strategy, chief):
     first_epoch = checkpoints.restore(model, run)
     if first_epoch:
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
-    else:
-        model.adapt(source.evaluation_batches(classifier.input_shape[1], 500))
 
     training, size = source, classifier.input_shape[1]
     validation_batches = validation.evaluation_batches(

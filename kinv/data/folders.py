@@ -92,7 +92,7 @@ def parse_split(split, name):
             f"train[:80%]. Received: {split}."
         )
     name, *borders = match.groups()
-    if borders == [None, None]:
+    if "[" not in split:
         return name, None
     first, last = (int(border[:-1]) if border else None for border in borders)
     return name, (first or 0, 100 if last is None else last)

@@ -197,9 +197,10 @@ class BestGenerator(keras.callbacks.Callback):
     """Saves the averaged generator after every epoch, and keeps the best.
 
     `generator-last.keras` is that of the last epoch; `generator.keras` that of
-    `best_epoch`, or the last while there is none. It comes after
-    `MetricsTable`, whose file it reads, so that a resumed run chooses as one
-    that was never stopped.
+    `best_epoch`, or the last while there is none. It reads of earlier epochs
+    from `MetricsTable`'s file, so that a resumed run chooses as one that was
+    never stopped, and comes before that callback: where a generator could not
+    be written, no row says that it was.
 
     Args:
         run: directory of the run.
@@ -212,9 +213,9 @@ class BestGenerator(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Saves the generator, once or twice."""
         names = ["generator-last.keras"]
-        best = best_epoch(
-            checkpoints.read_table(self.run / "metrics.csv", FIGURES)
-        )
+        rows = checkpoints.read_table(self.run / "metrics.csv", FIGURES)
+        rows = [row for row in rows if row["epoch"] <= epoch]
+        best = best_epoch([*rows, {"epoch": epoch + 1, **logs}])
         if best in (None, epoch + 1):
             names.append("generator.keras")
         for name in names:
@@ -334,9 +335,9 @@ def writers(run, validation_batches, noise_dim, seed):
         (4, len(images), noise_dim), seed=[seed, -2]
     )
     return [
-        checkpoints.MetricsTable(run / "metrics.csv"),
         Scalars(run / "tensorboard"),
         ReconstructionSummary(run / "tensorboard", images, noise),
         BestGenerator(run),
+        checkpoints.MetricsTable(run / "metrics.csv"),
         checkpoints.Checkpoint(run),
     ]

@@ -96,9 +96,10 @@ class LogitNormalization(keras.layers.Layer):
     The identity (but for `one-hot`) until `set_statistics`.
 
     Args:
-        kind: `standardize` gives each logit mean 0 and variance 1; `whiten`
-            rotates to the principal components and gives each of them variance
-            1, no component being enlarged beyond what brings 1e-4 of the
+        kind: `standardize` gives each logit mean 0 and variance 1, none being
+            enlarged beyond what brings 1e-2 of the largest deviation to 1;
+            `whiten` rotates to the principal components and gives each of them
+            variance 1, none being enlarged beyond what brings 1e-4 of the
             largest variance to 1; `class-centered` puts the standardised
             logits beside the `ClassCenteredWhitening`, which is bounded to +-3;
             `one-hot` leaves of the logits only the predicted class, the control
@@ -147,7 +148,9 @@ class LogitNormalization(keras.layers.Layer):
         if self.kind == "whiten":
             transform = _whitening(logits, 1e-4)
         else:
-            transform = np.diag(1 / np.maximum(logits.std(axis=0), 1e-6))
+            deviations = logits.std(axis=0)
+            floor = max(1e-2 * deviations.max(), 1e-6)
+            transform = np.diag(1 / np.maximum(deviations, floor))
         self.mean.assign(logits.mean(axis=0))
         self.transform.assign(transform)
         if self.deviation:

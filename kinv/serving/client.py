@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -64,7 +65,8 @@ def connect(target):
     host = address.hostname or ""
     path = [part for part in address.path.split("/") if part]
     number = None
-    if path[-2:-1] == ["versions"] and path[-1].isdecimal():
+    # 64 bits, as of TensorFlow Serving.
+    if path[-2:-1] == ["versions"] and re.fullmatch("[0-9]{1,18}", path[-1]):
         number = int(path[-1])
         path = path[:-2]
     # Without brackets, IPv6 ends at its first colon.
@@ -173,7 +175,11 @@ def _connect_rest(target):
                 method, url, data=body, timeout=TIMEOUT_SECONDS
             )
             answer = orjson.loads(response.content)
-        except requests.RequestException as error:
+        # The latter of a host that cannot be one, such as a..b.
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+        ) as error:
             raise _failed(target, errors.reason(error)) from None
         except orjson.JSONDecodeError:
             raise _failed(
