@@ -131,6 +131,32 @@ def noise_only():
     )
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        calibration,
+        controls,
+        logit_interpolation,
+        manipulation,
+        memorisation,
+        misclassified,
+        noise_interpolation,
+        noise_resampling,
+        reconstructions,
+        rotation,
+        stability,
+    ],
+)
+def test_images_are_read_at_the_size_of_each_model(module, source, monkeypatch):
+    monkeypatch.setattr(calibration, "IMAGES", 20)
+    monkeypatch.setattr(controls, "STEPS", 2)
+    # It can take no others; beside it stands one of a larger classifier.
+    model = perfect()
+    model.metadata["classifier_size"] = 32
+    study = study_lib.Study({"model": model}, source, lambda: source, 64)
+    assert module.run(study).metrics["model"]
+
+
 def run(module, source, **models):
     return module.run(study_lib.Study(models, source, lambda: source, 32))
 
@@ -608,7 +634,8 @@ def test_stability(source):
 
 
 def test_stability_takes_as_many_of_each_class(source):
-    images, labels = stability.choose(study_lib.Study({}, source, None, 32))
+    study = study_lib.Study({}, source, None, 32)
+    images, labels = stability.choose(study, None)
     assert len(images) == 40
     assert (np.unique(labels, return_counts=True)[1] == 2).all()
 

@@ -290,12 +290,14 @@ def open_study(options, paths):
 
 
 def classifier_size(options, paths, models):
-    """Height of the images that the classifiers take, at most."""
-    sizes = {
-        label: model.metadata.get("classifier_size", options.classifier_size)
-        for label, model in models.items()
-    }
-    for label, size in sizes.items():
+    """Height of the images that the classifiers take, at most.
+
+    Models on a server that does not tell theirs are told that they have it.
+    """
+    for label, model in models.items():
+        size = model.metadata.setdefault(
+            "classifier_size", options.classifier_size
+        )
         if size is None:
             raise errors.InputError(
                 "Expected --classifier-size, the height of the images that "
@@ -303,7 +305,7 @@ def classifier_size(options, paths, models):
                 "a server that does not tell it. Look for classifier_size in "
                 "the model's assets.extra/kinv.json."
             )
-    return max(sizes.values())
+    return max(model.metadata["classifier_size"] for model in models.values())
 
 
 def run_experiments(study, options, out):

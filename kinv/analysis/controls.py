@@ -43,8 +43,8 @@ def run(study):
         and the seconds per image.
     """
     metrics, rows, figures = {}, [], []
-    images = study.first(study.count(IMAGES)).images
     for name, model in study.models.items():
+        images = study.first(study.count(IMAGES), name).images
         logits = model.logits(images)
         targets = study_lib.target(images, model)
         metrics[name], grid = {}, [images[:SHOWN]]
@@ -96,7 +96,7 @@ def _ways(study, name, images):
         distances = measures.squared_distances(condition, features["condition"])
         return distances.argmin(axis=1)
 
-    neighbours = study_lib.target(_training_images(study, find()), model)
+    neighbours = _training_images(study, name, find())
 
     def nearest():
         # Only the comparison takes time.
@@ -115,18 +115,19 @@ def _ways(study, name, images):
     return ways
 
 
-def _training_images(study, places):
-    """The training images at places in their order, `(places, ...)`."""
+def _training_images(study, name, places):
+    """The training images at places in their order, as a model's pictures."""
     source = study.training_source()
     found, start = {}, 0
     for batch in study.read(
-        max(places) + 1, source, study_lib.TRAINING_BATCH_SIZE
+        max(places) + 1, source, study_lib.TRAINING_BATCH_SIZE, name
     ):
         stop = start + len(batch.images)
         for place in set(places).intersection(range(start, stop)):
             found[place] = batch.images[place - start]
         start = stop
-    return np.stack([found[place] for place in places])
+    images = np.stack([found[place] for place in places])
+    return study_lib.target(images, study.models[name])
 
 
 def optimise(study, model, condition):

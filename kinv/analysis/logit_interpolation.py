@@ -27,10 +27,9 @@ def run(study):
         results.NotApplicable: of a single image.
     """
     study.require_images(2)
-    pairs = _pairs(study)
     metrics, rows, figures, lengths = {}, [], [], {}
     for name, model in study.models.items():
-        parts, grid = [], []
+        parts, grid, pairs = [], [], _pairs(study, name)
         progress = study.progress(pairs, len(pairs), name)
         for index, pair in enumerate(progress):
             noise = study.noise(model, 1, 1, str(index))
@@ -66,12 +65,12 @@ def _smoothness(model, reconstructions):
     }
 
 
-def _pairs(study):
-    """Pairs of images at random, those of one class left out.
+def _pairs(study, name):
+    """Pairs of images at random, for a model, those of one class left out.
 
     A data set may hold an image twice: from it to itself there is no way.
     """
-    batch = study.first(2 * study.count(PAIRS))
+    batch = study.first(2 * study.count(PAIRS), name)
     places = study.random("pairs").permutation(len(batch.images) // 2 * 2)
     first, second = np.split(places, 2)
     differ = (batch.images[first] != batch.images[second]).any(axis=(1, 2, 3))

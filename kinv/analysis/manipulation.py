@@ -56,7 +56,7 @@ def run(study):
     count = study.count(IMAGES)
     metrics, rows, figures = {}, [], []
     for name, model in study.models.items():
-        units = units_of(model.logits(study.first(count).images))
+        units = units_of(model.logits(study.first(count, name).images))
         # Of a classifier of one output, say, logits are z / 2 and -z / 2.
         study.require(
             units["shift"] > 1e-6 * units["perturb"],
@@ -167,7 +167,7 @@ def _read_back(logits, unchanged, kind, value, units):
 
 
 def _grid(study, name, units):
-    model, images = study.models[name], study.first(SHOWN).images
+    model, images = study.models[name], study.first(SHOWN, name).images
     logits = model.logits(images)
     noise = study.noise(model, len(images), 1, "shown")
     rows, names, captions = [], [], []

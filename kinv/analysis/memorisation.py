@@ -34,28 +34,27 @@ def run(study):
         `training_images` if they are no more than `TRAINING_IMAGES`; and
         whose these are, `training_set`.
     """
-    pictures = study.first(study.count(IMAGES)).images
     searches = {}
     for name, model in study.models.items():
+        pictures = study.first(study.count(IMAGES), name).images
         source, training_set = study.training_images(model)
         channels = model.metadata.get("channels", 3)
         noise = study.noise(model, len(pictures), 1, "memorisation")
         *_, reconstructions = searches.setdefault(
-            (training_set, model.image_size, channels),
-            (source, model, {}),
+            (training_set, study.size(name), model.image_size, channels),
+            (source, name, study_lib.target(pictures, model), {}),
         )
         reconstructions[name] = model.reconstruct(pictures, noise)[:, 0]
     metrics, rows, figures = {}, [], []
     for (training_set, *_), search in searches.items():
-        source, model, reconstructions = search
-        images = study_lib.target(pictures, model)
+        source, first, images, reconstructions = search
         searched = {
             "searched": min(TRAINING_IMAGES, source.num_examples),
             "training_images": source.num_examples,
             "training_set": training_set,
         }
         distances, nearest = _found(
-            study, source, model, np.stack([images, *reconstructions.values()])
+            study, source, first, np.stack([images, *reconstructions.values()])
         )
         for row, (name, made) in enumerate(reconstructions.items(), start=1):
             ratios = {
@@ -74,7 +73,7 @@ def run(study):
     return results.Result(metrics, {"ratios": rows}, figures)
 
 
-def _found(study, source, model, groups):
+def _found(study, source, name, groups):
     """What `_nearest` finds, kept for the next report of the same images."""
     key = None
     if source.identity:
@@ -82,7 +81,7 @@ def _found(study, source, model, groups):
         key = ["nearest", source.identity(), TRAINING_IMAGES, queries]
 
     def search():
-        distances, nearest = _nearest(study, source, model, groups)
+        distances, nearest = _nearest(study, source, name, groups)
         return {**distances, "nearest": nearest}
 
     distances = cache.kept(key, search)
@@ -90,13 +89,13 @@ def _found(study, source, model, groups):
     return distances, nearest
 
 
-def _nearest(study, source, model, groups):
+def _nearest(study, source, name, groups):
     """The training images nearest to groups of images, in one pass.
 
     Args:
         study: `study.Study`.
         source: `source.Source` of the training images.
-        model: `pipeline.Pipeline`, as whose pictures they are taken.
+        name: label of the model as whose pictures they are taken.
         groups: `(groups, images, size, size, 3)`.
 
     Returns:
@@ -109,9 +108,9 @@ def _nearest(study, source, model, groups):
     best = {measure: np.full(len(queries), np.inf) for measure in sizes}
     nearest = np.zeros_like(queries)
     for batch in study.read(
-        TRAINING_IMAGES, source, study_lib.TRAINING_BATCH_SIZE
+        TRAINING_IMAGES, source, study_lib.TRAINING_BATCH_SIZE, name
     ):
-        images = study_lib.target(batch.images, model)
+        images = study_lib.target(batch.images, study.models[name])
         for measure, size in sizes.items():
             distances = measures.squared_distances(
                 flat[measure], _flat(images, size)

@@ -52,7 +52,7 @@ def run(study):
     study.require(labelled, "labels of the classifier's classes")
     metrics, rows, figures, claims = {}, [], [], []
     for name, model in study.models.items():
-        strength, shown = _strength(study, model), []
+        strength, shown = _strength(study, name), []
         per_image = study.per_image(
             _measure, name, study.count(IMAGES), strength=strength, shown=shown
         )
@@ -101,13 +101,13 @@ def _rows(name, compared):
     ]
 
 
-def _strength(study, model):
+def _strength(study, name):
     """The first strength of noise that makes enough images wrong."""
     for strength in STRENGTHS:
         wrong = 0
-        for batch in study.batches(study.count(IMAGES)):
+        for batch in study.batches(study.count(IMAGES), name=name):
             images = degrade(study, batch, strength)
-            predicted = model.logits(images).argmax(-1)
+            predicted = study.models[name].logits(images).argmax(-1)
             wrong += np.sum((predicted != batch.labels) & (batch.labels >= 0))
         if wrong >= ENOUGH:
             break

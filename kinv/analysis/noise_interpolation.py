@@ -97,7 +97,7 @@ def between(ends, steps):
 
 
 def _figure(study, name):
-    model, batch = study.models[name], study.first(SHOWN)
+    model, batch = study.models[name], study.first(SHOWN, name)
     images = study_lib.target(batch.images, model)
     steps = [f"{t:.3g}" for t in np.linspace(0, 1, STEPS)]
     return results.Figure(

@@ -64,9 +64,9 @@ def _measure(study, model, batch):
 
 
 def _figure(study):
-    images = study.first(BLOCKS).images
     grid = []
-    for model in study.models.values():
+    for name, model in study.models.items():
+        images = study.first(BLOCKS, name).images
         noise = study.noise(model, len(images), 8, "shown")
         blocks = np.concatenate(
             [

@@ -51,12 +51,12 @@ def identity(study, name, source):
     if source.identity is None:
         return None
     model = study.models[name]
-    batch = next(study.batches(study_lib.COMPARED, source))
+    batch = next(study.batches(study_lib.COMPARED, source, name=name))
     logits, condition = model.classify(batch.images)
     said = [logits.max(axis=-1), np.linalg.norm(condition, axis=-1)]
     return [
         source.identity(),
-        study.image_size,
+        study.size(name),
         model.layer,
         np.round(said, 2).tolist(),
     ]

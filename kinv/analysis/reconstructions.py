@@ -72,12 +72,12 @@ def _measure(study, model, batch):
 def _figure(study):
     batch = study.first(SHOWN)
     grid, captions, marked = [list(batch.images)], [[]], [[]]
-    for model in study.models.values():
-        noise = study.noise(model, len(batch.images), 1, "shown")
-        reconstructions = model.reconstruct(batch.images, noise)[:, 0]
+    for name, model in study.models.items():
+        images = study.first(SHOWN, name).images
+        noise = study.noise(model, len(images), 1, "shown")
+        reconstructions = model.reconstruct(images, noise)[:, 0]
         before, after = (
-            model.logits(images).argmax(-1)
-            for images in (batch.images, reconstructions)
+            model.logits(x).argmax(-1) for x in (images, reconstructions)
         )
         grid.append(list(reconstructions))
         captions.append([model.class_names[index] for index in after])

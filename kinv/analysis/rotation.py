@@ -158,7 +158,8 @@ def _shape(fields, others):
 
 
 def _figure(study, name):
-    groups = _reconstruct(study, study.models[name], study.first(SHOWN))
+    batch = study.first(SHOWN, name)
+    groups = _reconstruct(study, study.models[name], batch)
     return results.Figure(
         name,
         f"{name}: images, their reconstructions, and reconstructions of the "

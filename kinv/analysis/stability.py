@@ -23,12 +23,12 @@ def run(study):
         `results.Result`. Agreement by model and, with labels, by whether the
         classifier is right; `chance`, with another image's reconstruction.
     """
-    images, labels = choose(study)
     labelled = bool(study.source.class_numbers)
     metrics, rows, passes, hits, is_right, curves = {}, [], [], {}, {}, {}
     # Only the two models that stand for the paper's, not their controls.
     papers = dict(zip(study.pair or (), PAPER, strict=False))
     for name, model in study.models.items():
+        images, labels = choose(study, name)
         predicted = model.logits(images).argmax(-1)
         classes = _classes_after(study, name, images)
         same = {number: after == predicted for number, after in classes.items()}
@@ -86,22 +86,27 @@ def _classes_after(study, name, images):
     return classes
 
 
-def choose(study):
+def choose(study, name):
     """Images of so many classes, equally many of each while they last.
 
     Of images without labels the first.
+
+    Args:
+        study: `study.Study`.
+        name: label of the model that they are for; the same for all models.
 
     Returns:
         float32 images and their labels.
     """
     classes = np.array(study.source.class_numbers)
     if not classes.size:
-        return study.first(study.count(CLASSES) * IMAGES_PER_CLASS)[:2]
+        count = study.count(CLASSES) * IMAGES_PER_CLASS
+        return study.first(count, name)[:2]
     classes = study.random("classes").permutation(classes)
     classes = classes[: study.count(CLASSES)]
     missing = dict.fromkeys(classes.tolist(), IMAGES_PER_CLASS)
     chosen = []
-    for batch in study.batches(None):
+    for batch in study.batches(None, name=name):
         for image, label in zip(
             batch.images, batch.labels.tolist(), strict=True
         ):

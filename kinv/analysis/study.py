@@ -62,7 +62,8 @@ class Study:
             name and a split those. It raises `errors.InputError` or, where
             there are none apart from the held-out ones,
             `results.NotApplicable`.
-        image_size: height and width, in pixels, at which images are read.
+        image_size: height and width, in pixels, at which images are read that
+            are for no model of its own size.
         seed: of noise, pairs and resampling.
         quick: whether to take fewer images.
         features: function of images in [0, 255] to their features `(batch,
@@ -108,11 +109,31 @@ class Study:
         shape = (num_images, num_samples, model.noise_dim)
         return self.random("noise", *key).standard_normal(shape, "float32")
 
-    def batches(self, limit, source=None, batch_size=BATCH_SIZE):
+    def size(self, name):
+        """Height and width at which images are read for a model, in pixels.
+
+        As its classifier takes them: an image that is enlarged for another
+        model and reduced again is blurred.
+
+        Args:
+            name: label of the model, or None for images of no model's.
+        """
+        if name is None:
+            return self.image_size
+        metadata = self.models[name].metadata
+        return metadata.get("classifier_size", self.image_size)
+
+    def batches(self, limit, source=None, batch_size=BATCH_SIZE, name=None):
         """Reads the first images, a batch at a time.
 
         A last image that would be alone joins the batch before it: measures
         compare the images of a batch with each other.
+
+        Args:
+            limit: number of images, at most; None for all.
+            source: `source.Source`. Defaults to the held-out images.
+            batch_size: images per batch.
+            name: label of the model that they are for, as of `size`.
 
         Yields:
             `Batch`.
@@ -120,7 +141,7 @@ class Study:
         source = source or self.source
         waiting, index = None, 0
         for batch in source.evaluation_batches(
-            self.image_size, batch_size, limit, with_factors=True
+            self.size(name), batch_size, limit, with_factors=True
         ).as_numpy_iterator():
             if waiting and len(batch[0]) == 1 < batch_size:
                 batch = tf.nest.map_structure(
@@ -133,21 +154,21 @@ class Study:
         if waiting:
             yield Batch(*waiting, str(index))
 
-    def first(self, count):
-        """The first images, as one `Batch`."""
-        return next(self.batches(count, batch_size=count))
+    def first(self, count, name=None):
+        """The first images, as one `Batch`, for a model or for none."""
+        return next(self.batches(count, batch_size=count, name=name))
 
-    def read(self, limit, source=None, batch_size=BATCH_SIZE, name=""):
+    def read(self, limit, source=None, batch_size=BATCH_SIZE, name=None):
         """As `batches`, with a progress bar on a terminal."""
         limit = min(limit, (source or self.source).num_examples)
         yield from self.progress(
-            self.batches(limit, source, batch_size),
+            self.batches(limit, source, batch_size, name),
             # A lone last image makes no batch of its own.
             max(1, -(-(limit - 1) // batch_size)),
             name,
         )
 
-    def progress(self, iterable, total, name=""):
+    def progress(self, iterable, total, name=None):
         """Passes an iterable on with a progress bar, on a terminal."""
         label = ", ".join(filter(None, (self.title, name)))
         yield from tqdm.tqdm(
