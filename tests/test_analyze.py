@@ -36,18 +36,23 @@ EXPERIMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def results(rendered, tmp_path_factory):
-    """All experiments on both pipelines, on few rendered scenes."""
-    out = tmp_path_factory.mktemp("results")
-    sizes = {"train": 1500, "test": 150}
+def open_rendered(patch, rendered, **sizes):
+    """Has so many rendered scenes analysed, other than those recorded."""
 
     def open_dataset(name, split, skip_unreadable=False):
         assert name == "kinv_scenes/32-large"
         return rendered(split, sizes[split])
 
+    patch.setattr(datasets, "open_dataset", open_dataset)
+    patch.setattr(sources, "check_data", lambda *args: None)
+
+
+@pytest.fixture(scope="module")
+def results(rendered, tmp_path_factory):
+    """All experiments on both pipelines, on few rendered scenes."""
+    out = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "open_dataset", open_dataset)
+        open_rendered(patch, rendered, train=1500, test=150)
         patch.setattr(controls, "STEPS", 20)
         patch.setattr(factors, "SAMPLES", 4)
         analyze.main(
@@ -332,9 +337,7 @@ def test_summaries_for_tensorboard(results):
 def test_finished_experiments_are_not_repeated(
     results, rendered, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        datasets, "open_dataset", lambda *args: rendered("test", 150)
-    )
+    open_rendered(monkeypatch, rendered, train=150, test=150)
     before = (results / "rotation" / "metrics.json").stat().st_mtime_ns
     # What was computed at another commit is not said to be of this one.
     monkeypatch.setattr(runs, "git_commit", lambda: "later")
@@ -378,9 +381,7 @@ def test_results_are_not_written_over(tmp_path):
 def test_an_interrupted_experiment_leaves_nothing(
     rendered, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        datasets, "open_dataset", lambda *args: rendered("test", 150)
-    )
+    open_rendered(monkeypatch, rendered, train=150, test=150)
     out = tmp_path / "results"
     command = [
         *MODELS[:2],
@@ -526,12 +527,7 @@ def test_a_model_that_does_not_tell_its_classifier_s_size(
 def test_served_models_give_what_local_ones_give(
     served, rendered, tmp_path, monkeypatch
 ):
-    sizes = {"train": 300, "test": 60}
-    monkeypatch.setattr(
-        datasets,
-        "open_dataset",
-        lambda name, split, *options: rendered(split, sizes[split]),
-    )
+    open_rendered(monkeypatch, rendered, train=300, test=60)
     experiments = ["reconstructions", "stability", "controls"]
     found = []
     for place, models in (
@@ -652,19 +648,15 @@ def test_grids_keep_their_pixels_at_the_report_s_resolution():
 
 
 @pytest.mark.parametrize(
-    "dataset, split, changed, message",
+    "dataset, changed, message",
     [
-        ("/data/pets", "validation", {}, None),
-        ("pets", "validation", {"class_names": ["eel"]}, "'cat' is gone"),
-        ("pets", "validation", {"digest": "b"}, "other names or sizes"),
-        # Images that the model has not seen.
-        ("/data/pets", "test", {"digest": "b", "num_examples": 5}, None),
-        ("/other/zoo", "validation", {"num_examples": 5}, None),
+        ("/data/pets", {}, None),
+        ("pets", {"class_names": ["eel"]}, "'cat' is gone"),
+        ("pets", {"digest": "b"}, "other names or sizes"),
+        ("/other/zoo", {"num_examples": 5}, None),
     ],
 )
-def test_data_that_the_model_was_not_made_of(
-    dataset, split, changed, message, capsys
-):
+def test_data_that_the_model_was_not_made_of(dataset, changed, message, capsys):
     described = {"class_names": ["cat"], "num_examples": 9, "digest": "a"}
     metadata = {
         "dataset": "pets",
@@ -672,17 +664,39 @@ def test_data_that_the_model_was_not_made_of(
         "data": {"train": described, "validation": described},
     }
     source = types.SimpleNamespace(describe=lambda: {**described, **changed})
+    # Whichever split is analysed.
+    opened = {"validation": source}.__getitem__
     if message is None:
-        sources.check_data(metadata, source, dataset, split)
+        sources.check_data(metadata, opened, dataset)
         return
     with pytest.raises(errors.InputError, match=message):
-        sources.check_data(metadata, source, dataset, split)
+        sources.check_data(metadata, opened, dataset)
     # Nothing is known of older exports.
-    sources.check_data({**metadata, "data": None}, source, dataset, split)
+    sources.check_data({**metadata, "data": None}, opened, dataset)
     # Of a folder only the last name: it may well be another.
     capsys.readouterr()
-    sources.check_data(metadata, source, f"/data/{dataset}", split)
+    sources.check_data(metadata, opened, f"/data/{dataset}")
     assert "another data set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "trained, dataset, expected",
+    [
+        ((0, 50), "pets", "was trained on train[:50%], which may share"),
+        ((50, 100), "pets", ""),
+        ((0, 50), "zoo", ""),
+    ],
+)
+def test_images_that_a_model_was_trained_on(trained, dataset, expected):
+    metadata = {"dataset": "pets", "training": {"train_split": "train[:50%]"}}
+    opened = {
+        split: types.SimpleNamespace(place=("pets", percents))
+        for split, percents in (("train[:50%]", trained), ("test", (40, 50)))
+    }
+    found = sources.may_be_trained_on(
+        metadata, opened.__getitem__, dataset, "test"
+    )
+    assert found.startswith(expected) and bool(found) == bool(expected)
 
 
 def test_a_damaged_test_split_is_not_passed_over():

@@ -237,8 +237,15 @@ def open_study(options, paths):
     cli.print_left_out(source)
     print(f"{dataset}, {split}: {source.num_examples:,} images")
     print(line)
-    for model in models.values():
-        sources.check_data(model.metadata, source, dataset, split)
+
+    def images_of(split):
+        return open_source(dataset, split)[0]
+
+    for label, model in models.items():
+        of_data = model.metadata, images_of, dataset
+        sources.check_data(*of_data)
+        if trained := sources.may_be_trained_on(*of_data, split):
+            print(f"{label} {trained}")
     features, perceptual = None, None
     if options.features:
         features = (
@@ -295,9 +302,7 @@ def classifier_size(options, paths, models):
     Models on a server that does not tell theirs are told that they have it.
     """
     for label, model in models.items():
-        size = model.metadata.setdefault(
-            "classifier_size", options.classifier_size
-        )
+        size = model.metadata.get("classifier_size", options.classifier_size)
         if size is None:
             raise errors.InputError(
                 "Expected --classifier-size, the height of the images that "
@@ -305,6 +310,7 @@ def classifier_size(options, paths, models):
                 "a server that does not tell it. Look for classifier_size in "
                 "the model's assets.extra/kinv.json."
             )
+        model.metadata["classifier_size"] = size
     return max(model.metadata["classifier_size"] for model in models.values())
 
 

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from kinv import errors, runs
-from kinv.data import labels
+from kinv.data import folders, labels
 
 
 def open_held_out(open_split, split, own):
@@ -42,7 +42,7 @@ def is_same(trained, dataset):
     return is_path and parts[0] == parts[1]
 
 
-def check_data(metadata, source, dataset, split):
+def check_data(metadata, open_split, dataset):
     """Raises `InputError` where images are others than a model was made of.
 
     Of a folder that has no more than its last name in common with the model's,
@@ -50,21 +50,50 @@ def check_data(metadata, source, dataset, split):
 
     Args:
         metadata: the model's `kinv.json`.
-        source: `data.source.Source` to analyse.
-        dataset: its name. Of the data set that the model was trained on the
-            same split has the same images.
-        split: its split.
+        open_split: function of the name of a split of the data set that is
+            analysed to a `data.source.Source`. The split that the model was
+            measured on tells, whichever one is analysed.
+        dataset: its name.
     """
     trained = metadata.get("dataset")
-    of_validation = metadata.get("training", {}).get("validation_split")
-    if not is_same(trained, dataset) or split != of_validation:
+    split = metadata.get("training", {}).get("validation_split")
+    if split is None or not is_same(trained, dataset):
         return
     try:
-        runs.check_data(metadata, {"validation": source.describe()}, dataset)
+        described = {"validation": open_split(split).describe()}
+        runs.check_data(metadata, described, dataset)
     except errors.InputError as error:
         if trained == dataset:
             raise
         print(f"taken for another data set than the model's. {error}")
+
+
+def may_be_trained_on(metadata, open_split, dataset, split):
+    """Warns where a model may have been trained on images that are analysed.
+
+    Args:
+        metadata: the model's `kinv.json`.
+        open_split: as of `check_data`.
+        dataset: name of the data set that is analysed.
+        split: its split that is analysed.
+
+    Returns:
+        A sentence without its subject, the model; empty if it cannot be so.
+    """
+    trained = metadata.get("training", {}).get("train_split")
+    if trained is None or not is_same(metadata.get("dataset"), dataset):
+        return ""
+    try:
+        places = [open_split(name).place for name in (split, trained)]
+    # Another data set, as `check_data` says.
+    except errors.InputError:
+        return ""
+    if not folders.may_overlap(*places):
+        return ""
+    return (
+        f"was trained on {trained}, which may share images with {split}: what "
+        "is measured of them may be too good"
+    )
 
 
 def common_names(models):

@@ -287,7 +287,10 @@ class Study:
                     runs.check_data(model.metadata, own, place[0])
                 return source, name
             except (errors.InputError, results.NotApplicable):
-                reason = f"as the model's own ({name}) are not at hand"
+                reason = (
+                    f"as the model's own ({name}) are not at hand, or are "
+                    "analysed"
+                )
         return (
             self.training_source(),
             f"those of the analysed data set, {reason}",
