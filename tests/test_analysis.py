@@ -1004,6 +1004,7 @@ def test_factors_that_the_class_tells_have_no_calibration():
     assert list(values) == [None] * 4
 
 
+@pytest.mark.slow
 def test_information_efficiency(source, rendered, monkeypatch):
     monkeypatch.setattr(factors, "IMAGES", 200)
     monkeypatch.setattr(factors, "SAMPLES", 4)

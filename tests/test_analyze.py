@@ -15,7 +15,15 @@ import PIL.Image
 import pytest
 
 from kinv import cli, errors, images, measures, runs
-from kinv.analysis import controls, factors, grids, report, sources
+from kinv.analysis import (
+    calibration,
+    controls,
+    diversity,
+    factors,
+    grids,
+    report,
+    sources,
+)
 from kinv.analysis import results as results_lib
 from kinv.data import datasets
 from tools import analyze
@@ -53,7 +61,9 @@ def results(rendered, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         open_rendered(patch, rendered, train=1500, test=150)
+        patch.setattr(calibration, "IMAGES", 100)
         patch.setattr(controls, "STEPS", 20)
+        patch.setattr(diversity, "CANDIDATES", 64)
         patch.setattr(factors, "SAMPLES", 4)
         analyze.main(
             [*MODELS, "--quick", "--pdf", "--tensorboard", "--out", str(out)]

@@ -102,14 +102,16 @@ def weights(model):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {
-            "normalization": "class-centered",
-            "discriminator_steps": 1,
-            **SMALL,
-        },
+        pytest.param({}, id="paper", marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "normalization": "class-centered",
+                "discriminator_steps": 1,
+                **SMALL,
+            },
+            id="small",
+        ),
     ],
-    ids=["paper", "small"],
 )
 def test_one_step_on_several_replicas_equals_one(options):
     alone = make_model(**options)
@@ -538,6 +540,7 @@ def test_a_step_in_micro_batches_on_two_replicas():
         np.testing.assert_array_equal(first, second, err_msg=variable.path)
 
 
+@pytest.mark.slow
 def test_a_keras_model_by_its_defaults(tmp_path):
     classifier = make_model().classifier
     model = gan.InversionGAN(classifier, image_size=SIZE, base_channels=4)

@@ -151,6 +151,7 @@ def test_run_directory_and_resumption(
     assert "not known without" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rate_that_decays_and_a_stop(
     image_folder, classifier_file, tmp_path, monkeypatch, capsys
 ):
