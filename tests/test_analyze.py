@@ -719,12 +719,19 @@ def test_a_damaged_test_split_is_not_passed_over():
         return split
 
     with pytest.raises(errors.InputError, match="damaged image in test"):
-        sources.open_held_out(damaged, None, None)
-    assert sources.open_held_out(lacking, None, None) == ("validation",) * 2
+        sources.open_held_out(damaged, None, {}, "pets")
+    found = sources.open_held_out(lacking, None, {}, "pets")
+    assert found == ("validation", "validation")
     # The model may have been trained on what is called so.
     own = "train[:10%]"
-    assert sources.open_held_out(lacking, None, own) == (own, own)
-    assert sources.open_held_out(lacking, "other", own) == ("other", "other")
+    metadata = {"dataset": "pets", "training": {"validation_split": own}}
+    for split, dataset, expected in (
+        (None, "pets", own),
+        (None, "zoo", "validation"),
+        ("other", "pets", "other"),
+    ):
+        found = sources.open_held_out(lacking, split, metadata, dataset)
+        assert found == (expected, expected)
 
 
 def test_images_that_are_analysed_are_no_training_images(

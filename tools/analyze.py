@@ -228,11 +228,11 @@ def open_study(options, paths):
 
     image_size = classifier_size(options, paths, models)
     names = sources.common_names(models.values())
-    own = None
-    if sources.is_same(first.metadata.get("dataset"), dataset):
-        own = first.metadata.get("training", {}).get("validation_split")
     (source, line), split = sources.open_held_out(
-        lambda split: open_source(dataset, split), options.split, own
+        lambda split: open_source(dataset, split),
+        options.split,
+        first.metadata,
+        dataset,
     )
     cli.print_left_out(source)
     print(f"{dataset}, {split}: {source.num_examples:,} images")
@@ -246,14 +246,13 @@ def open_study(options, paths):
         sources.check_data(*of_data)
         if trained := sources.may_be_trained_on(*of_data, split):
             print(f"{label} {trained}")
-    features, perceptual = None, None
-    if options.features:
-        features = (
-            features_lib.load_features(options.features),
-            options.features,
-        )
-    if options.perceptual:
-        perceptual = features_lib.load_perceptual(options.perceptual)
+    features = options.features and (
+        features_lib.load_features(options.features),
+        options.features,
+    )
+    perceptual = options.perceptual and features_lib.load_perceptual(
+        options.perceptual
+    )
 
     def open_training(name=dataset, training_split=options.training_split):
         try:

@@ -7,7 +7,7 @@ from kinv import errors, runs
 from kinv.data import folders, labels
 
 
-def open_held_out(open_split, split, own):
+def open_held_out(open_split, split, metadata, dataset):
     """Opens the split to analyse: the one named, else what is held out.
 
     That is `test`, or what the model has not been trained on.
@@ -15,7 +15,9 @@ def open_held_out(open_split, split, own):
     Args:
         open_split: function of the name of a split.
         split: name, or None.
-        own: the split that the model was measured on, of its own data, or None.
+        metadata: `kinv.json` of the model, which names the split that it was
+            measured on, of its own data.
+        dataset: name of the data set that is analysed.
 
     Returns:
         What `open_split` does, and the name.
@@ -25,7 +27,10 @@ def open_held_out(open_split, split, own):
     try:
         return open_split("test"), "test"
     except errors.NoSplitError:
-        split = own or "validation"
+        split = "validation"
+        if is_same(metadata.get("dataset"), dataset):
+            trained = metadata.get("training", {})
+            split = trained.get("validation_split") or split
         return open_split(split), split
 
 
