@@ -131,29 +131,24 @@ def noise_only():
     )
 
 
+# The others take several models, or images whose factors are known.
 @pytest.mark.parametrize(
-    "module",
-    [
-        calibration,
-        controls,
-        logit_interpolation,
-        manipulation,
-        memorisation,
-        misclassified,
-        noise_interpolation,
-        noise_resampling,
-        reconstructions,
-        rotation,
-        stability,
-    ],
+    "name",
+    sorted(
+        set(analyze.EXPERIMENTS).difference(
+            ("distributions", "factors", "layers_compared"),
+            ("side_by_side", "two_inversions"),
+        )
+    ),
 )
-def test_images_are_read_at_the_size_of_each_model(module, source, monkeypatch):
+def test_images_are_read_at_the_size_of_each_model(name, source, monkeypatch):
     monkeypatch.setattr(calibration, "IMAGES", 20)
     monkeypatch.setattr(controls, "STEPS", 2)
     # It can take no others; beside it stands one of a larger classifier.
     model = perfect()
     model.metadata["classifier_size"] = 32
     study = study_lib.Study({"model": model}, source, lambda: source, 64)
+    module = importlib.import_module(f"kinv.analysis.{name}")
     assert module.run(study).metrics["model"]
 
 

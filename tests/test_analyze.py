@@ -670,43 +670,72 @@ def test_data_that_the_model_was_not_made_of(dataset, changed, message, capsys):
     described = {"class_names": ["cat"], "num_examples": 9, "digest": "a"}
     metadata = {
         "dataset": "pets",
-        "training": {"validation_split": "validation"},
+        "training": {"validation_split": "validation", "train_split": "test"},
         "data": {"train": described, "validation": described},
     }
-    source = types.SimpleNamespace(describe=lambda: {**described, **changed})
+    source = types.SimpleNamespace(
+        describe=lambda: {**described, **changed}, place=None
+    )
+
     # Whichever split is analysed.
-    opened = {"validation": source}.__getitem__
+    def check(dataset, **changes):
+        def open_split(split):
+            return {"validation": source, "test": source}[split]
+
+        sources.check_data(
+            "m", {**metadata, **changes}, open_split, dataset, "test"
+        )
+
     if message is None:
-        sources.check_data(metadata, opened, dataset)
+        check(dataset)
         return
     with pytest.raises(errors.InputError, match=message):
-        sources.check_data(metadata, opened, dataset)
+        check(dataset)
     # Nothing is known of older exports.
-    sources.check_data({**metadata, "data": None}, opened, dataset)
+    check(dataset, data=None)
     # Of a folder only the last name: it may well be another.
     capsys.readouterr()
-    sources.check_data(metadata, opened, f"/data/{dataset}")
+    check(f"/data/{dataset}")
     assert "another data set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "trained, dataset, expected",
+    "trained, dataset, digest, warns",
     [
-        ((0, 50), "pets", "was trained on train[:50%], which may share"),
-        ((50, 100), "pets", ""),
-        ((0, 50), "zoo", ""),
+        ((0, 50), "pets", "a", True),
+        ((0, 50), "/data/pets", "a", True),
+        # Another data set, of which nothing is known.
+        ((0, 50), "/data/pets", "b", False),
+        ((50, 100), "pets", "a", False),
+        ((0, 50), "zoo", "a", False),
     ],
 )
-def test_images_that_a_model_was_trained_on(trained, dataset, expected):
-    metadata = {"dataset": "pets", "training": {"train_split": "train[:50%]"}}
-    opened = {
-        split: types.SimpleNamespace(place=("pets", percents))
-        for split, percents in (("train[:50%]", trained), ("test", (40, 50)))
+def test_images_that_a_model_was_trained_on(
+    trained, dataset, digest, warns, capsys
+):
+    described = {"class_names": ["cat"], "num_examples": 9, "digest": "a"}
+    metadata = {
+        "dataset": "pets",
+        "training": {
+            "train_split": "train[:50%]",
+            "validation_split": "validation",
+        },
+        "data": {"validation": described},
     }
-    found = sources.may_be_trained_on(
-        metadata, opened.__getitem__, dataset, "test"
-    )
-    assert found.startswith(expected) and bool(found) == bool(expected)
+    opened = {
+        split: types.SimpleNamespace(
+            place=("pets", percents),
+            describe=lambda: {**described, "digest": digest},
+        )
+        for split, percents in (
+            ("train[:50%]", trained),
+            ("test", (40, 50)),
+            ("validation", (90, 100)),
+        )
+    }
+    sources.check_data("m", metadata, opened.__getitem__, dataset, "test")
+    warning = "m was trained on train[:50%], which may share images with test"
+    assert (warning in capsys.readouterr().out) == warns
 
 
 def test_a_damaged_test_split_is_not_passed_over():

@@ -242,10 +242,7 @@ def open_study(options, paths):
         return open_source(dataset, split)[0]
 
     for label, model in models.items():
-        of_data = model.metadata, images_of, dataset
-        sources.check_data(*of_data)
-        if trained := sources.may_be_trained_on(*of_data, split):
-            print(f"{label} {trained}")
+        sources.check_data(label, model.metadata, images_of, dataset, split)
     features = options.features and (
         features_lib.load_features(options.features),
         options.features,

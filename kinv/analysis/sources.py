@@ -47,58 +47,52 @@ def is_same(trained, dataset):
     return is_path and parts[0] == parts[1]
 
 
-def check_data(metadata, open_split, dataset):
-    """Raises `InputError` where images are others than a model was made of.
+def check_data(label, metadata, open_split, dataset, split):
+    """Compares what is analysed with the data that a model was made of.
 
-    Of a folder that has no more than its last name in common with the model's,
-    which is all that an export keeps of it, this is only printed.
+    Of the data set that it was trained on, other images than it was measured on
+    are an error; of a folder that has no more than its last name in common,
+    which is all that an export keeps of it, they are printed. So is a split
+    that may share images with those that it was trained on.
 
     Args:
-        metadata: the model's `kinv.json`.
+        label: of the model.
+        metadata: its `kinv.json`.
         open_split: function of the name of a split of the data set that is
-            analysed to a `data.source.Source`. The split that the model was
-            measured on tells, whichever one is analysed.
+            analysed to a `data.source.Source`.
         dataset: its name.
+        split: the split that is analysed.
+
+    Raises:
+        errors.InputError: if the images of the data set have changed.
     """
-    trained = metadata.get("dataset")
-    split = metadata.get("training", {}).get("validation_split")
-    if split is None or not is_same(trained, dataset):
+    name, training = metadata.get("dataset"), metadata.get("training", {})
+    held_out, trained = (
+        training.get(key) for key in ("validation_split", "train_split")
+    )
+    if held_out is None or not is_same(name, dataset):
         return
     try:
-        described = {"validation": open_split(split).describe()}
+        # It tells, whichever split is analysed.
+        described = {"validation": open_split(held_out).describe()}
         runs.check_data(metadata, described, dataset)
     except errors.InputError as error:
-        if trained == dataset:
+        if name == dataset:
             raise
         print(f"taken for another data set than the model's. {error}")
-
-
-def may_be_trained_on(metadata, open_split, dataset, split):
-    """Warns where a model may have been trained on images that are analysed.
-
-    Args:
-        metadata: the model's `kinv.json`.
-        open_split: as of `check_data`.
-        dataset: name of the data set that is analysed.
-        split: its split that is analysed.
-
-    Returns:
-        A sentence without its subject, the model; empty if it cannot be so.
-    """
-    trained = metadata.get("training", {}).get("train_split")
-    if trained is None or not is_same(metadata.get("dataset"), dataset):
-        return ""
+        return
+    if trained is None:
+        return
     try:
-        places = [open_split(name).place for name in (split, trained)]
-    # Another data set, as `check_data` says.
+        places = [open_split(part).place for part in (split, trained)]
+    # They need not be there any more.
     except errors.InputError:
-        return ""
-    if not folders.may_overlap(*places):
-        return ""
-    return (
-        f"was trained on {trained}, which may share images with {split}: what "
-        "is measured of them may be too good"
-    )
+        return
+    if folders.may_overlap(*places):
+        print(
+            f"{label} was trained on {trained}, which may share images with "
+            f"{split}: what is measured of them may be too good"
+        )
 
 
 def common_names(models):

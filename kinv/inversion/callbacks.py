@@ -213,9 +213,8 @@ class BestGenerator(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Saves the generator, once or twice."""
         names = ["generator-last.keras"]
-        rows = checkpoints.read_table(self.run / "metrics.csv", FIGURES)
-        rows = [row for row in rows if row["epoch"] <= epoch]
-        best = best_epoch([*rows, {"epoch": epoch + 1, **logs}])
+        table = self.run / "metrics.csv"
+        best = best_epoch(checkpoints.rows_with(table, epoch, logs, FIGURES))
         if best in (None, epoch + 1):
             names.append("generator.keras")
         for name in names:

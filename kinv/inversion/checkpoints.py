@@ -196,14 +196,27 @@ class MetricsTable(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Writes the table."""
-        rows = [row for row in read_table(self.path) if row["epoch"] <= epoch]
-        rows.append({"epoch": epoch + 1, **logs})
+        rows = rows_with(self.path, epoch, logs)
         with files.atomic_path(self.path, digest=True) as temporary:
             with open(temporary, "w", newline="") as table:
                 columns = dict.fromkeys(key for row in rows for key in row)
                 writer = csv.DictWriter(table, columns)
                 writer.writeheader()
                 writer.writerows(rows)
+
+
+def rows_with(path, epoch, logs, columns=()):
+    """The rows of earlier epochs in a table, and that of the one that ends.
+
+    Args:
+        path: of the table.
+        epoch: the one that ends, counted from 0. Rows of it and of later ones
+            are of a run that was killed.
+        logs: its values.
+        columns: as of `read_table`.
+    """
+    rows = [row for row in read_table(path, columns) if row["epoch"] <= epoch]
+    return [*rows, {"epoch": epoch + 1, **logs}]
 
 
 def read_table(path, columns=()):
