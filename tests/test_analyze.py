@@ -378,6 +378,29 @@ def test_what_a_finished_experiment_did_not_write(tmp_path):
     assert analyze.missing(tmp_path, "table", True, False) == []
 
 
+def test_figures_of_one_name_are_two_files(tmp_path):
+    # As of the pairs of labels a, b-c and a-b, c.
+    figures = [
+        results_lib.Figure(
+            "a-b-c",
+            f"{shade}",
+            grids.captioned_grid([[np.full((8, 8, 3), shade)]], cell_size=8),
+        )
+        for shade in (60, 120, 180)
+    ]
+    result = results_lib.Result({}, {}, figures)
+    report.write_result(tmp_path / "x", "X", result)
+    written = json.loads((tmp_path / "x" / "metrics.json").read_text())
+    assert len(written["figures"]) == len(figures)
+    for figure in written["figures"]:
+        path = tmp_path / "x" / f"{figure['name']}.png"
+        shades = np.array(PIL.Image.open(path).convert("L"))
+        # Most of it is the margin, which is white.
+        assert np.bincount(shades[shades < 255]).argmax() == int(
+            figure["caption"]
+        )
+
+
 def test_results_are_not_written_over(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("stays")

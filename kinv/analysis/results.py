@@ -5,6 +5,7 @@ None for what is not finite.
 """
 
 import dataclasses
+import itertools
 import math
 
 import matplotlib.figure
@@ -58,7 +59,9 @@ class Result:
     Attributes:
         metrics: dict that JSON can express, by model where it is of one.
         tables: rows (dicts with the same keys) by name; each becomes a CSV.
-        figures: list of `Figure`.
+        figures: list of `Figure`. One whose name an earlier one has, which
+            labels of models can bring about, gets a number behind it: its name
+            is that of a file.
         claims: list of `Claim`.
     """
 
@@ -66,6 +69,14 @@ class Result:
     tables: dict[str, list[dict]]
     figures: list[Figure]
     claims: list[Claim] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        names = set()
+        for figure in self.figures:
+            name, numbers = figure.name, itertools.count(2)
+            while figure.name in names:
+                figure.name = f"{name}-{next(numbers)}"
+            names.add(figure.name)
 
 
 def summary(value, low=math.nan, high=math.nan):
