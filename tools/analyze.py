@@ -41,6 +41,9 @@ EXPERIMENTS = (
     "two_inversions",
     "layers_compared",
 )
+# Flags that the results depend on, besides models and data.
+RECORDED = ("training_split", "classifier_size", "features", "perceptual")
+RECORDED += ("quick", "seed")
 
 
 def parse_arguments(argv):
@@ -282,13 +285,7 @@ def open_study(options, paths):
         "dataset": dataset,
         "split": split,
         "digest of the images": source.identity and source.identity(),
-        **{
-            name: getattr(options, name)
-            for name in (
-                *("training_split", "classifier_size", "features"),
-                *("perceptual", "quick", "seed"),
-            )
-        },
+        **{name: getattr(options, name) for name in RECORDED},
     }
 
 

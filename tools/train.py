@@ -208,17 +208,11 @@ def cache_logits(options, model, source, strategy):
     from kinv.inversion import callbacks
 
     layer = options.layer and f"{options.layer}, {options.layer_maps}"
-    kept = (
-        source,
-        model.classifier,
-        layer,
-        options.image_size,
-        options.cache_logits,
-    )
+    kept = (source, model.classifier, layer, options.image_size)
     if callbacks.is_chief(strategy):
-        logit_cache.write(*kept)
+        logit_cache.write(*kept, options.cache_logits)
     devices.wait_for_workers(strategy)
-    return logit_cache.read(*kept), options.image_size
+    return logit_cache.read(*kept, options.cache_logits), options.image_size
 
 
 def parse_arguments(argv):
