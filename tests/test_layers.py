@@ -368,3 +368,26 @@ def test_one_hot_leaves_the_class_alone():
     layer.set_statistics(random(9, 3))
     outputs = layer(np.array([[1.0, 7.0, 2.0], [-3.0, -9.0, -4.0]]))
     np.testing.assert_array_equal(outputs, [[0, 1, 0], [1, 0, 0]])
+
+
+def test_the_embedding_is_gated_and_sees_the_condition_at_every_layer():
+    layer, condition = conditioning.Embedding(3, 2), random(4, 5)
+    layer(condition)
+    for seed, variable in enumerate(layer.variables):  # Biases begin at 0.
+        variable.assign(0.5 * random(*variable.shape, seed=seed))
+    x = condition
+    for value, gate in zip(layer.values, layer.gates, strict=True):
+        # Four times as wide.
+        assert value.kernel.shape == (x.shape[1], 12)
+        a = x @ np.array(value.kernel) + np.array(value.bias)
+        b = x @ np.array(gate.kernel) + np.array(gate.bias)
+        x = np.concatenate([a * b / (1 + np.exp(-b)), condition], axis=1)
+    expected = x @ np.array(layer.embed.kernel)
+    np.testing.assert_allclose(layer(condition), expected, 1e-4, 1e-5)
+
+
+def test_an_embedding_without_hidden_layers_is_linear():
+    layer, condition = conditioning.Embedding(3, 0), random(4, 5)
+    outputs = layer(condition)
+    (kernel,) = layer.variables
+    np.testing.assert_allclose(outputs, condition @ np.array(kernel), 1e-5)

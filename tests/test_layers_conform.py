@@ -61,6 +61,10 @@ LAYERS = {
         ),
         [LOGITS],
     ),
+    "embedding": (
+        lambda **kwargs: conditioning.Embedding(3, 2, **kwargs),
+        [LOGITS],
+    ),
 }
 layers_of_all_kinds = pytest.mark.parametrize(
     "make, shapes", LAYERS.values(), ids=LAYERS

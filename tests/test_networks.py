@@ -198,9 +198,9 @@ def test_detail_is_what_averages_leave_out(monkeypatch):
         cells = pixels.reshape(2, side, size, side, size, 3).mean(axis=(2, 4))
         return cells.repeat(size, axis=1).repeat(size, axis=2)
 
-    # Four times as strong, 0.5 where there is none.
-    bands = (pixels - means(2), means(2) - means(4))
-    expected = [pixels, *(0.5 + 4 * band for band in bands)]
+    # Eight and four times as strong, 0.5 where there is none.
+    finest, second = pixels - means(2), means(2) - means(4)
+    expected = [pixels, 0.5 + 8 * finest, 0.5 + 4 * second]
     np.testing.assert_allclose(
         seen[0], np.concatenate(expected, axis=-1), atol=1e-5
     )
@@ -291,7 +291,7 @@ def test_statistics_make_an_example_independent_of_its_batch():
             norms_per_block=3,
             attention=False,
             logit_normalization="class-centered",
-            embedding_layers=1,
+            embedding_layers=2,
         ),
         lambda: networks.Discriminator(
             32, 5, 4, attention=False, logit_normalization="standardize"

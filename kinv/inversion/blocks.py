@@ -10,8 +10,8 @@ from keras import ops
 
 from kinv.inversion import layers, normalization
 
-# How much stronger than the picture a discriminator sees its fine bands.
-DETAIL_GAIN = 4.0
+# How much stronger than the picture a discriminator sees its two finest bands.
+DETAIL_GAINS = (8.0, 4.0)
 
 
 class GeneratorBlock(keras.layers.Layer):
@@ -111,8 +111,10 @@ def with_fine_bands(images):
     """Images in [0, 1], and their two finest bands as further channels."""
     finest, low = layers.finest_band(images)
     second, _ = layers.finest_band(low)
+    bands = (finest, layers.repeat_pixels(second))
     # Around 0.5, since the first block's ReLU cuts off what is below 0.
-    bands = 0.5 + DETAIL_GAIN * ops.concatenate(
-        [finest, layers.repeat_pixels(second)], axis=-1
-    )
-    return ops.concatenate([images, bands], axis=-1)
+    bands = [
+        0.5 + gain * band
+        for gain, band in zip(DETAIL_GAINS, bands, strict=True)
+    ]
+    return ops.concatenate([images, *bands], axis=-1)

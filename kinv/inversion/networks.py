@@ -65,11 +65,8 @@ class Generator(keras.Model):
             this. The paper: 96.
         noise_dim: a multiple of the number of blocks plus one.
         embedding_dim: size of the embedded logits.
-        embedding_layers: hidden layers, each 4 times as wide, before the linear
-            embedding. 0 as in the paper. What logits know of an image beyond
-            its class is in their deviation from the class's mean, in other
-            directions for each class, which no linear map of all classes
-            alike can read.
+        embedding_layers: hidden layers of the `conditioning.Embedding`, 0 as in
+            the paper.
         gain_offset: 0 as in the paper, 1 as in BigGAN. With 1 the maps keep
             their variance at first, and small networks train faster.
         norms_per_block: 2 as in the paper's code, 3 as in its text.
@@ -146,21 +143,8 @@ class Generator(keras.Model):
         self.normalize_condition = conditioning.make_normalization(
             logit_normalization
         )
-        # Never spectrally normalised, and float32 in every precision.
-        self.embed_layers = [
-            keras.layers.Dense(
-                4 * embedding_dim,
-                "relu",
-                kernel_initializer="he_normal",
-                dtype="float32",
-            )
-            for _ in range(embedding_layers)
-        ]
-        self.embed_condition = keras.layers.Dense(
-            embedding_dim,
-            use_bias=False,
-            kernel_initializer="orthogonal",
-            dtype="float32",
+        self.embed_condition = conditioning.Embedding(
+            embedding_dim, embedding_layers
         )
         self.first = layers.SpectralDense(16 * widths[0])
         self.first_norm = (
@@ -208,8 +192,6 @@ class Generator(keras.Model):
         condition = ops.cast(condition, "float32")
         if self.normalize_condition:
             condition = self.normalize_condition(condition)
-        for layer in self.embed_layers:
-            condition = layer(condition)
         return self.embed_condition(condition)
 
     def fold_spectral_norms(self, iterations):
@@ -279,7 +261,7 @@ class Discriminator(keras.Model):
     that the mean of the scores is the other score.
 
     With `sees_detail` the input is the picture beside its two finest bands,
-    what averages of 2x2 and of 4x4 pixels leave out, four times as strong.
+    what averages of 2x2 and of 4x4 pixels leave out, enlarged.
     Spectral norms bound how steeply scores change with the input, and what
     tells an image from a reconstruction late in training has little contrast.
 

@@ -38,7 +38,7 @@ SETTINGS = {
     "embedding_dim": (errors.positive_int, "length of the embedded logits"),
     "embedding_layers": (
         errors.non_negative_int,
-        "hidden layers before the embedding of the logits",
+        "gated hidden layers before the embedding of the logits",
     ),
     "gain_offset": (
         errors.non_negative_float,
@@ -168,7 +168,7 @@ PRESETS = {
         "discriminator_steps": 1,
         "batch_size": 32,
         "micro_batches": 1,
-        "steps": 11000,
+        "steps": 7500,
         "steps_per_epoch": 500,
         "validation_images": 1000,
         "generator_learning_rate": 1e-3,
