@@ -222,7 +222,10 @@ class Embedding(keras.layers.Layer):
     def call(self, condition):
         x = condition
         for value, gate in zip(self.values, self.gates, strict=True):
-            x = value(x) * ops.silu(gate(x))
+            # Not `ops.silu`, whose gradient is TensorFlow's own: no gradient
+            # could be taken of an exported model then.
+            gates = gate(x)
+            x = value(x) * gates * ops.sigmoid(gates)
             x = ops.concatenate([x, condition], axis=-1)
         return self.embed(x)
 
