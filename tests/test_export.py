@@ -26,7 +26,7 @@ METADATA = {
 
 def make_generator():
     return networks.Generator(
-        32, 5, 4, noise_dim=8, embedding_dim=4, gain_offset=1
+        32, 5, 4, 8, embedding_dim=4, gain_offset=1, embedding_layers=1
     )
 
 
@@ -383,3 +383,30 @@ def test_model_card_tells_the_licence_of_the_images():
     card = model_card.text({**metadata, "dataset_licence": "CC0, by Zoë.\n"})
     assert "licence of these images is below" in card
     assert card.endswith("\n\n## Licence of the images\n\nCC0, by Zoë.\n")
+
+
+def test_gradients_of_an_export_are_those_of_small_steps(exported):
+    loaded = tf.saved_model.load(exported)
+    signature = loaded.signatures["serving_default"]
+    inputs = tensors(inputs_of(2, 2, SIZE))
+    steps = {
+        name: np.random.default_rng(1).normal(size=inputs[name].shape)
+        for name in ("images", "noise")
+    }
+
+    def total(moved):
+        outputs = signature(**{**inputs, **moved})
+        logits = tf.reduce_sum(outputs["logits"] ** 2)
+        return logits + tf.reduce_mean(outputs["reconstructions"])
+
+    for name, step in steps.items():
+        with tf.GradientTape() as tape:
+            tape.watch(inputs[name])
+            value = total({name: inputs[name]})
+        gradient = tape.gradient(value, inputs[name])
+        step = tf.constant(step, "float32")
+        ahead, behind = (
+            total({name: inputs[name] + sign * 1e-2 * step}) for sign in (1, -1)
+        )
+        slope = tf.reduce_sum(gradient * step)
+        np.testing.assert_allclose(slope, (ahead - behind) / 2e-2, rtol=0.05)
