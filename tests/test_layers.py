@@ -391,3 +391,12 @@ def test_an_embedding_without_hidden_layers_is_linear():
     outputs = layer(condition)
     (kernel,) = layer.variables
     np.testing.assert_allclose(outputs, condition @ np.array(kernel), 1e-5)
+
+
+def test_no_embedding_is_longer_than_the_longest():
+    layer, condition = conditioning.Embedding(3, 1), random(4, 5)
+    before = np.array(layer(condition))
+    lengths = np.linalg.norm(before, axis=1)
+    layer.longest = float(np.median(lengths))
+    shortened = np.minimum(1, layer.longest / lengths)[:, None]
+    np.testing.assert_allclose(layer(condition), before * shortened, 1e-5)

@@ -183,6 +183,11 @@ class Embedding(keras.layers.Layer):
 
     Never spectrally normalised, and float32 in every precision.
 
+    Products of what no image gives, such as of logits that are perturbed, grow
+    beyond what was trained. `longest`, which `Generator.
+    fill_standing_statistics` sets for inference, is the length that no
+    embedding exceeds then: a longer one is shortened to it.
+
     Args:
         units: size of the embedding.
         hidden_layers: 0 as in the paper.
@@ -197,6 +202,8 @@ class Embedding(keras.layers.Layer):
         Shazeer, GLU Variants Improve Transformer (2020), SwiGLU; He et al.,
         Delving Deep into Rectifiers, ICCV 2015.
     """
+
+    longest = None
 
     def __init__(self, units, hidden_layers, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
@@ -227,7 +234,11 @@ class Embedding(keras.layers.Layer):
             gates = gate(x)
             x = value(x) * gates * ops.sigmoid(gates)
             x = ops.concatenate([x, condition], axis=-1)
-        return self.embed(x)
+        embedded = self.embed(x)
+        if self.longest is None:
+            return embedded
+        lengths = ops.sqrt(ops.sum(ops.square(embedded), -1, keepdims=True))
+        return embedded * (self.longest / ops.maximum(lengths, self.longest))
 
     def get_config(self):
         return {

@@ -208,6 +208,8 @@ class Generator(keras.Model):
     def fill_standing_statistics(self, batches):
         """Replaces the statistics that inference normalises with.
 
+        The longest embedding of these batches is the longest from then on.
+
         Args:
             batches: iterable of call inputs; logits of real images and fresh
                 noise. Each batch weighs the same.
@@ -224,12 +226,16 @@ class Generator(keras.Model):
             for variable in layer.variables:
                 variable.assign(np.zeros(variable.shape))
             layer.accumulating = True
+        longest = 0.0
         try:
             for batch in batches:
                 self(batch, training=True)
+                embedded = np.array(self._embed(batch["condition"]))
+                longest = max(longest, np.linalg.norm(embedded, axis=1).max())
         finally:
             for layer in moments:
                 layer.accumulating = False
+        self.embed_condition.longest = float(longest)
 
     def get_config(self):
         return {
