@@ -278,6 +278,27 @@ def test_statistics_make_an_example_independent_of_its_batch():
             assert np.linalg.svd(matrix)[1][0] == pytest.approx(1, abs=1e-3)
 
 
+def test_the_longest_embedding_is_that_of_the_last_statistics():
+    generator = networks.Generator(8, 5, 4, noise_dim=8)
+    inputs = inputs_of(generator, 8)
+    kernel = np.array(generator.embed_condition.embed.kernel)
+    # Of conditions twice as long after those, and then of the first again.
+    for factor in (1.0, 2.0, 1.0):
+        condition = factor * inputs["condition"]
+        generator.fill_standing_statistics([{**inputs, "condition": condition}])
+        lengths = np.linalg.norm(condition @ kernel, axis=1)
+        longest = generator.embed_condition.longest
+        assert longest == pytest.approx(lengths.max(), rel=1e-5)
+    # The pictures show it.
+    directions = inputs["condition"] / lengths[:, None] * longest
+    found, expected = (
+        generator({**inputs, "condition": scale * directions})
+        for scale in (3.0, 1.0)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+    assert np.ptp(expected) > 1
+
+
 @pytest.mark.parametrize(
     "network",
     [

@@ -184,9 +184,9 @@ class Embedding(keras.layers.Layer):
     Never spectrally normalised, and float32 in every precision.
 
     Products of what no image gives, such as of logits that are perturbed, grow
-    beyond what was trained. `longest`, which `Generator.
-    fill_standing_statistics` sets for inference, is the length that no
-    embedding exceeds then: a longer one is shortened to it.
+    beyond what was trained. `longest` is the length that an embedding is
+    shortened to where it is longer; None, until the generator fills its
+    standing statistics, for no such length.
 
     Args:
         units: size of the embedding.
@@ -237,8 +237,10 @@ class Embedding(keras.layers.Layer):
         embedded = self.embed(x)
         if self.longest is None:
             return embedded
-        lengths = ops.sqrt(ops.sum(ops.square(embedded), -1, keepdims=True))
-        return embedded * (self.longest / ops.maximum(lengths, self.longest))
+        # The root of a maximum has a gradient at 0, too.
+        squares = ops.sum(ops.square(embedded), axis=-1, keepdims=True)
+        lengths = ops.sqrt(ops.maximum(squares, self.longest**2))
+        return embedded * (self.longest / lengths)
 
     def get_config(self):
         return {
