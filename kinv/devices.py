@@ -96,6 +96,20 @@ def _mirrored_strategy(devices):
     return tf.distribute.MirroredStrategy(devices)
 
 
+def is_chief(strategy):
+    """Whether this process is the one worker that writes files.
+
+    Args:
+        strategy: the `tf.distribute` strategy of the run.
+    """
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type in (None, "chief"):
+        return True
+    cluster = resolver.cluster_spec().as_dict()
+    first_worker = resolver.task_type == "worker" and resolver.task_id == 0
+    return first_worker and "chief" not in cluster
+
+
 def wait_for_workers(strategy):
     """Waits until all workers have come here; of one alone, not at all.
 
@@ -104,6 +118,29 @@ def wait_for_workers(strategy):
     """
     if isinstance(strategy, _MultiWorkerStrategy):
         strategy.reduce("SUM", strategy.run(lambda: tf.ones(())))
+
+
+def of_first_worker(strategy, arrays):
+    """What the first worker gives, on every worker.
+
+    Args:
+        strategy: the `tf.distribute` strategy of the run.
+        arrays: list of float32 arrays that each worker has computed, of the
+            same shapes but for rounding of the same values.
+
+    Returns:
+        List of arrays; those given, where there is one worker.
+    """
+    if not isinstance(strategy, _MultiWorkerStrategy):
+        return arrays
+    first = float(is_chief(strategy))
+
+    def contribution():
+        return [first * tf.constant(x) for x in [*arrays, 1.0]]
+
+    # Of several devices of a worker each gives them.
+    *sums, count = strategy.reduce("SUM", strategy.run(contribution))
+    return [(x / count).numpy() for x in sums]
 
 
 @contextlib.contextmanager

@@ -516,9 +516,9 @@ class FakeStrategy:
 )
 def test_one_worker_is_chief(task, cluster, expected):
     strategy = FakeStrategy(FakeResolver(*task, cluster))
-    assert callbacks.is_chief(strategy) is expected
+    assert devices.is_chief(strategy) is expected
 
 
 def test_a_single_process_is_chief():
-    assert callbacks.is_chief(tf.distribute.get_strategy())
-    assert callbacks.is_chief(devices.make_strategy("mirrored"))
+    assert devices.is_chief(tf.distribute.get_strategy())
+    assert devices.is_chief(devices.make_strategy("mirrored"))

@@ -393,10 +393,10 @@ def test_validation_measures_against_numpy():
 def test_grey_reconstructions_are_compared_with_grey_images():
     model = make_model()
     images, _ = make_data(1)
-    np.testing.assert_array_equal(model._targets(images), images)
+    np.testing.assert_array_equal(model.targets(images), images)
     model.generator.channels = 1
     expected = images @ [[0.299], [0.587], [0.114]] * np.ones(3)
-    np.testing.assert_allclose(model._targets(images), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.targets(images), expected, rtol=1e-5)
 
 
 def test_images_of_any_dtype():

@@ -25,11 +25,10 @@ def main(argv=None):
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kinv import devices
-    from kinv.inversion import callbacks
 
     # First of all: several workers cannot be set up once TensorFlow has run.
     strategy = devices.make_strategy(options.strategy)
-    chief = callbacks.is_chief(strategy)
+    chief = devices.is_chief(strategy)
     with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
         train(options, strategy, chief)
 
@@ -79,7 +78,10 @@ def train(options, strategy, chief):
             jit_compile=devices.compiles(strategy),
         )
     if not checkpoints.existing(run):
-        model.adapt(source.evaluation_batches(classifier.input_shape[1], 500))
+        model.adapt(
+            source.evaluation_batches(classifier.input_shape[1], 500),
+            cli.verbosity(),
+        )
         # Its networks keep the map of logits that they were trained with.
         if options.generator:
             checkpoints.start_from(model, options.generator)
@@ -205,11 +207,10 @@ def cache_logits(options, model, source, strategy):
     """The data set of `--cache-logits`, and the size of its images."""
     from kinv import devices
     from kinv.classifiers import logit_cache
-    from kinv.inversion import callbacks
 
     layer = options.layer and f"{options.layer}, {options.layer_maps}"
     kept = (source, model.classifier, layer, options.image_size)
-    if callbacks.is_chief(strategy):
+    if devices.is_chief(strategy):
         logit_cache.write(*kept, options.cache_logits)
     devices.wait_for_workers(strategy)
     return logit_cache.read(*kept, options.cache_logits), options.image_size

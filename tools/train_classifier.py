@@ -111,11 +111,10 @@ def main(argv=None):
     options = parse_arguments(argv)
     # After the command line is known to be right: TensorFlow takes seconds.
     from kinv import devices
-    from kinv.inversion import callbacks
 
     # First of all: several workers cannot be set up once TensorFlow has run.
     strategy = devices.make_strategy(options.strategy)
-    chief = callbacks.is_chief(strategy)
+    chief = devices.is_chief(strategy)
     with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
         train(options, strategy, chief)
 

@@ -4,7 +4,7 @@ Their order in `fit`, with those of `checkpoints`: `TerminateOnNonFinite` first,
 so that no checkpoint is written after a bad step, `TimeRemaining` before the
 logs are written, `BestGenerator` after `MetricsTable`, and `Checkpoint` last,
 so that an epoch counts as done when all of it is on disk.
-Of several workers only the chief (`is_chief`) has those that write.
+Of several workers only the chief (`devices.is_chief`) has those that write.
 """
 
 import math
@@ -301,20 +301,6 @@ def describe_best(run):
             f"{last['val_energy_score']:.4f}. Try a lower learning rate."
         )
     return text
-
-
-def is_chief(strategy):
-    """Whether this process is the one worker that writes files.
-
-    Args:
-        strategy: the `tf.distribute` strategy of the run.
-    """
-    resolver = strategy.cluster_resolver
-    if resolver is None or resolver.task_type in (None, "chief"):
-        return True
-    cluster = resolver.cluster_spec().as_dict()
-    first_worker = resolver.task_type == "worker" and resolver.task_id == 0
-    return first_worker and "chief" not in cluster
 
 
 def writers(run, validation_batches, noise_dim, seed):

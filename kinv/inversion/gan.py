@@ -8,6 +8,7 @@ from keras import ops
 from kinv import errors, measures
 from kinv import images as images_lib
 from kinv.inversion import (
+    adaptation,
     conditioning,
     losses,
     micro_batches,
@@ -18,8 +19,6 @@ from kinv.inversion import (
 
 # Defaults, here as in `tools/train.py`.
 SMALL = presets.PRESETS["small"]
-# Images that the logits' normalisation is fitted to.
-ADAPT_IMAGES = 10_000
 
 DISCRIMINATOR_LOSSES = {
     "hinge": losses.hinge_discriminator_loss,
@@ -256,7 +255,7 @@ class InversionGAN(keras.Model):
     def fit(self, x, y=None, batch_size=SMALL["batch_size"], **kwargs):
         """Trains on images; labels are not needed.
 
-        The first `fit` adapts the normalisation of the logits.
+        The first `fit` adapts the model to the images.
 
         Args:
             x: images `(examples, height, width, 3)` in [0, 255], of any
@@ -282,30 +281,24 @@ class InversionGAN(keras.Model):
         if first.shape[0] is None:
             x = _without_partial(x)
         if not self._is_adapted():
-            self.adapt(x)
+            self.adapt(x, kwargs.get("verbose", "auto"))
         return super().fit(x, **{"shuffle": False, **kwargs})
 
-    def adapt(self, images):
-        """Fits the normalisation of the logits, and the read-back's units.
+    def adapt(self, images, verbose="auto"):
+        """Fits to images what does not learn, and a first embedding.
 
-        It does nothing for a model that has neither.
+        The normalisation of the logits, the read-back's units, and the
+        embedding of the logits (`adaptation`).
 
         Args:
             images: array or `tf.data.Dataset` of batches, as of `fit`, of
-                which the first 10,000 images are used.
+                which the first 10,000 images are used, 120,000 for an
+                embedding that has hidden layers.
+            verbose: of `keras.Model.fit`.
         """
         if not isinstance(images, tf.data.Dataset):
             images = tf.data.Dataset.from_tensor_slices(images).batch(500)
-        if not (self.generator.normalize_condition or self.readback_weight):
-            return
-        condition_of = tf.function(self._condition_of)
-        conditions, count = [], 0
-        for batch in images:
-            conditions.append(condition_of(_unpack(batch)[0]))
-            count += len(conditions[-1])
-            if count >= ADAPT_IMAGES:
-                break
-        self.set_logit_statistics(np.concatenate(conditions)[:ADAPT_IMAGES])
+        adaptation.adapt(self, images, verbose)
 
     def _is_adapted(self):
         transform = np.asarray(self.class_centered_whitening.transform)
@@ -360,7 +353,7 @@ class InversionGAN(keras.Model):
             images: float32 `(batch, height, width, 3)` in [0, 255].
             noise: float32 `(batch, noise_dim)`, N(0, 1).
         """
-        inputs = {"condition": self._condition_of(images), "noise": noise}
+        inputs = {"condition": self.condition_of(images), "noise": noise}
         return self.averaged_generator(inputs, training=True)
 
     def _classify(self, images):
@@ -372,7 +365,7 @@ class InversionGAN(keras.Model):
         outputs = [ops.cast(x, "float32") for x in outputs]
         return outputs[0], outputs[-1]
 
-    def _targets(self, images):
+    def targets(self, images):
         """Images as reconstructions could be: as large, grey if they are."""
         images = resize(images, self.generator.image_size)
         if self.generator.channels == 3:
@@ -380,7 +373,7 @@ class InversionGAN(keras.Model):
         grey = ops.sum(images * images_lib.LUMINANCE, axis=-1, keepdims=True)
         return ops.repeat(grey, 3, axis=-1)
 
-    def _condition_of(self, images):
+    def condition_of(self, images):
         return self._classify(images)[1]
 
     def train_step(self, data):
@@ -394,11 +387,11 @@ class InversionGAN(keras.Model):
         """
         images, known = _unpack(data)
         condition = (
-            self._in_parts(self._condition_of, images)
+            self._in_parts(self.condition_of, images)
             if known is None
             else known
         )
-        images = self._targets(images)
+        images = self.targets(images)
         batches = self.discriminator_steps + 1
 
         discriminator_loss = 0.0
@@ -481,7 +474,7 @@ class InversionGAN(keras.Model):
         return losses.relativistic_generator_loss(real_scores, fake_scores)
 
     def _readback_loss(self, images, reconstructions, condition):
-        readings = self._condition_of(reconstructions)
+        readings = self.condition_of(reconstructions)
 
         # In units of what a class varies, or of what features do.
         def whiten(differences):
@@ -491,7 +484,7 @@ class InversionGAN(keras.Model):
         if self.classifier.input_shape[1] <= self.generator.image_size:
             return losses.readback_loss(whiten(readings - condition))
         # Fewer pixels than the classifier sees: no picture has the logits.
-        targets = self._condition_of(images)
+        targets = self.condition_of(images)
         if self.noises == 1:
             return losses.readback_loss(whiten(readings - targets))
         return losses.readback_score(
@@ -565,7 +558,7 @@ class InversionGAN(keras.Model):
         logits, condition = self._classify(images)
         samples = self._validation_samples(condition)
         readings, _ = self._classify(samples[0])
-        images = self._targets(images)
+        images = self.targets(images)
         results = validation.measure(images, samples, logits, readings)
         for tracker in self.validation_trackers:
             tracker.update_state(*results[tracker.name])

@@ -1,0 +1,174 @@
+"""What is fitted to the data before training: maps of the logits."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kinv import devices
+from kinv.inversion import conditioning, layers, presets
+
+# Images that the normalisation of the logits is fitted to.
+STATISTICS_IMAGES = 10_000
+# Images that the embedding is fitted to, and how.
+REGRESSION_IMAGES = 120_000
+PASSES = 12
+BATCH_SIZE = 256
+LEARNING_RATE = 1e-3
+# Sides of the finest and of the coarsest band that it predicts.
+FINEST_BAND = 16
+COARSEST_BAND = 4
+# Standard deviation, in [-1, 1], below which a value counts the less.
+FAINT = 0.02
+# Images that are computed at once.
+PART = 10_000
+
+
+def adapt(model, batches, verbose="auto"):
+    """Fits the normalisation of the logits, and a first embedding of them.
+
+    The embedding, where it has hidden layers, by `regress` on small pictures.
+
+    Args:
+        model: `gan.InversionGAN`.
+        batches: `tf.data.Dataset` of batches of images, as of its `fit`. The
+            first 10,000 images are used, 120,000 for an embedding.
+        verbose: of `keras.Model.fit`.
+    """
+    generator = model.generator
+    regresses = generator.embedding_layers > 0
+    if not (
+        regresses or generator.normalize_condition or model.readback_weight
+    ):
+        return
+    if verbose and regresses:
+        print("embedding of the logits: fitted before training", flush=True)
+    condition, pictures = _read(
+        model, batches, REGRESSION_IMAGES if regresses else STATISTICS_IMAGES
+    )
+    model.set_logit_statistics(condition[:STATISTICS_IMAGES])
+    if not regresses:
+        return
+    if generator.normalize_condition:
+        condition = _in_parts(generator.normalize_condition, condition)
+    weights = regress(
+        generator.embed_condition,
+        condition,
+        _bands(pictures),
+        model.seed,
+        verbose,
+    )
+    weights = devices.of_first_worker(model.distribute_strategy, weights)
+    for network in (generator, model.averaged_generator):
+        network.embed_condition.set_weights(weights)
+
+
+def regress(embedding, condition, targets, seed, verbose=0):
+    """Fits an embedding so that a linear map of it predicts the targets.
+
+    To read the logits is much of what a generator has to learn, and cheap to
+    learn beforehand: no picture is made (docs/measurements.md, *A first
+    embedding*). Least squares with the optimizer of the networks; of every
+    image a small picture is predicted. The embedding keeps its mean length,
+    which the generator's first layers are made for.
+
+    Args:
+        embedding: `conditioning.Embedding` to begin with, which stays as it is.
+        condition: float32 `(images, condition_dim)`, normalised.
+        targets: float32 `(images, any)`, of mean 0.
+        seed: of the linear map and the order of the images.
+        verbose: of `keras.Model.fit`; its loss is the share of the targets'
+            variance that is not explained, where that is 1.
+
+    Returns:
+        The weights, list of arrays as of `embedding.get_weights`.
+    """
+    fitted = conditioning.Embedding.from_config(embedding.get_config())
+    inputs = keras.Input((condition.shape[-1],), dtype="float32")
+    head = keras.layers.Dense(
+        targets.shape[-1],
+        kernel_initializer=keras.initializers.GlorotUniform(seed),
+        dtype="float32",
+    )
+    regression = keras.Model(inputs, head(fitted(inputs)))
+    fitted.set_weights(embedding.get_weights())
+    length = _length(fitted, condition)
+
+    rows = tf.data.Dataset.range(len(condition)).shuffle(len(condition), seed)
+    rows = rows.batch(min(BATCH_SIZE, len(condition)), drop_remainder=True)
+    steps = PASSES * len(rows)
+    of_rows = tf.constant(condition), tf.constant(targets)
+    regression.compile(presets.make_optimizer(LEARNING_RATE, steps), "mse")
+    regression.fit(
+        rows.repeat(PASSES).map(
+            lambda rows: tuple(tf.gather(x, rows) for x in of_rows)
+        ),
+        verbose=verbose,
+        shuffle=False,
+    )
+    kernel = fitted.embed.kernel
+    kernel.assign(kernel * (length / _length(fitted, condition)))
+    return fitted.get_weights()
+
+
+def _read(model, batches, count):
+    """Conditions of the first images, and small pictures of these."""
+    size = min(FINEST_BAND, model.generator.image_size)
+
+    @tf.function
+    def read(images):
+        images = tf.cast(images, "float32")
+        targets = model.targets(images)
+        factor = targets.shape[1] // size
+        pictures = tf.nn.avg_pool2d(targets, factor, factor, "VALID")
+        return model.condition_of(images), tf.cast(pictures, "float16")
+
+    parts, found = [], 0
+    for batch in batches:
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        parts.append([part.numpy() for part in read(images)])
+        found += len(images)
+        if found >= count:
+            break
+    return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
+
+
+def _bands(pictures):
+    """The Laplacian pyramid of pictures as vectors `(images, values)`.
+
+    Every band has the same share in their variance, 1, and within a band every
+    value, but those that hardly vary.
+    """
+    bands = _pyramid(pictures)
+    vectors = [band.reshape(len(band), -1) for band in bands]
+    for band in vectors:
+        band -= band.mean(axis=0)
+        band /= (band.std(axis=0) + FAINT) * np.sqrt(band.shape[-1])
+    vectors = np.concatenate(vectors, axis=-1)
+    vectors /= max(np.sqrt(np.square(vectors).mean()), 1e-12)
+    return vectors
+
+
+def _pyramid(pictures):
+    """Bands of pictures in [-1, 1], the finest first."""
+
+    def split(pictures):
+        picture, bands = tf.cast(pictures, "float32") / 127.5 - 1, []
+        while picture.shape[1] > COARSEST_BAND:
+            band, picture = layers.finest_band(picture)
+            bands.append(np.asarray(band))
+        return [*bands, np.asarray(picture)]
+
+    parts = [split(part) for part in _parts(pictures)]
+    return [np.concatenate(bands) for bands in zip(*parts, strict=True)]
+
+
+def _length(embedding, condition):
+    return np.sqrt(np.square(_in_parts(embedding, condition)).mean())
+
+
+def _in_parts(function, array):
+    return np.concatenate([np.asarray(function(x)) for x in _parts(array)])
+
+
+def _parts(array):
+    return np.array_split(array, -(-len(array) // PART))
