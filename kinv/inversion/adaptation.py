@@ -127,12 +127,13 @@ def _read(model, batches, count):
         targets = model.targets(images)
         factor = targets.shape[1] // size
         pictures = tf.nn.avg_pool2d(targets, factor, factor, "VALID")
-        return model.condition_of(images), tf.cast(pictures, "float16")
+        return model.condition_of(images), pictures
 
     parts, found = [], 0
     for batch in batches:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        parts.append([part.numpy() for part in read(images)])
+        condition, pictures = (part.numpy() for part in read(images))
+        parts.append((condition, pictures.astype("float16")))
         found += len(images)
         if found >= count:
             break
@@ -159,7 +160,7 @@ def _pyramid(pictures):
     """Bands of pictures in [-1, 1], the finest first."""
 
     def split(pictures):
-        picture, bands = tf.cast(pictures, "float32") / 127.5 - 1, []
+        picture, bands = pictures.astype("float32") / 127.5 - 1, []
         while picture.shape[1] > COARSEST_BAND:
             band, picture = layers.finest_band(picture)
             bands.append(np.asarray(band))
