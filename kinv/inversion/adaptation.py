@@ -11,6 +11,8 @@ from kinv.inversion import conditioning, layers, presets
 STATISTICS_IMAGES = 10_000
 # Images that the embedding is fitted to, and how.
 REGRESSION_IMAGES = 120_000
+# Fewer where more numbers than these would be kept of their logits.
+REGRESSION_VALUES = 2**27
 PASSES = 12
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
@@ -35,6 +37,9 @@ def adapt(model, batches, verbose="auto"):
         batches: `tf.data.Dataset` of batches of images, as of its `fit`. The
             first 10,000 images are used, 120,000 for an embedding.
         verbose: of `keras.Model.fit`.
+
+    Raises:
+        errors.InputError: if the classifier gives NaN or infinity.
     """
     generator = model.generator
     regresses = generator.embedding_layers > 0
@@ -44,9 +49,12 @@ def adapt(model, batches, verbose="auto"):
         return
     if verbose and regresses:
         print("embedding of the logits: fitted before training", flush=True)
-    condition, pictures = _read(
-        model, batches, REGRESSION_IMAGES if regresses else STATISTICS_IMAGES
-    )
+    count = STATISTICS_IMAGES
+    if regresses:
+        most = REGRESSION_VALUES // generator.condition_dim
+        count = min(REGRESSION_IMAGES, most)
+    condition, pictures = _read(model, batches, count)
+    conditioning.finite(condition)
     model.set_logit_statistics(condition[:STATISTICS_IMAGES])
     if not regresses:
         return

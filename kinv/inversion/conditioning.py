@@ -68,7 +68,7 @@ class ClassCenteredWhitening(keras.layers.Layer):
         Args:
             logits: float array `(examples, num_classes)` of training images.
         """
-        logits = _finite(logits)
+        logits = finite(logits)
         classes = logits.argmax(axis=-1)
         overall = logits.mean(axis=0)
         logits = logits - overall
@@ -144,7 +144,7 @@ class LogitNormalization(keras.layers.Layer):
         Args:
             logits: float array `(examples, num_classes)`.
         """
-        logits = _finite(logits)
+        logits = finite(logits)
         if self.kind == "whiten":
             transform = _whitening(logits, 1e-4)
         else:
@@ -250,8 +250,8 @@ class Embedding(keras.layers.Layer):
         }
 
 
-def _finite(logits):
-    """The logits as float64.
+def finite(logits):
+    """Logits of training images as float64.
 
     Raises:
         errors.InputError: if the classifier gives NaN or infinity.
