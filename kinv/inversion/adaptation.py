@@ -60,6 +60,9 @@ def adapt(model, batches, verbose="auto"):
         return
     if generator.normalize_condition:
         condition = _in_parts(generator.normalize_condition, condition)
+    # No noise: it tells nothing of the images.
+    noise_dim = generator.noise_dim // (len(generator.blocks) + 1)
+    condition = np.pad(condition, [(0, 0), (0, noise_dim)])
     weights = regress(
         generator.embed_condition,
         condition,

@@ -55,7 +55,8 @@ class Generator(keras.Model):
 
     The noise ("z" in the paper) is cut into one chunk for the first linear
     layer and one for each block; a block's condition is its chunk beside the
-    embedded logits (hierarchical noise, `hierarchical_z = True`).
+    embedded logits (hierarchical noise, `hierarchical_z = True`). An embedding
+    that has hidden layers sees the first chunk, too.
 
     Args:
         image_size: height and width of the images: 8, 32, 64 or 128.
@@ -169,9 +170,7 @@ class Generator(keras.Model):
         )
 
     def call(self, inputs, training=False):
-        embedded = self._embed(inputs["condition"])
-        noise = ops.cast(inputs["noise"], "float32")
-        first_noise, *chunks = ops.split(noise, len(self.blocks) + 1, axis=-1)
+        embedded, (first_noise, *chunks) = self._embed(**inputs)
 
         x = self.first(first_noise, training=training)
         x = ops.reshape(x, (-1, 4, 4, x.shape[-1] // 16))
@@ -188,11 +187,18 @@ class Generator(keras.Model):
         images = 127.5 * (ops.tanh(ops.cast(x, "float32")) + 1.0)
         return images if self.channels == 3 else ops.repeat(images, 3, axis=-1)
 
-    def _embed(self, condition):
+    def _embed(self, condition, noise):
+        """The embedding, and the chunks of the noise."""
         condition = ops.cast(condition, "float32")
         if self.normalize_condition:
             condition = self.normalize_condition(condition)
-        return self.embed_condition(condition)
+        noise = ops.cast(noise, "float32")
+        chunks = ops.split(noise, len(self.blocks) + 1, axis=-1)
+        # What logits leave open of one thing, such as where the light comes
+        # from, shows in all blocks, which otherwise have noise of their own.
+        if self.embedding_layers:
+            condition = ops.concatenate([condition, chunks[0]], axis=-1)
+        return self.embed_condition(condition), chunks
 
     def fold_spectral_norms(self, iterations):
         """Replaces each kernel by its normalised form; ends training.
@@ -231,7 +237,7 @@ class Generator(keras.Model):
         try:
             for batch in batches:
                 self(batch, training=True)
-                embedded = np.array(self._embed(batch["condition"]))
+                embedded = np.array(self._embed(**batch)[0])
                 longest = max(longest, np.linalg.norm(embedded, axis=1).max())
         finally:
             for layer in moments:
