@@ -249,6 +249,32 @@ def test_noise_chunks_reach_their_own_block():
     assert condition.shape == (30 + 128, 16)
 
 
+@pytest.mark.parametrize(("hidden_layers", "seen"), [(0, ""), (2, "first")])
+def test_hidden_layers_see_the_first_chunk_of_noise(
+    monkeypatch, hidden_layers, seen
+):
+    generator = networks.Generator(
+        32, 5, 4, gain_offset=1.0, embedding_layers=hidden_layers
+    )
+    inputs = inputs_of(generator, 2)
+    embedded = []
+    call = generator.embed_condition.call
+
+    def recording(condition):
+        embedded.append(np.array(call(condition)))
+        return call(condition)
+
+    monkeypatch.setattr(generator.embed_condition, "call", recording)
+    changes = {"first": slice(0, 30), "others": slice(30, 120)}
+    generator(inputs)
+    for name, columns in changes.items():
+        noise = inputs["noise"].copy()
+        noise[:, columns] += 1
+        generator({**inputs, "noise": noise})
+        same = np.allclose(embedded[-1], embedded[0], atol=1e-6)
+        assert same == (name != seen)
+
+
 def test_last_discriminator_block_has_no_shortcut():
     discriminator = networks.Discriminator(32, 5, 4)
     assert [block.shortcut is None for block in discriminator.blocks] == [

@@ -38,7 +38,8 @@ SETTINGS = {
     "embedding_dim": (errors.positive_int, "length of the embedded logits"),
     "embedding_layers": (
         errors.non_negative_int,
-        "gated hidden layers before the embedding of the logits",
+        "gated hidden layers before the embedding of the logits, which see "
+        "noise, too, and are fitted to small pictures before the training",
     ),
     "gain_offset": (
         errors.non_negative_float,
