@@ -247,7 +247,8 @@ def test_folded_kernels_have_spectral_norm_one(networks_pair):
     for kernel in kernels:
         matrix = kernel.reshape(-1, kernel.shape[-1])
         sigma = np.linalg.svd(matrix, compute_uv=False)[0]
-        assert sigma == pytest.approx(1, abs=1e-3)
+        # As near as 20 power iterations come.
+        assert sigma == pytest.approx(1, abs=2e-3)
 
 
 def test_saves_only_what_inference_reads(exported, networks_pair):
@@ -406,7 +407,7 @@ def test_gradients_of_an_export_are_those_of_small_steps(exported):
         gradient = tape.gradient(value, inputs[name])
         step = tf.constant(step, "float32")
         ahead, behind = (
-            total({name: inputs[name] + sign * 1e-2 * step}) for sign in (1, -1)
+            total({name: inputs[name] + sign * 2e-3 * step}) for sign in (1, -1)
         )
         slope = tf.reduce_sum(gradient * step)
-        np.testing.assert_allclose(slope, (ahead - behind) / 2e-2, rtol=0.05)
+        np.testing.assert_allclose(slope, (ahead - behind) / 4e-3, rtol=0.05)
