@@ -40,7 +40,7 @@ def train(options, strategy, chief):
     from kinv import devices
     from kinv.classifiers import loading
     from kinv.data import datasets
-    from kinv.inversion import callbacks, checkpoints
+    from kinv.inversion import adaptation, callbacks, checkpoints
 
     run = pathlib.Path(options.out)
     # A rate that has decayed cannot go on.
@@ -51,6 +51,7 @@ def train(options, strategy, chief):
     source, validation, data = datasets.open_splits(vars(options), resumed)
     check_batches(options, source, strategy.num_replicas_in_sync)
     epochs = -(-options.steps // options.steps_per_epoch)
+    images_per_step = options.batch_size * (options.discriminator_steps + 1)
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
         classifier = load_classifier(options)
@@ -78,8 +79,11 @@ def train(options, strategy, chief):
             jit_compile=devices.compiles(strategy),
         )
     if not checkpoints.existing(run):
+        # A short run is not to wait for more images than it trains on.
+        most = options.steps * images_per_step
+        limit = max(adaptation.STATISTICS_IMAGES, most)
         model.adapt(
-            source.evaluation_batches(classifier.input_shape[1], 500),
+            source.evaluation_batches(classifier.input_shape[1], 500, limit),
             cli.verbosity(),
         )
         # Its networks keep the map of logits that they were trained with.
@@ -112,7 +116,6 @@ def train(options, strategy, chief):
     )
     if options.cache_logits:
         training, size = cache_logits(options, model, source, strategy)
-    images_per_step = options.batch_size * (options.discriminator_steps + 1)
     if first_epoch < epochs:
         model.fit(
             training.training_batches(
