@@ -1,11 +1,14 @@
 import builtins
 import io
+import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -64,6 +67,55 @@ def test_a_value_is_summed_over_replicas():
         return strategy.reduce("sum", per_replica, axis=None)
 
     assert total().numpy() == 6.0
+
+
+WORKER = """
+import sys
+import numpy as np
+from kinv import devices
+index = float(sys.argv[1])
+strategy = devices.make_strategy("multiworker")
+arrays = [np.full((2, 2), 5 + index, "float32"), np.float32(index)]
+print([x.tolist() for x in devices.of_first_worker(strategy, arrays)])
+"""
+
+
+@pytest.mark.slow
+def test_the_first_of_two_workers_tells_both():
+    with socket.socket() as one, socket.socket() as two:
+        for listener in (one, two):
+            listener.bind(("127.0.0.1", 0))
+        ports = [listener.getsockname()[1] for listener in (one, two)]
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(index)],
+            env={
+                **os.environ,
+                "TF_CONFIG": json.dumps(
+                    {
+                        "cluster": cluster,
+                        "task": {"type": "worker", "index": index},
+                    }
+                ),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for worker in workers:
+        assert (
+            worker.communicate()[0].strip() == "[[[5.0, 5.0], [5.0, 5.0]], 0.0]"
+        )
+        assert worker.returncode == 0
+
+
+def test_one_worker_tells_itself():
+    arrays = [np.ones(3, "float32")]
+    for name in ("single", "mirrored"):
+        strategy = devices.make_strategy(name)
+        assert devices.of_first_worker(strategy, arrays) is arrays
 
 
 def test_several_workers_need_a_description(monkeypatch):

@@ -548,6 +548,8 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
             tmp_path / out,
             "--strategy=multiworker",
             "--set=score_weight=1",
+            # Fitted by each worker, and the first one's taken.
+            "--set=embedding_layers=1",
             *more,
         )
         return [
