@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs the whole chain on scenes that it renders, in 20 minutes to an hour.
+"""Runs the whole chain on scenes that it renders, in 15 minutes to an hour.
 
 Trains a classifier and its inversion model, exports them as one SavedModel
 and inverts held-out images. Everything is written below --out. Stopped at any
@@ -21,7 +21,7 @@ TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
 NUM_IMAGES = 10
 # Updates of the inversion, fewer than the preset's; its rates decay over them.
-STEPS = 2500
+STEPS = 2000
 RECORD = "stages.json"
 
 
