@@ -47,12 +47,14 @@ def adapt(model, batches, verbose="auto"):
         regresses or generator.normalize_condition or model.readback_weight
     ):
         return
-    if verbose and regresses:
-        print("embedding of the logits: fitted before training", flush=True)
     count = STATISTICS_IMAGES
     if regresses:
         most = REGRESSION_VALUES // generator.condition_dim
         count = min(REGRESSION_IMAGES, most)
+        if verbose:
+            print(
+                f"fitting the embedding to at most {count:,} images", flush=True
+            )
     condition, pictures = _read(model, batches, count)
     conditioning.finite(condition)
     model.set_logit_statistics(condition[:STATISTICS_IMAGES])
