@@ -73,6 +73,11 @@ def adapt(model, batches, verbose="auto"):
         verbose,
     )
     weights = devices.of_first_worker(model.distribute_strategy, weights)
+    # Noise has the last rows of every kernel. At random it would drown what was
+    # fitted; from 0 it learns.
+    for kernel in weights:
+        if kernel.ndim == 2:
+            kernel[-noise_dim:] = 0.0
     for network in (generator, model.averaged_generator):
         network.embed_condition.set_weights(weights)
 
