@@ -617,3 +617,24 @@ def test_datasets_of_images_alone_and_a_partial_batch():
     assert isinstance(model.generator_optimizer, keras.optimizers.SGD)
     with pytest.raises(errors.InputError, match="at least 50 images"):
         model.fit(images, batch_size=25)
+
+
+def test_a_fitted_embedding_begins_without_noise():
+    keras.utils.set_random_seed(0)
+    classifier = make_model().classifier
+    model = gan.InversionGAN(classifier, image_size=SIZE, base_channels=4)
+    images, _ = make_data()
+    before = model.generator.embed_condition.get_weights()
+    model.adapt(images, verbose=0)
+    condition = np.array(model.condition_of(images))
+    for network in (model.generator, model.averaged_generator):
+        embedded = [
+            np.array(network._embed(condition, noise)[0])
+            for noise in np.random.default_rng(0).normal(
+                size=(2, len(images), network.noise_dim)
+            )
+        ]
+        np.testing.assert_array_equal(*embedded)
+        assert embedded[0].std(axis=0).min() > 1e-3
+        after = network.embed_condition.get_weights()
+        assert not any(map(np.array_equal, before[:1], after[:1]))
