@@ -57,7 +57,8 @@ def networks_pair():
         variable.assign(variable + noise)
     images = random.uniform(0, 255, (4, 16, SIZE, SIZE, 3)).astype("float32")
     batches = [(batch, None) for batch in images]
-    generator.fold_spectral_norms(iterations=20)
+    # More than an export takes, whose vectors are not at random.
+    generator.fold_spectral_norms(iterations=40)
     generator.fill_standing_statistics(
         export.generator_inputs(classifier, batches, 8, seed=0)
     )
@@ -247,8 +248,7 @@ def test_folded_kernels_have_spectral_norm_one(networks_pair):
     for kernel in kernels:
         matrix = kernel.reshape(-1, kernel.shape[-1])
         sigma = np.linalg.svd(matrix, compute_uv=False)[0]
-        # As near as 20 power iterations come.
-        assert sigma == pytest.approx(1, abs=2e-3)
+        assert sigma == pytest.approx(1, abs=1e-3)
 
 
 def test_saves_only_what_inference_reads(exported, networks_pair):

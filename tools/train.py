@@ -85,6 +85,7 @@ def train(options, strategy, chief):
         model.adapt(
             source.evaluation_batches(classifier.input_shape[1], 500, limit),
             cli.verbosity(),
+            embedding=not options.generator,
         )
         # Its networks keep the map of logits that they were trained with.
         if options.generator:

@@ -27,22 +27,23 @@ FAINT = 0.02
 PART = 10_000
 
 
-def adapt(model, batches, verbose="auto"):
+def adapt(model, batches, verbose, embedding):
     """Fits the normalisation of the logits, and a first embedding of them.
 
     The embedding, where it has hidden layers, by `regress` on small pictures.
 
     Args:
         model: `gan.InversionGAN`.
-        batches: `tf.data.Dataset` of batches of images, as of its `fit`. The
-            first 10,000 images are used, 120,000 for an embedding.
+        batches: `tf.data.Dataset` of float32 images `(batch, size, size, 3)` in
+            [0, 255]. The first 10,000 are used, 120,000 for an embedding.
         verbose: of `keras.Model.fit`.
+        embedding: whether to fit one.
 
     Raises:
         errors.InputError: if the classifier gives NaN or infinity.
     """
     generator = model.generator
-    regresses = generator.embedding_layers > 0
+    regresses = embedding and generator.embedding_layers > 0
     if not (
         regresses or generator.normalize_condition or model.readback_weight
     ):
@@ -141,15 +142,13 @@ def _read(model, batches, count):
 
     @tf.function
     def read(images):
-        images = tf.cast(images, "float32")
         targets = model.targets(images)
         factor = targets.shape[1] // size
         pictures = tf.nn.avg_pool2d(targets, factor, factor, "VALID")
         return model.condition_of(images), pictures
 
     parts, found = [], 0
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    for images in batches:
         condition, pictures = (part.numpy() for part in read(images))
         parts.append((condition, pictures.astype("float16")))
         found += len(images)

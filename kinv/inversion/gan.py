@@ -284,7 +284,7 @@ class InversionGAN(keras.Model):
             self.adapt(x, kwargs.get("verbose", "auto"))
         return super().fit(x, **{"shuffle": False, **kwargs})
 
-    def adapt(self, images, verbose="auto"):
+    def adapt(self, images, verbose="auto", embedding=True):
         """Fits to images what does not learn, and a first embedding.
 
         The normalisation of the logits, the read-back's units, and the
@@ -295,10 +295,13 @@ class InversionGAN(keras.Model):
                 which the first 10,000 images are used, 120,000 for an
                 embedding that has hidden layers.
             verbose: of `keras.Model.fit`.
+            embedding: whether to fit one; of no use before another's weights
+                are loaded.
         """
         if not isinstance(images, tf.data.Dataset):
             images = tf.data.Dataset.from_tensor_slices(images).batch(500)
-        adaptation.adapt(self, images, verbose)
+        batches = images.map(lambda *batch: _unpack(batch)[0])
+        adaptation.adapt(self, batches, verbose, embedding)
 
     def _is_adapted(self):
         transform = np.asarray(self.class_centered_whitening.transform)
