@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from kinv import devices, errors
-from kinv.inversion import checkpoints, gan, networks, validation
+from kinv.inversion import checkpoints, gan, networks, training_step, validation
 from kinv.inversion import losses as losses_lib
 
 BATCH = 8
@@ -189,7 +189,7 @@ def test_a_decoder_learns_its_terms_without_an_adversary():
     images, labels = make_data(1)
     logits = np.array(model.classifier(images))
     model.set_logit_statistics(logits)
-    noise = model._noise(tf.constant(logits), 0)
+    noise = training_step.draw_noise(model, tf.constant(logits), 0)
     pictures = np.array(
         model.generator({"condition": logits, "noise": noise}, training=True)
     )
@@ -221,7 +221,7 @@ def test_generator_loss_is_score_read_back_and_adversary():
     model.set_logit_statistics(logits)
     # Two reconstructions of each image, one after the other.
     twice = logits.repeat(2, axis=0)
-    noise = model._noise(tf.constant(twice), 1)
+    noise = training_step.draw_noise(model, tf.constant(twice), 1)
     pictures = model.generator(
         {"condition": twice, "noise": noise}, training=True
     ).numpy()
@@ -248,7 +248,9 @@ def test_generator_loss_is_score_read_back_and_adversary():
         + 10 * (distances[0] + distances[1] - distances[2])
         + 2 * np.log1p(deviations**2).mean()
     )
-    loss = model._update_generator(tf.constant(images), tf.constant(logits))
+    loss = training_step.update_generator(
+        model, tf.constant(images), tf.constant(logits)
+    )
     assert float(loss) == pytest.approx(expected, rel=2e-3)
 
 
@@ -261,7 +263,7 @@ def test_read_back_of_a_classifier_that_sees_more_pixels():
     # Perfect pictures of half the pixels: the loss asks for no more, whatever
     # the classifier reads from the images at their full size.
     far = tf.fill((2 * BATCH, 5), 1e3)
-    loss = model._readback_loss(images, pictures, far)
+    loss = training_step.readback_loss(model, images, pictures, far)
     np.testing.assert_allclose(loss, np.zeros(BATCH), atol=2e-3)
 
 
@@ -293,10 +295,14 @@ def test_average_is_a_copy_until_its_start_step():
 def test_noise_differs_between_steps_and_batches():
     model = make_model()
     logits = tf.zeros((BATCH, 5))
-    first, second = model._noise(logits, 0), model._noise(logits, 1)
+    first, second = (
+        training_step.draw_noise(model, logits, 0),
+        training_step.draw_noise(model, logits, 1),
+    )
     assert np.abs(first - second).max() > 0.1
     model.generator_optimizer.iterations.assign(1)
-    assert np.abs(model._noise(logits, 0) - first).max() > 0.1
+    later = training_step.draw_noise(model, logits, 0)
+    assert np.abs(later - first).max() > 0.1
 
 
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
@@ -486,7 +492,9 @@ def test_micro_batches_of_the_discriminator_are_one_batch(monkeypatch):
     logits = np.array(whole.classifier(images))
     before = weights(whole.discriminator)
     losses = [
-        model._update_discriminator(tf.constant(images), tf.constant(logits), 0)
+        training_step.update_discriminator(
+            model, tf.constant(images), tf.constant(logits), 0
+        )
         for model in (whole, parts)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -505,13 +513,13 @@ def test_micro_batches_of_equal_moments_are_one_batch(
 ):
     # Logits and noise come twice, so that the moments of a half are those of
     # the whole; the targets differ.
-    draw = gan.InversionGAN._noise
+    draw = training_step.draw_noise
 
-    def same_noise(self, logits, batch):
-        half = draw(self, logits, batch)[: logits.shape[0] // 2]
+    def same_noise(model, logits, batch):
+        half = draw(model, logits, batch)[: logits.shape[0] // 2]
         return tf.concat([half, half], 0)
 
-    monkeypatch.setattr(gan.InversionGAN, "_noise", same_noise)
+    monkeypatch.setattr(training_step, "draw_noise", same_noise)
     options = {**SMALL, "score_weight": score_weight}
     whole = make_model(**options)
     parts = make_model(**options, micro_batches=2)
@@ -519,7 +527,9 @@ def test_micro_batches_of_equal_moments_are_one_batch(
     logits = np.array(whole.classifier(images[: BATCH // 2]))
     logits = np.concatenate([logits, logits])
     losses = [
-        model._update_generator(tf.constant(images), tf.constant(logits))
+        training_step.update_generator(
+            model, tf.constant(images), tf.constant(logits)
+        )
         for model in (whole, parts)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)

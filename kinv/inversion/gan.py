@@ -1,29 +1,24 @@
-"""Training the inversion model: one `train_step`, section 7 of the paper."""
+"""The inversion model as a Keras model: how it is made, fitted and asked."""
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kinv import errors, measures
+from kinv import errors
 from kinv import images as images_lib
 from kinv.inversion import (
     adaptation,
+    batches,
     conditioning,
-    losses,
-    micro_batches,
     networks,
     presets,
+    training_step,
     validation,
 )
 
 # Defaults, here as in `tools/train.py`.
 SMALL = presets.PRESETS["small"]
-
-DISCRIMINATOR_LOSSES = {
-    "hinge": losses.hinge_discriminator_loss,
-    "relativistic": losses.relativistic_discriminator_loss,
-}
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -32,20 +27,7 @@ class InversionGAN(keras.Model):
 
     A training step takes `discriminator_steps + 1` batches in one: as many
     updates of the discriminator, each on fresh images, then one of the
-    generator, then one of its running average. Reconstructions are always
-    conditioned on the logits of the real images that they are compared with.
-
-    The generator's loss is a weighted sum. The adversary is the paper's whole
-    loss; it rewards pictures that look real, and neither that they show what
-    the logits know nor that the noise does what they leave open. The energy
-    score of two reconstructions of each image asks for both. The read-back asks
-    that the classifier finds in every reconstruction the logits that it was
-    made of. The squared error of pixels, a control, teaches what logits know
-    and to pass over the noise (Dosovitskiy and Brox).
-
-    Noise is a function of the seed, the step and the example's place in the
-    batch. So a resumed run repeats an uninterrupted one, and several replicas
-    draw what one would.
+    generator, then one of its running average (`training_step`).
 
     A classifier of two outputs, as `features.add_features` makes it, gives
     the features of a layer beside its logits. These then take the logits' place
@@ -62,11 +44,7 @@ class InversionGAN(keras.Model):
         discriminator_steps, adversary, adversary_weight, score_weight,
             readback_weight, pixel_weight, ema_decay, ema_start_step,
             micro_batches: settings of the objective, as `presets.SETTINGS`
-            says; by default the preset `small`'s. The read-back is measured in
-            units of what logits vary within a class, features in those of
-            their principal components. Of a classifier that sees more pixels
-            than `image_size` it is an energy score, against what the
-            classifier reads from the image at that size.
+            says; by default the preset `small`'s.
         **kwargs: of `keras.Model`; without `generator` also settings of
             networks, such as `image_size`.
 
@@ -81,9 +59,7 @@ class InversionGAN(keras.Model):
         reconstructions = model.predict(images)
 
     Reference:
-        Supplementary, sections 7.1 and 7.2; Dosovitskiy and Brox, Generating
-        Images with Perceptual Similarity Metrics based on Deep Networks,
-        NeurIPS 2016.
+        Supplementary, sections 7.1 and 7.2.
     """
 
     MODELS = ("classifier", "generator", "discriminator")
@@ -172,10 +148,11 @@ class InversionGAN(keras.Model):
                 f"{kind}. Received: a generator for {received[0]} and a "
                 f"discriminator for {received[1]}."
             )
-        if self.adversary not in DISCRIMINATOR_LOSSES:
+        adversaries = training_step.DISCRIMINATOR_LOSSES
+        if self.adversary not in adversaries:
             raise errors.InputError(
-                f"Expected one of {', '.join(DISCRIMINATOR_LOSSES)}. "
-                f"Received: adversary={self.adversary!r}."
+                f"Expected one of {', '.join(adversaries)}. Received: "
+                f"adversary={self.adversary!r}."
             )
         weights = (self.score_weight, self.readback_weight, self.pixel_weight)
         adversary = self.discriminator_steps and self.adversary_weight
@@ -268,18 +245,8 @@ class InversionGAN(keras.Model):
                 takes this times `discriminator_steps + 1`.
             **kwargs: of `keras.Model.fit`.
         """
-        if not isinstance(x, tf.data.Dataset):
-            size = batch_size * (self.discriminator_steps + 1)
-            if len(x) < size:
-                raise errors.InputError(
-                    f"Expected at least {size} images, one step's worth. "
-                    f"Received: {len(x)}. Lower batch_size."
-                )
-            x = tf.data.Dataset.from_tensor_slices(x)
-            x = x.shuffle(x.cardinality(), self.seed).batch(size, True)
-        first = tf.nest.flatten(x.element_spec)[0]
-        if first.shape[0] is None:
-            x = _without_partial(x)
+        size = batch_size * (self.discriminator_steps + 1)
+        x = batches.full(x, size, self.seed)
         if not self._is_adapted():
             self.adapt(x, kwargs.get("verbose", "auto"))
         return super().fit(x, **{"shuffle": False, **kwargs})
@@ -300,8 +267,8 @@ class InversionGAN(keras.Model):
         """
         if not isinstance(images, tf.data.Dataset):
             images = tf.data.Dataset.from_tensor_slices(images).batch(500)
-        batches = images.map(lambda *batch: _unpack(batch)[0])
-        adaptation.adapt(self, batches, verbose, embedding)
+        images = images.map(lambda *batch: batches.unpack(batch)[0])
+        adaptation.adapt(self, images, verbose, embedding)
 
     def _is_adapted(self):
         transform = np.asarray(self.class_centered_whitening.transform)
@@ -380,186 +347,27 @@ class InversionGAN(keras.Model):
         return self._classify(images)[1]
 
     def train_step(self, data):
-        """One step: discriminator updates, generator update, average.
+        """One step of `training_step`.
 
         Args:
-            data: images `(batches * batch, size, size, 3)` and labels, where
-                `batches = discriminator_steps + 1`, and the images' logits
-                where they are known. The images of a batch lie `batches`
-                apart, so that replicas share out every batch.
+            data: images of all of its updates, labels, and the images' logits
+                where they are known.
         """
-        images, known = _unpack(data)
-        condition = (
-            self._in_parts(self.condition_of, images)
-            if known is None
-            else known
-        )
-        images = self.targets(images)
-        batches = self.discriminator_steps + 1
-
-        discriminator_loss = 0.0
-        for batch in range(self.discriminator_steps):
-            discriminator_loss = self._update_discriminator(
-                images[batch::batches], condition[batch::batches], batch
-            )
-        last = self.discriminator_steps
-        generator_loss = self._update_generator(
-            images[last::batches], condition[last::batches]
-        )
-        self._update_average()
-
-        results = (discriminator_loss, generator_loss)
+        results = training_step.run(self, *batches.unpack(data))
         for tracker, result in zip(self.trackers, results, strict=True):
             tracker.update_state(result)
         return {tracker.name: tracker.result() for tracker in self.trackers}
-
-    def _update_discriminator(self, images, condition, batch):
-        noise = self._noise(condition, batch)
-        # Outside the tape: these reconstructions are constants.
-        reconstructions = self._in_parts(self._generate, condition, noise)
-
-        def mean_loss(images, reconstructions, condition):
-            scores = self._score(
-                ops.concatenate([images, reconstructions]),
-                ops.concatenate([condition, condition]),
-            )
-            loss = DISCRIMINATOR_LOSSES[self.adversary]
-            return ops.mean(loss(*ops.split(scores, 2)))
-
-        return self._descend(
-            self.discriminator_optimizer,
-            self.discriminator.trainable_variables,
-            mean_loss,
-            (images, reconstructions, condition),
-        )
-
-    def _update_generator(self, images, condition):
-        # Neighbours, so that replicas and micro-batches share out both.
-        condition = ops.repeat(condition, self.noises, axis=0)
-        noise = self._noise(condition, self.discriminator_steps)
-
-        def mean_loss(images, condition, noise):
-            reconstructions = self._generate(condition, noise)
-            loss = 0.0
-            if self.discriminator_steps and self.adversary_weight:
-                loss += self.adversary_weight * ops.mean(
-                    self._adversarial_loss(images, reconstructions, condition)
-                )
-            if self.score_weight:
-                first, second = reconstructions[::2], reconstructions[1::2]
-                loss += self.score_weight * ops.mean(
-                    losses.energy_score(first, second, images)
-                )
-            if self.readback_weight:
-                loss += self.readback_weight * ops.mean(
-                    self._readback_loss(images, reconstructions, condition)
-                )
-            if self.pixel_weight:
-                targets = ops.repeat(images, self.noises, axis=0)
-                loss += self.pixel_weight * ops.mean(
-                    losses.pixel_loss(reconstructions, targets)
-                )
-            return loss
-
-        return self._descend(
-            self.generator_optimizer,
-            self.generator.trainable_variables,
-            mean_loss,
-            (images, condition, noise),
-        )
-
-    def _adversarial_loss(self, images, reconstructions, condition):
-        fake_scores = self._score(reconstructions, condition)
-        if self.adversary == "hinge":
-            return losses.hinge_generator_loss(fake_scores)
-        real_scores = self._score(images, condition[:: self.noises])
-        real_scores = ops.repeat(real_scores, self.noises, axis=0)
-        return losses.relativistic_generator_loss(real_scores, fake_scores)
-
-    def _readback_loss(self, images, reconstructions, condition):
-        readings = self.condition_of(reconstructions)
-
-        # In units of what a class varies, or of what features do.
-        def whiten(differences):
-            transform = self.class_centered_whitening.transform
-            return ops.matmul(differences, transform)
-
-        if self.classifier.input_shape[1] <= self.generator.image_size:
-            return losses.readback_loss(whiten(readings - condition))
-        # Fewer pixels than the classifier sees: no picture has the logits.
-        targets = self.condition_of(images)
-        if self.noises == 1:
-            return losses.readback_loss(whiten(readings - targets))
-        return losses.readback_score(
-            *(whiten(x) for x in (readings[::2], readings[1::2], targets))
-        )
-
-    def _generate(self, condition, noise):
-        inputs = {"condition": condition, "noise": noise}
-        return self.generator(inputs, training=True)
-
-    def _score(self, images, condition):
-        inputs = {"images": images, "condition": condition}
-        return self.discriminator(inputs, training=True)
-
-    def _in_parts(self, function, *batch):
-        """A function of a batch, a micro-batch at a time."""
-        results = []
-        for part in micro_batches.split(
-            batch,
-            self.micro_batches,
-            results,
-            (self.generator, self.discriminator),
-        ):
-            results.append(function(*part))
-        return ops.concatenate(results)
-
-    def _descend(self, optimizer, variables, mean_loss, batch):
-        """Updates variables once; returns the mean loss of the batch."""
-        loss, gradients = micro_batches.accumulate(
-            mean_loss,
-            [variable.value for variable in variables],
-            batch,
-            self.micro_batches,
-            (self.generator, self.discriminator),
-            # Optimizers sum the gradients of replicas; the loss is a mean.
-            lambda loss: optimizer.scale_loss(loss / _num_replicas()),
-        )
-        optimizer.apply(gradients, variables)
-        return loss
-
-    def _noise(self, condition, batch):
-        context = tf.distribute.get_replica_context()
-        replicas = context.num_replicas_in_sync
-        # The size of a worker's share is known at run time only.
-        shape = (replicas, tf.shape(condition)[0], self.generator.noise_dim)
-        step = self.generator_optimizer.iterations
-        draws = step * (self.discriminator_steps + 1) + batch
-        noise = tf.random.stateless_normal(
-            shape, seed=[self.seed, tf.cast(draws, "int32")]
-        )
-        return noise[context.replica_id_in_sync_group]
-
-    def _update_average(self):
-        # `iterations` has just been increased by the generator's update.
-        step = self.generator_optimizer.iterations
-        started = ops.cast(step > self.ema_start_step, "float32")
-        weight = 1.0 - started * self.ema_decay
-        for average, variable in zip(
-            self.averaged_generator.trainable_variables,
-            self.generator.trainable_variables,
-            strict=True,
-        ):
-            average.assign(average + weight * (variable - average))
 
     def test_step(self, data):
         """Measures held-out images, by 8 reconstructions of each.
 
         The logs are what `validation.measure` and `validation.shares` give.
         """
-        images, _ = _unpack(data)
+        images, _ = batches.unpack(data)
         logits, condition = self._classify(images)
-        samples = self._validation_samples(condition)
+        samples = validation.samples(
+            self.averaged_generator, condition, self.seed
+        )
         readings, _ = self._classify(samples[0])
         images = self.targets(images)
         results = validation.measure(images, samples, logits, readings)
@@ -571,53 +379,9 @@ class InversionGAN(keras.Model):
         }
         return {**means, **validation.shares(means, len(samples))}
 
-    def _validation_samples(self, condition):
-        """Reconstructions of each image, `(batch, ...)` for each noise."""
-        noises = measures.ERROR_RATIO_NOISES
-        # All at once, attention to larger pictures would fill the memory.
-        calls = 1 if self.generator.image_size <= 32 else noises
-        noise = tf.random.stateless_normal(
-            (noises * tf.shape(condition)[0], self.generator.noise_dim),
-            seed=[self.seed, -1],
-        )
-        condition = ops.tile(condition, (noises // calls, 1))
-        samples = [
-            self.averaged_generator(
-                {"condition": condition, "noise": part}, training=True
-            )
-            for part in tf.split(noise, calls)
-        ]
-        return tf.split(ops.concatenate(samples), noises)
-
-
-def _without_partial(batches):
-    """Leaves out the batch that is smaller than the first, of a dataset."""
-
-    def size(*batch):
-        return tf.shape(tf.nest.flatten(batch)[0])[0]
-
-    full = size(next(iter(batches)))
-    count = int(batches.cardinality())
-    if count < 0:
-        return batches.filter(lambda *batch: size(*batch) == full)
-    # Keras is told how many there are.
-    last = size(next(iter(batches.skip(count - 1))))
-    return batches.take(count if last == full else count - 1)
-
-
-def _unpack(data):
-    """Images of a batch, float32, and their logits where they are known."""
-    if not isinstance(data, (tuple, list)):
-        data = (data,)
-    return ops.cast(data[0], "float32"), data[2] if len(data) == 3 else None
-
 
 def _means(*names):
     return [keras.metrics.Mean(name=name) for name in names]
-
-
-def _num_replicas():
-    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def resize(images, size):

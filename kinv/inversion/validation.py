@@ -1,7 +1,9 @@
 """What is measured of held-out images after every epoch."""
 
+import tensorflow as tf
 from keras import ops
 
+from kinv import measures
 from kinv.inversion import losses
 
 # What `measure` gives for each image.
@@ -16,6 +18,32 @@ MEASURES = (
     "mean_error",
     "single_error",
 )
+
+
+def samples(generator, condition, seed):
+    """Reconstructions of each image, of the same noises in every epoch.
+
+    Args:
+        generator: `networks.Generator`.
+        condition: `(batch, condition_dim)`, what it is given of the images.
+        seed: of the noise.
+
+    Returns:
+        List of `measures.ERROR_RATIO_NOISES` tensors `(batch, image_size,
+        image_size, 3)` in [0, 255], of one noise each.
+    """
+    noises = measures.ERROR_RATIO_NOISES
+    # All at once, attention to larger pictures would fill the memory.
+    calls = 1 if generator.image_size <= 32 else noises
+    noise = tf.random.stateless_normal(
+        (noises * tf.shape(condition)[0], generator.noise_dim), seed=[seed, -1]
+    )
+    condition = ops.tile(condition, (noises // calls, 1))
+    made = [
+        generator({"condition": condition, "noise": part}, training=True)
+        for part in tf.split(noise, calls)
+    ]
+    return tf.split(ops.concatenate(made), noises)
 
 
 def measure(images, samples, logits, readings):

@@ -1,0 +1,62 @@
+"""Batches as `InversionGAN.fit` takes them: images, with or without labels."""
+
+import tensorflow as tf
+from keras import ops
+
+from kinv import errors
+
+
+def full(images, size, seed):
+    """Batches that are all of one size.
+
+    Args:
+        images: array `(examples, height, width, 3)`, which is shuffled, or a
+            `tf.data.Dataset` of batches. Whether its last one is full is found
+            by reading a data set of known length once.
+        size: images of a batch, of an array.
+        seed: of the order of an array.
+
+    Returns:
+        `tf.data.Dataset`.
+
+    Raises:
+        errors.InputError: if an array has too few images.
+    """
+    if not isinstance(images, tf.data.Dataset):
+        if len(images) < size:
+            raise errors.InputError(
+                f"Expected at least {size} images, one step's worth. "
+                f"Received: {len(images)}. Lower batch_size."
+            )
+        images = tf.data.Dataset.from_tensor_slices(images)
+        images = images.shuffle(images.cardinality(), seed).batch(size, True)
+    if tf.nest.flatten(images.element_spec)[0].shape[0] is None:
+        return _without_partial(images)
+    return images
+
+
+def _without_partial(batches):
+    """Leaves out the batch that is smaller than the first, of a dataset."""
+
+    def size(*batch):
+        return tf.shape(tf.nest.flatten(batch)[0])[0]
+
+    full_size = size(next(iter(batches)))
+    count = int(batches.cardinality())
+    if count < 0:
+        return batches.filter(lambda *batch: size(*batch) == full_size)
+    # Keras is told how many there are.
+    last = size(next(iter(batches.skip(count - 1))))
+    return batches.take(count if last == full_size else count - 1)
+
+
+def unpack(batch):
+    """Images of a batch, float32, and their logits where they are known.
+
+    Args:
+        batch: images, or a tuple of images, labels and, where known, logits.
+    """
+    if not isinstance(batch, (tuple, list)):
+        batch = (batch,)
+    images = ops.cast(batch[0], "float32")
+    return images, batch[2] if len(batch) == 3 else None

@@ -1,0 +1,262 @@
+"""One step of the training: section 7 of the paper, and kinv's objective.
+
+All are functions of a `gan.InversionGAN`, which holds the networks, their
+optimizers and the weights of the losses.
+
+The generator's loss is a weighted sum. The adversary is the paper's whole loss;
+it rewards pictures that look real, and neither that they show what the logits
+know nor that the noise does what they leave open. The energy score of two
+reconstructions of each image asks for both. The read-back asks that the
+classifier finds in every reconstruction the logits that it was made of. The
+squared error of pixels, a control, teaches what logits know and to pass over
+the noise (Dosovitskiy and Brox, Generating Images with Perceptual Similarity
+Metrics based on Deep Networks, NeurIPS 2016).
+"""
+
+import tensorflow as tf
+from keras import ops
+
+from kinv.inversion import losses, micro_batches
+
+DISCRIMINATOR_LOSSES = {
+    "hinge": losses.hinge_discriminator_loss,
+    "relativistic": losses.relativistic_discriminator_loss,
+}
+
+
+def run(model, images, condition=None):
+    """Updates the discriminator, then the generator, then its average.
+
+    Reconstructions are always of the logits of the images that they are
+    compared with.
+
+    Args:
+        model: `gan.InversionGAN`, compiled.
+        images: float32 `(batches * batch, height, width, 3)` in [0, 255], where
+            `batches = discriminator_steps + 1`: every update sees fresh ones.
+            The images of a batch lie `batches` apart, so that replicas share
+            out every batch.
+        condition: `(batches * batch, condition_dim)`, what the networks are
+            given of the images, where it is known.
+
+    Returns:
+        The losses of the last discriminator update and of the generator's.
+    """
+    if condition is None:
+        condition = _in_parts(model, model.condition_of, images)
+    images = model.targets(images)
+    batches = model.discriminator_steps + 1
+
+    discriminator_loss = 0.0
+    for batch in range(model.discriminator_steps):
+        discriminator_loss = update_discriminator(
+            model, images[batch::batches], condition[batch::batches], batch
+        )
+    last = model.discriminator_steps
+    generator_loss = update_generator(
+        model, images[last::batches], condition[last::batches]
+    )
+    update_average(model)
+    return discriminator_loss, generator_loss
+
+
+def update_discriminator(model, images, condition, batch):
+    """Descends the discriminator's loss of one batch; returns the loss.
+
+    Args:
+        model: `gan.InversionGAN`.
+        images: targets, `(batch, image_size, image_size, 3)` in [0, 255].
+        condition: `(batch, condition_dim)`, of the images.
+        batch: which of the step's batches it is.
+    """
+    noise = draw_noise(model, condition, batch)
+
+    def generate(condition, noise):
+        return _generate(model, condition, noise)
+
+    # Outside the tape: these reconstructions are constants.
+    reconstructions = _in_parts(model, generate, condition, noise)
+
+    def mean_loss(images, reconstructions, condition):
+        scores = _score(
+            model,
+            ops.concatenate([images, reconstructions]),
+            ops.concatenate([condition, condition]),
+        )
+        loss = DISCRIMINATOR_LOSSES[model.adversary]
+        return ops.mean(loss(*ops.split(scores, 2)))
+
+    return _descend(
+        model,
+        model.discriminator_optimizer,
+        model.discriminator.trainable_variables,
+        mean_loss,
+        (images, reconstructions, condition),
+    )
+
+
+def update_generator(model, images, condition):
+    """Descends the generator's loss of one batch; returns the loss.
+
+    Args:
+        model: `gan.InversionGAN`.
+        images: targets, `(batch, image_size, image_size, 3)` in [0, 255].
+        condition: `(batch, condition_dim)`, of the images.
+    """
+    # Neighbours, so that replicas and micro-batches share out both.
+    condition = ops.repeat(condition, model.noises, axis=0)
+    noise = draw_noise(model, condition, model.discriminator_steps)
+
+    def mean_loss(images, condition, noise):
+        reconstructions = _generate(model, condition, noise)
+        loss = 0.0
+        if model.discriminator_steps and model.adversary_weight:
+            loss += model.adversary_weight * ops.mean(
+                adversarial_loss(model, images, reconstructions, condition)
+            )
+        if model.score_weight:
+            first, second = reconstructions[::2], reconstructions[1::2]
+            loss += model.score_weight * ops.mean(
+                losses.energy_score(first, second, images)
+            )
+        if model.readback_weight:
+            loss += model.readback_weight * ops.mean(
+                readback_loss(model, images, reconstructions, condition)
+            )
+        if model.pixel_weight:
+            targets = ops.repeat(images, model.noises, axis=0)
+            loss += model.pixel_weight * ops.mean(
+                losses.pixel_loss(reconstructions, targets)
+            )
+        return loss
+
+    return _descend(
+        model,
+        model.generator_optimizer,
+        model.generator.trainable_variables,
+        mean_loss,
+        (images, condition, noise),
+    )
+
+
+def adversarial_loss(model, images, reconstructions, condition):
+    """What the discriminator's scores say, `(batch * noises,)`.
+
+    Args:
+        model: `gan.InversionGAN`.
+        images: targets, `(batch, image_size, image_size, 3)` in [0, 255].
+        reconstructions: `(batch * noises, image_size, image_size, 3)`, those of
+            an image as neighbours.
+        condition: `(batch * noises, condition_dim)`, which they were made of.
+    """
+    fake_scores = _score(model, reconstructions, condition)
+    if model.adversary == "hinge":
+        return losses.hinge_generator_loss(fake_scores)
+    real_scores = _score(model, images, condition[:: model.noises])
+    real_scores = ops.repeat(real_scores, model.noises, axis=0)
+    return losses.relativistic_generator_loss(real_scores, fake_scores)
+
+
+def readback_loss(model, images, reconstructions, condition):
+    """How far what the classifier reads is from what it should be.
+
+    In units of what logits vary within a class, or features in their principal
+    components. Of a classifier that sees more pixels than `image_size` an
+    energy score, against what it reads from the image at that size.
+
+    Args:
+        model: as of `adversarial_loss`, like all others.
+        images: see there.
+        reconstructions: see there.
+        condition: see there.
+
+    Returns:
+        Float tensor `(batch * noises,)`, or `(batch,)` of an energy score.
+    """
+    readings = model.condition_of(reconstructions)
+
+    def whiten(differences):
+        transform = model.class_centered_whitening.transform
+        return ops.matmul(differences, transform)
+
+    if model.classifier.input_shape[1] <= model.generator.image_size:
+        return losses.readback_loss(whiten(readings - condition))
+    # Fewer pixels than the classifier sees: no picture has the logits.
+    targets = model.condition_of(images)
+    if model.noises == 1:
+        return losses.readback_loss(whiten(readings - targets))
+    return losses.readback_score(
+        *(whiten(x) for x in (readings[::2], readings[1::2], targets))
+    )
+
+
+def draw_noise(model, condition, batch):
+    """The noise of a step's batch, N(0, 1), `(batch, noise_dim)`.
+
+    A function of the seed, the step and the example's place in the batch. So a
+    resumed run repeats an uninterrupted one, and several replicas draw what one
+    would.
+    """
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    # The size of a worker's share is known at run time only.
+    shape = (replicas, tf.shape(condition)[0], model.generator.noise_dim)
+    step = model.generator_optimizer.iterations
+    draws = step * (model.discriminator_steps + 1) + batch
+    noise = tf.random.stateless_normal(
+        shape, seed=[model.seed, tf.cast(draws, "int32")]
+    )
+    return noise[context.replica_id_in_sync_group]
+
+
+def update_average(model):
+    """Moves the averaged generator towards the generator."""
+    # `iterations` has just been increased by the generator's update.
+    step = model.generator_optimizer.iterations
+    started = ops.cast(step > model.ema_start_step, "float32")
+    weight = 1.0 - started * model.ema_decay
+    for average, variable in zip(
+        model.averaged_generator.trainable_variables,
+        model.generator.trainable_variables,
+        strict=True,
+    ):
+        average.assign(average + weight * (variable - average))
+
+
+def _generate(model, condition, noise):
+    inputs = {"condition": condition, "noise": noise}
+    return model.generator(inputs, training=True)
+
+
+def _score(model, images, condition):
+    inputs = {"images": images, "condition": condition}
+    return model.discriminator(inputs, training=True)
+
+
+def _in_parts(model, function, *batch):
+    """A function of a batch, a micro-batch at a time."""
+    results = []
+    for part in micro_batches.split(
+        batch,
+        model.micro_batches,
+        results,
+        (model.generator, model.discriminator),
+    ):
+        results.append(function(*part))
+    return ops.concatenate(results)
+
+
+def _descend(model, optimizer, variables, mean_loss, batch):
+    """Updates variables once; returns the mean loss of the batch."""
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    loss, gradients = micro_batches.accumulate(
+        mean_loss,
+        [variable.value for variable in variables],
+        batch,
+        model.micro_batches,
+        (model.generator, model.discriminator),
+        # Optimizers sum the gradients of replicas; the loss is a mean.
+        lambda loss: optimizer.scale_loss(loss / replicas),
+    )
+    optimizer.apply(gradients, variables)
+    return loss
