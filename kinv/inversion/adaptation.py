@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from kinv import devices
-from kinv.inversion import conditioning, layers, presets
+from kinv.inversion import conditioning, losses, presets
 
 # Images that the normalisation of the logits is fitted to.
 STATISTICS_IMAGES = 10_000
@@ -18,9 +18,8 @@ BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 # Without, it knows images by heart, and more of them than of others.
 WEIGHT_DECAY = 1.0
-# Sides of the finest and of the coarsest band that it predicts.
+# Side of the finest band that it predicts.
 FINEST_BAND = 16
-COARSEST_BAND = 4
 # Standard deviation, in [-1, 1], below which a value counts the less.
 FAINT = 0.02
 # Images that are computed at once.
@@ -176,14 +175,10 @@ def _bands(pictures):
 def _pyramid(pictures):
     """Bands of pictures in [-1, 1], the finest first."""
 
-    def split(pictures):
-        picture, bands = pictures.astype("float32") / 127.5 - 1, []
-        while picture.shape[1] > COARSEST_BAND:
-            band, picture = layers.finest_band(picture)
-            bands.append(np.asarray(band))
-        return [*bands, np.asarray(picture)]
-
-    parts = [split(part) for part in _parts(pictures)]
+    parts = [
+        losses.laplacian_pyramid(part.astype("float32") / 127.5 - 1)
+        for part in _parts(pictures)
+    ]
     return [np.concatenate(bands) for bands in zip(*parts, strict=True)]
 
 

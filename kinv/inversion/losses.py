@@ -69,14 +69,28 @@ def picture_distance(difference):
     patches = [(1, 1), *((side, side // 2) for side in (4, 8, 16))]
     patches = [patch for patch in patches if patch[0] < size]
     picture = _patch_distances(difference, [*patches, (size, size)])
-    bands = []
-    while size > SMALLEST_BAND:
-        band, low = layers.finest_band(difference)
+    *bands, low = laplacian_pyramid(difference)
+    distances = []
+    for band in bands:
+        size = band.shape[1]
         weight = 3.0 * (size / 8) ** 0.7
-        bands += _patch_distances(weight * band, [(1, 1), (4, 2), (size, size)])
-        difference, size = low, size // 2
-    bands += _patch_distances(1.5 * difference, [(1, 1), (size, size)])
-    return PICTURE_SHARE * _mean(picture) + _mean(bands)
+        patches = [(1, 1), (4, 2), (size, size)]
+        distances += _patch_distances(weight * band, patches)
+    size = low.shape[1]
+    distances += _patch_distances(1.5 * low, [(1, 1), (size, size)])
+    return PICTURE_SHARE * _mean(picture) + _mean(distances)
+
+
+def laplacian_pyramid(pictures):
+    """Pictures `(batch, size, size, 3)` as bands, the finest first.
+
+    The last one, of `SMALLEST_BAND` pixels, is what the others leave.
+    """
+    bands = []
+    while pictures.shape[1] > SMALLEST_BAND:
+        band, pictures = layers.finest_band(pictures)
+        bands.append(band)
+    return [*bands, pictures]
 
 
 def _patch_distances(difference, patches):
