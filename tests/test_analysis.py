@@ -1143,20 +1143,61 @@ def test_controls(source, rendered, monkeypatch):
     assert away["nearest image"]["pixel_mse"]["value"] > 100
 
 
-def test_optimisation_finds_linear_logits(source, monkeypatch):
-    """Of a model in TensorFlow whose logits fix the pixels."""
-    monkeypatch.setattr(controls, "STEPS", 400)
+def in_tensorflow():
+    """A perfect inverter with a gradient, whose logits fix the pixels."""
 
     def signature(images, noise, logit_scale, logit_shift):
         logits = tf.reshape(images, (len(images), -1)) / 64
         return {"logits": logits}
 
     inverter = perfect()
-    model = pipeline.Pipeline(inverter._predict, inverter.metadata, signature)
+    return pipeline.Pipeline(inverter._predict, inverter.metadata, signature)
+
+
+def test_optimisation_finds_linear_logits(source, monkeypatch):
+    monkeypatch.setattr(controls, "STEPS", 400)
+    model = in_tensorflow()
     study = study_lib.Study({"model": model}, source, lambda: source, 32)
     images, *_ = study.first(3)
     pictures = controls.optimise(study, model, model.logits(images))
     assert measures.pixel_mse(images, pictures).max() < 30
+
+
+def test_the_next_report_need_not_optimise(rendered, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(controls, "STEPS", 2)
+    optimise, optimised = controls.optimise, []
+
+    def counted(study, model, condition):
+        optimised.append(len(condition))
+        return optimise(study, model, condition)
+
+    monkeypatch.setattr(controls, "optimise", counted)
+
+    def found(count, digest="one"):
+        monkeypatch.setattr(controls, "IMAGES", count)
+        source = rendered("test", 30)
+        source = source_lib.Source(
+            source.examples,
+            source.decode,
+            source.class_names,
+            30,
+            source.factor_names,
+            identity=lambda: digest,
+        )
+        study = study_lib.Study(
+            {"model": in_tensorflow()}, source, lambda: source, 32
+        )
+        return controls.run(study).metrics["model"]["optimisation"]
+
+    first = found(10)
+    # The pictures, and the seconds that they took.
+    assert found(10) == first
+    assert optimised == [10]
+    # Other images.
+    found(12)
+    found(10, "two")
+    assert optimised == [10, 12, 10]
 
 
 def test_the_same_seed_gives_the_same_numbers(source):
