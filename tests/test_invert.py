@@ -97,6 +97,7 @@ def test_export_measures_the_exported_model(run, exported):
     assert metadata["classifier_size"] == 16
     # Forty, rounded up to whole batches of the 36 training images.
     assert metadata["export"]["statistics_examples"] == 72
+    assert 0.5 <= metadata["export"]["noise_scale"] <= 1.5
     metrics = metadata["metrics"]
     assert metrics["images"] == 10
     low, high = metrics["agreement_interval"]

@@ -13,6 +13,8 @@ from kinv import cli, errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
+# Batches of training images that the scale of the noise is fitted to.
+SCALE_BATCHES = 4
 # Of the noise, and of the order of images.
 SEED = 0
 
@@ -109,9 +111,6 @@ def write_version(options):
         SEED,
         crop=trained.get("crop", "center"),
     ).take(num_batches)
-    inputs = export.generator_inputs(
-        classifier, image_batches, generator.noise_dim, SEED
-    )
     metadata = {
         **describe(config, classifier, generator),
         "data": data,
@@ -123,7 +122,8 @@ def write_version(options):
     if updates := updates_taken(options.run, trained["steps_per_epoch"]):
         metadata["training"]["updates"] = updates
     with export.new_version(options.out) as (temporary, final):
-        prepare(generator, inputs, num_batches)
+        prepare(generator, classifier, image_batches, num_batches, trained)
+        metadata["export"]["noise_scale"] = generator.noise_scale
         export.save(temporary, classifier, generator, metadata)
         print("measuring on held-out images")
         metadata["metrics"] = measure(
@@ -157,14 +157,35 @@ def updates_taken(run, steps_per_epoch):
     return epoch and epoch * steps_per_epoch
 
 
-def prepare(generator, inputs, num_batches):
-    """Takes the generator from training to inference."""
+def prepare(generator, classifier, image_batches, num_batches, trained):
+    """Takes the generator from training to inference, by training images."""
     import keras
 
-    print(f"filling its statistics with {num_batches} batches of images")
+    from kinv.inversion import export, noise_scale
+
+    def inputs(image_batches):
+        return export.generator_inputs(
+            classifier, image_batches, generator.noise_dim, SEED
+        )
+
     generator.fold_spectral_norms(iterations=20)
+    # What was not asked for calibration stays as it was trained.
+    if trained.get("score_weight"):
+        print("scaling its noise to what it leaves open of training images")
+        some = image_batches.take(SCALE_BATCHES)
+        pairs = [
+            (images, given["condition"])
+            for (images, _), given in zip(some, inputs(some), strict=True)
+        ]
+        spread = noise_scale.fit(generator, pairs, SEED)
+        print(
+            f"  it said {spread:.2f} of that; scaled by "
+            f"{generator.noise_scale:.2f}"
+        )
+    print(f"filling its statistics with {num_batches} batches of images")
+    progress = keras.utils.Progbar(num_batches)
     generator.fill_standing_statistics(
-        with_progress(inputs, keras.utils.Progbar(num_batches))
+        with_progress(inputs(image_batches), progress)
     )
 
 

@@ -4,6 +4,7 @@ import tensorflow as tf
 from keras import ops
 
 from kinv import errors
+from kinv import images as images_lib
 
 
 def full(images, size, seed):
@@ -60,3 +61,24 @@ def unpack(batch):
         batch = (batch,)
     images = ops.cast(batch[0], "float32")
     return images, batch[2] if len(batch) == 3 else None
+
+
+def targets(images, generator):
+    """Images as a generator could make them: as large, grey if its are.
+
+    Args:
+        images: float32 `(batch, height, width, 3)` in [0, 255].
+        generator: `networks.Generator`.
+    """
+    images = resize(images, generator.image_size)
+    if generator.channels == 3:
+        return images
+    grey = ops.sum(images * images_lib.LUMINANCE, axis=-1, keepdims=True)
+    return ops.repeat(grey, 3, axis=-1)
+
+
+def resize(images, size):
+    """Antialiased resize to `size` pixels; nothing where it fits already."""
+    if images.shape[1:3] == (size, size):
+        return images
+    return ops.image.resize(images, (size, size), antialias=True)

@@ -22,9 +22,10 @@ from kinv.images import to_uint8
 from kinv.inversion import checkpoints
 
 # What `best_epoch` allows: so much less than the best agreement, and this range
-# of the squared error of the mean of 8 reconstructions over that of one.
+# of the squared error of the mean of 8 reconstructions over that of one. An
+# export scales the noise (`noise_scale`): it need not be calibrated, but alive.
 AGREEMENT_MARGIN = 0.02
-ERROR_RATIO_RANGE = (0.5, 0.65)
+ERROR_RATIO_RANGE = (0.45, 0.65)
 # Held-out figures by which the best epoch is chosen and described.
 FIGURES = (
     "val_agreement",

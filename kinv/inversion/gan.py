@@ -6,7 +6,6 @@ import tensorflow as tf
 from keras import ops
 
 from kinv import errors
-from kinv import images as images_lib
 from kinv.inversion import (
     adaptation,
     batches,
@@ -328,7 +327,7 @@ class InversionGAN(keras.Model):
 
     def _classify(self, images):
         """Logits, and what the networks are given: these, or features."""
-        images = resize(images, self.classifier.input_shape[1])
+        images = batches.resize(images, self.classifier.input_shape[1])
         outputs = self.classifier(images, training=False)
         if len(self.classifier.outputs) == 1:
             outputs = [outputs]
@@ -337,11 +336,7 @@ class InversionGAN(keras.Model):
 
     def targets(self, images):
         """Images as reconstructions could be: as large, grey if they are."""
-        images = resize(images, self.generator.image_size)
-        if self.generator.channels == 3:
-            return images
-        grey = ops.sum(images * images_lib.LUMINANCE, axis=-1, keepdims=True)
-        return ops.repeat(grey, 3, axis=-1)
+        return batches.targets(images, self.generator)
 
     def condition_of(self, images):
         return self._classify(images)[1]
@@ -382,10 +377,3 @@ class InversionGAN(keras.Model):
 
 def _means(*names):
     return [keras.metrics.Mean(name=name) for name in names]
-
-
-def resize(images, size):
-    """Antialiased resize to `size` pixels; nothing where it fits already."""
-    if images.shape[1:3] == (size, size):
-        return images
-    return ops.image.resize(images, (size, size), antialias=True)

@@ -91,7 +91,13 @@ class Generator(keras.Model):
 
     Returns:
         float32 images `(batch, image_size, image_size, 3)` in [0, 255].
+
+    Attributes:
+        noise_scale: what the noise is multiplied by: 1, until it is fitted for
+            an export (`noise_scale.fit`).
     """
+
+    noise_scale = 1.0
 
     def __init__(
         self,
@@ -192,7 +198,7 @@ class Generator(keras.Model):
         condition = ops.cast(condition, "float32")
         if self.normalize_condition:
             condition = self.normalize_condition(condition)
-        noise = ops.cast(noise, "float32")
+        noise = ops.cast(noise, "float32") * self.noise_scale
         chunks = ops.split(noise, len(self.blocks) + 1, axis=-1)
         # What logits leave open of one thing, such as where the light comes
         # from, shows in all blocks, which otherwise have noise of their own.

@@ -1,0 +1,53 @@
+"""The scale of an exported generator's noise."""
+
+import numpy as np
+import pytest
+
+from kinv.inversion import noise_scale
+
+
+class Generator:
+    """Shows what it knows of images, and noise of a given spread."""
+
+    image_size = 8
+    channels = 3
+    noise_dim = 8 * 8 * 3
+    noise_scale = 1.0
+
+    def __init__(self, spread):
+        self.spread = spread
+
+    def __call__(self, inputs, training):
+        assert training
+        shape = (-1, self.image_size, self.image_size, 3)
+        noise = self.spread * self.noise_scale * inputs["noise"]
+        return inputs["condition"] + noise.reshape(shape)
+
+
+def make_pairs(left_open, batches=3):
+    """Images as what is known of them, and what is left open."""
+    random = np.random.default_rng(0)
+    shape = (40, 8, 8, 3)
+    for _ in range(batches):
+        known = random.uniform(50, 200, shape).astype("float32")
+        unknown = left_open * random.standard_normal(shape, "float32")
+        yield known + unknown, known
+
+
+@pytest.mark.parametrize("spread", [7.0, 10.0, 13.0])
+def test_the_noise_says_what_is_left_open(spread):
+    generator = Generator(spread)
+    before = noise_scale.fit(generator, make_pairs(10.0), seed=3)
+    assert before == pytest.approx(spread / 10, rel=0.03)
+    assert generator.noise_scale == pytest.approx(10 / spread, rel=0.03)
+    # Fitted anew, it is the same: the scale of before is not built upon.
+    fitted = generator.noise_scale
+    noise_scale.fit(generator, make_pairs(10.0), seed=3)
+    assert generator.noise_scale == fitted
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 60.0])
+def test_dead_or_wild_noise_stays_as_it_is(spread):
+    generator = Generator(spread)
+    noise_scale.fit(generator, make_pairs(10.0), seed=3)
+    assert generator.noise_scale == 1.0
