@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import types
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ from ai_edge_litert import interpreter as litert
 
 from kinv import errors, images
 from kinv.classifiers import small
-from kinv.inversion import export, networks
+from kinv.inversion import export, networks, noise_scale
 from kinv.serving import diverse, pipeline
 from tools import benchmark, benchmark_serving, invert, serve
 from tools import export as export_tool
@@ -59,6 +60,7 @@ def run(tmp_path_factory):
             "crop": "random",
             "steps": 7,
             "steps_per_epoch": 2,
+            "score_weight": 20.0,
         },
         "class_names": list(COLORS),
         "generator": generator.get_config(),
@@ -82,8 +84,50 @@ def export_command(run, out):
 @pytest.fixture(scope="module")
 def exported(run):
     out = run / "exported" / "colors"
-    export_tool.main(export_command(run, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_tool, "FEWEST_SCALE_EXAMPLES", 2)
+        export_tool.main(export_command(run, out))
     return out
+
+
+@pytest.mark.parametrize("measured, first", [(10, 10), (25, 0), (1000, 0)])
+def test_the_noise_is_scaled_by_other_images_if_there_are(
+    measured, first, rendered, monkeypatch
+):
+    monkeypatch.setattr(export_tool, "FEWEST_SCALE_EXAMPLES", 20)
+    monkeypatch.setattr(export_tool, "SCALE_EXAMPLES", 25)
+    monkeypatch.setattr(export_tool, "BATCH_SIZE", 10)
+    source = rendered("test", 40)
+    [(every, _)] = source.evaluation_batches(32, 40)
+    classifier = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    generator, seen = types.SimpleNamespace(noise_dim=4, noise_scale=1.0), []
+
+    def fit(generator, pairs, seed):
+        seen.extend(pairs)
+        return 1.0
+
+    monkeypatch.setattr(noise_scale, "fit", fit)
+    export_tool.scale_noise(generator, classifier, source, measured)
+    images, conditions = zip(*seen, strict=True)
+    # Three batches of one size.
+    assert [len(batch) for batch in images] == [8, 8, 8]
+    np.testing.assert_array_equal(
+        np.concatenate(images), every[first : first + 24]
+    )
+    np.testing.assert_allclose(
+        np.concatenate(conditions),
+        np.concatenate(images).mean(axis=(1, 2)),
+        rtol=1e-5,
+    )
+
+
+def test_few_images_scale_no_noise(rendered, capsys):
+    generator = types.SimpleNamespace(noise_dim=4, noise_scale=1.0)
+    export_tool.scale_noise(generator, None, rendered("test", 40), 10)
+    assert "too few held-out images" in capsys.readouterr().out
+    assert generator.noise_scale == 1.0
 
 
 def test_export_measures_the_exported_model(run, exported):

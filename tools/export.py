@@ -13,8 +13,9 @@ from kinv import cli, errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
-# Batches of training images that the scale of the noise is fitted to.
-SCALE_BATCHES = 4
+# Held-out images that the scale of the noise is fitted to, if there are.
+SCALE_EXAMPLES = 1000
+FEWEST_SCALE_EXAMPLES = 100
 # Of the noise, and of the order of images.
 SEED = 0
 
@@ -89,7 +90,7 @@ def write_version(options):
 
     from kinv import devices
     from kinv.data import datasets, labels
-    from kinv.inversion import export, model_card
+    from kinv.inversion import callbacks, export, model_card
     from kinv.serving import pipeline
 
     devices.configure_keras()
@@ -111,6 +112,9 @@ def write_version(options):
         SEED,
         crop=trained.get("crop", "center"),
     ).take(num_batches)
+    inputs = export.generator_inputs(
+        classifier, image_batches, generator.noise_dim, SEED
+    )
     metadata = {
         **describe(config, classifier, generator),
         "data": data,
@@ -119,11 +123,20 @@ def write_version(options):
             "seed": SEED,
         },
     }
-    if updates := updates_taken(options.run, trained["steps_per_epoch"]):
+    updates = callbacks.kept_updates(options.run, trained["steps_per_epoch"])
+    if updates:
         metadata["training"]["updates"] = updates
     with export.new_version(options.out) as (temporary, final):
-        prepare(generator, classifier, image_batches, num_batches, trained)
-        metadata["export"]["noise_scale"] = generator.noise_scale
+        generator.fold_spectral_norms(iterations=20)
+        # What was not asked for calibration stays as it was trained.
+        if trained.get("score_weight"):
+            scale_noise(
+                generator, classifier, validation, options.validation_examples
+            )
+            metadata["export"]["noise_scale"] = generator.noise_scale
+        print(f"filling its statistics with {num_batches} batches of images")
+        progress = keras.utils.Progbar(num_batches)
+        generator.fill_standing_statistics(with_progress(inputs, progress))
         export.save(temporary, classifier, generator, metadata)
         print("measuring on held-out images")
         metadata["metrics"] = measure(
@@ -143,49 +156,37 @@ def write_version(options):
     return metadata, final[0]
 
 
-def updates_taken(run, steps_per_epoch):
-    """Updates that `generator.keras` has had; None where it is not known.
+def scale_noise(generator, classifier, source, measured):
+    """Fits the scale of the noise to held-out images.
 
-    Others than `steps` says where the run was resumed with more of them, or an
-    earlier epoch was the best.
+    To others than the first ones, which are `measured`, if there are.
     """
-    from kinv.inversion import callbacks, checkpoints
-
-    path = pathlib.Path(run) / "metrics.csv"
-    rows = checkpoints.read_table(path, callbacks.FIGURES)
-    epoch = callbacks.kept_epoch(rows)
-    return epoch and epoch * steps_per_epoch
-
-
-def prepare(generator, classifier, image_batches, num_batches, trained):
-    """Takes the generator from training to inference, by training images."""
-    import keras
-
     from kinv.inversion import export, noise_scale
 
-    def inputs(image_batches):
-        return export.generator_inputs(
-            classifier, image_batches, generator.noise_dim, SEED
-        )
-
-    generator.fold_spectral_norms(iterations=20)
-    # What was not asked for calibration stays as it was trained.
-    if trained.get("score_weight"):
-        print("scaling its noise to what it leaves open of training images")
-        some = image_batches.take(SCALE_BATCHES)
-        pairs = [
-            (images, given["condition"])
-            for (images, _), given in zip(some, inputs(some), strict=True)
-        ]
-        spread = noise_scale.fit(generator, pairs, SEED)
-        print(
-            f"  it said {spread:.2f} of that; scaled by "
-            f"{generator.noise_scale:.2f}"
-        )
-    print(f"filling its statistics with {num_batches} batches of images")
-    progress = keras.utils.Progbar(num_batches)
-    generator.fill_standing_statistics(
-        with_progress(inputs(image_batches), progress)
+    enough = source.num_examples - measured >= FEWEST_SCALE_EXAMPLES
+    start = measured if enough else 0
+    count = min(SCALE_EXAMPLES, source.num_examples - start)
+    if count < FEWEST_SCALE_EXAMPLES:
+        print("too few held-out images to scale its noise by")
+        return
+    print(f"scaling its noise by {count} held-out images")
+    # Batches of one size, whose moments normalise.
+    num_batches = -(-count // BATCH_SIZE)
+    batches = source.evaluation_batches(
+        classifier.input_shape[1], count // num_batches, start=start
+    ).take(num_batches)
+    inputs = export.generator_inputs(
+        classifier, batches, generator.noise_dim, SEED
+    )
+    pairs = zip(batches, inputs, strict=True)
+    spread = noise_scale.fit(
+        generator,
+        [(images, given["condition"]) for (images, _), given in pairs],
+        SEED,
+    )
+    print(
+        f"  it said {spread:.2f} of what is left open; its scale is "
+        f"{generator.noise_scale:.2f} now"
     )
 
 

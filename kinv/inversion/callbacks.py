@@ -260,6 +260,17 @@ def kept_epoch(rows):
     return best_epoch(rows) or rows[-1]["epoch"] if rows else None
 
 
+def kept_updates(run, steps_per_epoch):
+    """Updates that a run's `generator.keras` has had; None if not known.
+
+    Others than `steps` says where the run was resumed with more of them, or an
+    earlier epoch was the best.
+    """
+    rows = checkpoints.read_table(pathlib.Path(run) / "metrics.csv", FIGURES)
+    epoch = kept_epoch(rows)
+    return epoch and epoch * steps_per_epoch
+
+
 def describe_best(run):
     """Which epoch `generator.keras` is of, and its figures, in a sentence.
 

@@ -1,4 +1,4 @@
-"""The scale of an exported generator's noise, fitted to training images."""
+"""The scale of an exported generator's noise, fitted to held-out images."""
 
 import math
 
