@@ -14,7 +14,7 @@ from kinv import cli, errors, files, runs
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
 # Held-out images that the scale of the noise is fitted to, if there are.
-SCALE_EXAMPLES = 1000
+SCALE_EXAMPLES = 3000
 FEWEST_SCALE_EXAMPLES = 100
 # Of the noise, and of the order of images.
 SEED = 0
