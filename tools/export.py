@@ -14,7 +14,7 @@ from kinv import cli, errors, files, runs
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
 # Held-out images that the scale of the noise is fitted to, if there are.
-SCALE_EXAMPLES = 3000
+SCALE_EXAMPLES = 2000
 FEWEST_SCALE_EXAMPLES = 100
 # Of the noise, and of the order of images.
 SEED = 0
@@ -170,7 +170,7 @@ def scale_noise(generator, classifier, source, measured):
         print("too few held-out images to scale its noise by")
         return
     print(f"scaling its noise by {count} held-out images")
-    # Batches of one size, whose moments normalise.
+    # Batches of one size: the moments of each count as much.
     num_batches = -(-count // BATCH_SIZE)
     batches = source.evaluation_batches(
         classifier.input_shape[1], count // num_batches, start=start
