@@ -21,7 +21,7 @@ TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
 NUM_IMAGES = 10
 # Updates of the inversion, fewer than the preset's; its rates decay over them.
-STEPS = 2000
+STEPS = 1500
 RECORD = "stages.json"
 
 
