@@ -21,7 +21,7 @@ TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
 NUM_IMAGES = 10
 # Updates of the inversion, fewer than the preset's; its rates decay over them.
-STEPS = 1500
+STEPS = 2000
 RECORD = "stages.json"
 
 
