@@ -104,7 +104,7 @@ def test_the_noise_is_scaled_by_other_images_if_there_are(
     )
     generator, seen = types.SimpleNamespace(noise_dim=4, noise_scale=1.0), []
 
-    def fit(generator, pairs, seed):
+    def fit(generator, pairs, seed, verbose):
         seen.extend(pairs)
         return 1.0
 

@@ -178,12 +178,11 @@ def scale_noise(generator, classifier, source, measured):
     inputs = export.generator_inputs(
         classifier, batches, generator.noise_dim, SEED
     )
-    pairs = zip(batches, inputs, strict=True)
-    spread = noise_scale.fit(
-        generator,
-        [(images, given["condition"]) for (images, _), given in pairs],
-        SEED,
+    pairs = (
+        (images, given["condition"])
+        for (images, _), given in zip(batches, inputs, strict=True)
     )
+    spread = noise_scale.fit(generator, pairs, SEED, verbose=1)
     print(
         f"  it said {spread:.2f} of what is left open; its scale is "
         f"{generator.noise_scale:.2f} now"

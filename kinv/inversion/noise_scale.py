@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 
 from kinv import measures
@@ -13,7 +14,7 @@ RANGE = (0.5, 1.5)
 PASSES = 2
 
 
-def fit(generator, pairs, seed):
+def fit(generator, pairs, seed, verbose=0):
     """Scales the noise until it says as much as the generator leaves open.
 
     That is, until the error ratio of 8 reconstructions is that of samples of
@@ -31,6 +32,7 @@ def fit(generator, pairs, seed):
             255], and what the generator is given of them, `(batch,
             condition_dim)`, in batches of one size.
         seed: of the noise.
+        verbose: 1 for a progress bar.
 
     Returns:
         The spread of the noise over what is left open, before
@@ -45,6 +47,7 @@ def fit(generator, pairs, seed):
         for images, condition in pairs
     ]
     scale, spreads = 1.0, []
+    progress = keras.utils.Progbar(PASSES * len(pairs), verbose=verbose)
     for _ in range(PASSES):
         generator.noise_scale = scale
         # As at inference: the moments of a batch would add to the error.
@@ -52,16 +55,17 @@ def fit(generator, pairs, seed):
             {"condition": condition, "noise": noises[0]}
             for (_, condition), noises in _with_noise(generator, pairs, seed)
         )
-        spreads.append(_spread(generator, pairs, seed))
+        spreads.append(_spread(generator, pairs, seed, progress))
         scale = scale / spreads[-1] if spreads[-1] else math.inf
         if not RANGE[0] <= scale <= RANGE[1]:
             scale = 1.0
+            progress.update(progress.target, finalize=True)
             break
     generator.noise_scale = float(scale)
     return spreads[0]
 
 
-def _spread(generator, pairs, seed):
+def _spread(generator, pairs, seed, progress):
     errors = []
     for (images, condition), noises in _with_noise(generator, pairs, seed):
         samples = [
@@ -70,6 +74,7 @@ def _spread(generator, pairs, seed):
         ]
         samples = np.stack(samples, axis=1)
         errors.append(measures.reconstruction_errors(images, samples))
+        progress.add(1)
     of_mean, of_single = np.concatenate(errors, axis=1)
     ratio = measures.error_ratio(of_mean, of_single)
     return measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
