@@ -327,9 +327,8 @@ def measure(model, batches, bar):
     samples = measures.ERROR_RATIO_NOISES
     found, pairs, errors_of, right = [], [], [], []
     for images, labels in batches:
-        noise = random.standard_normal(
-            (len(images), samples, model.noise_dim), "float32"
-        )
+        shape = len(images), samples, model.noise_dim
+        noise = random.standard_normal(shape, "float32")
         parts = measure_batch(model, np.asarray(images), noise)
         for rows, part in zip((found, pairs, errors_of), parts, strict=True):
             rows.append(part)
@@ -340,10 +339,9 @@ def measure(model, batches, bar):
     found, pairs = study.concatenate(found), study.concatenate(pairs)
     same = found["agreement"]
     own, other = measures.within_class_errors(**pairs)
+    errors_of = tuple(study.concatenate(errors_of).values())
     ratio, low, high = intervals.bootstrap_interval(
-        measures.error_ratio,
-        tuple(study.concatenate(errors_of).values()),
-        random,
+        measures.error_ratio, errors_of, random
     )
     spread_skill = measures.spread_skill(ratio, samples)
     return {

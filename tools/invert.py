@@ -225,12 +225,9 @@ def invert(options, model, paths, results):
             reconstructions = model.reconstruct(image, noise)[0]
             after = model.logits(reconstructions)
         changed = after.argmax(-1) != before.argmax(-1)
-        for sample in range(options.samples if options.images_out else 0):
-            images.write_image(
-                pathlib.Path(options.images_out)
-                / f"{index:05d}-{short_stem(path)}-{sample}.png",
-                reconstructions[sample],
-            )
+        if options.images_out:
+            begin = f"{index:05d}-{short_stem(path)}"
+            write_each(options.images_out, begin, reconstructions)
         results.paths.append(path)
         results.logits.append(before[0])
         results.agreements.append(1 - changed.mean())
@@ -250,6 +247,15 @@ def invert(options, model, paths, results):
                 results.marked[-1].append(False)
         if not options.diverse:
             bar.add(1)
+
+
+def write_each(folder, begin, reconstructions):
+    """Writes reconstructions as `BEGIN-0.png`, `BEGIN-1.png`, ..."""
+    from kinv import images
+
+    for sample, reconstruction in enumerate(reconstructions):
+        path = pathlib.Path(folder) / f"{begin}-{sample}.png"
+        images.write_image(path, reconstruction)
 
 
 def short_stem(path):

@@ -42,20 +42,7 @@ def open_arrays(path, split):
             split.
     """
     name, borders = folders.parse_split(split, path)
-    try:
-        read = _read_npz if zipfile.is_zipfile(path) else _read_idx
-        images, labels, whole, highest = read(path, name)
-    except errors.NoSplitError:
-        raise
-    except (
-        *(OSError, ValueError, EOFError),
-        *(zlib.error, zipfile.BadZipFile, struct.error),
-    ) as e:
-        raise errors.InputError(
-            "Expected a TFDS name, a folder of images, a .npz with images x "
-            "and labels y, or an IDX file of images. Received: "
-            f"{path} ({errors.reason(e).rstrip('.')})."
-        ) from None
+    images, labels, whole, highest = _read(path, name)
     images = _check_images(path, images)
     class_names, labels, unlabelled = _check_labels(
         path, labels, len(images), highest
@@ -82,6 +69,24 @@ def open_arrays(path, split):
         grey=images.shape[3] == 1,
         place=(f"{path.resolve()}, {'all' if whole else name}", borders),
     )
+
+
+def _read(path, name):
+    """As `_read_npz` or `_read_idx`, whichever the file is."""
+    try:
+        read = _read_npz if zipfile.is_zipfile(path) else _read_idx
+        return read(path, name)
+    except errors.NoSplitError:
+        raise
+    except (
+        *(OSError, ValueError, EOFError),
+        *(zlib.error, zipfile.BadZipFile, struct.error),
+    ) as e:
+        raise errors.InputError(
+            "Expected a TFDS name, a folder of images, a .npz with images x "
+            "and labels y, or an IDX file of images. Received: "
+            f"{path} ({errors.reason(e).rstrip('.')})."
+        ) from None
 
 
 def _digest(*arrays):

@@ -213,13 +213,7 @@ def _connect_rest(target):
             # JSON has no empty axis followed by another: one sample, left out.
             shape = (len(inputs["images"]), 1, metadata["noise_dim"])
             inputs = {**inputs, "noise": np.zeros(shape, "float32")}
-        inputs = {
-            key: np.ascontiguousarray(value) for key, value in inputs.items()
-        }
-        body = orjson.dumps(
-            {"inputs": inputs}, option=orjson.OPT_SERIALIZE_NUMPY
-        )
-        outputs = call("POST", f"{target}:predict", body)["outputs"]
+        outputs = call("POST", f"{target}:predict", _body(inputs))["outputs"]
         outputs = {
             key: np.array(value, "float32") for key, value in outputs.items()
         }
@@ -227,6 +221,12 @@ def _connect_rest(target):
         return outputs
 
     return predict, metadata
+
+
+def _body(inputs):
+    """A call's JSON, of arrays by name."""
+    inputs = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
+    return orjson.dumps({"inputs": inputs}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _failed(target, reason):
