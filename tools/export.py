@@ -175,12 +175,9 @@ def scale_noise(generator, classifier, source, measured):
     batches = source.evaluation_batches(
         classifier.input_shape[1], count // num_batches, start=start
     ).take(num_batches)
-    inputs = export.generator_inputs(
-        classifier, batches, generator.noise_dim, SEED
-    )
     pairs = (
-        (images, given["condition"])
-        for (images, _), given in zip(batches, inputs, strict=True)
+        (images, export.condition_of(classifier, images))
+        for images, _ in batches
     )
     spread = noise_scale.fit(generator, pairs, SEED, verbose=1)
     print(

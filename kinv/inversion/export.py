@@ -67,6 +67,19 @@ def load_generator(path):
     )
 
 
+def condition_of(classifier, images):
+    """What a generator is given of images: logits, or features.
+
+    Args:
+        classifier: keras model, images to logits, or to these and features.
+        images: as the classifier takes them.
+
+    Returns:
+        float32 array `(batch, condition_dim)`.
+    """
+    return _outputs(classifier, classifier.predict_on_batch(images))[-1]
+
+
 def generator_inputs(classifier, image_batches, noise_dim, seed):
     """Pairs logits of real images with fresh noise.
 
@@ -84,9 +97,7 @@ def generator_inputs(classifier, image_batches, noise_dim, seed):
     """
     random = np.random.default_rng(seed)
     for images, _ in image_batches:
-        *_, condition = _outputs(
-            classifier, classifier.predict_on_batch(images)
-        )
+        condition = condition_of(classifier, images)
         noise = random.standard_normal((len(condition), noise_dim), "float32")
         yield {"condition": tf.constant(condition), "noise": tf.constant(noise)}
 

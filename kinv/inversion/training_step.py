@@ -13,6 +13,8 @@ the noise (Dosovitskiy and Brox, Generating Images with Perceptual Similarity
 Metrics based on Deep Networks, NeurIPS 2016).
 """
 
+import functools
+
 import tensorflow as tf
 from keras import ops
 
@@ -70,12 +72,10 @@ def update_discriminator(model, images, condition, batch):
         batch: which of the step's batches it is.
     """
     noise = draw_noise(model, condition, batch)
-
-    def generate(condition, noise):
-        return _generate(model, condition, noise)
-
     # Outside the tape: these reconstructions are constants.
-    reconstructions = _in_parts(model, generate, condition, noise)
+    reconstructions = _in_parts(
+        model, functools.partial(_generate, model), condition, noise
+    )
 
     def mean_loss(images, reconstructions, condition):
         scores = _score(
@@ -165,10 +165,7 @@ def readback_loss(model, images, reconstructions, condition):
     energy score, against what it reads from the image at that size.
 
     Args:
-        model: as of `adversarial_loss`, like all others.
-        images: see there.
-        reconstructions: see there.
-        condition: see there.
+        model, images, reconstructions, condition: as of `adversarial_loss`.
 
     Returns:
         Float tensor `(batch * noises,)`, or `(batch,)` of an energy score.
