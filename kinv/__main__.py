@@ -10,7 +10,7 @@ TOOLS = {
     "train-classifier": "train a classifier, or an adversarially robust one",
     "train": "train a generator that inverts a classifier's logits",
     "export": "make one SavedModel of classifier and generator",
-    "invert": "reconstruct photographs",
+    "invert": "reconstruct images",
     "serve": "serve models, and a page in the browser",
     "analyze": "run the experiments, and write the report",
     "train-factors": "train the network that reads scenes",
