@@ -51,10 +51,38 @@ _PNG_ORIENTATIONS = (b"XML:com.adobe.xmp", b"Raw profile type")
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+# What pixels in [0, 255] may be: reconstructions of reconstructions overshoot
+# by a rounding.
+LOWEST, HIGHEST = -0.01, 255.01
 # Of red, green and blue: Rec. 601, as of JPEG and Pillow.
 LUMINANCE = (0.299, 0.587, 0.114)
 # Name of the layer of a grey classifier that is given it.
 LUMINANCE_LAYER = "kinv_luminance"
+
+
+def check_range(low, high):
+    """Refuses pixels outside [0, 255], and warns of those in [0, 1].
+
+    Args:
+        low: the least of them.
+        high: the largest.
+
+    Raises:
+        errors.InputError: also of NaN.
+    """
+    if not (low >= LOWEST and high <= HIGHEST):
+        raise errors.InputError(
+            "Expected images with values in [0, 255]. "
+            f"Received: values from {low} to {high}."
+        )
+    if 0 < high <= 1:
+        warnings.warn(
+            f"Expected images with values in [0, 255]. Received: values from "
+            f"{low} to {high}, which are all but black. Multiply those in "
+            "[0, 1] by 255.",
+            # Of whoever calls a method that checks its arguments by a function.
+            stacklevel=4,
+        )
 
 
 def to_uint8(images):
@@ -96,7 +124,8 @@ def list_images(path):
 def find_images(folder):
     """Finds the image files below a folder, in the order of their paths.
 
-    Links are followed, each folder once.
+    Links are followed, each folder once, into hidden folders, too, which are
+    not searched themselves.
 
     Args:
         folder: a directory.
@@ -108,23 +137,26 @@ def find_images(folder):
     found, left_out, seen = [], collections.Counter(), set()
     for path, folders, names in os.walk(folder, followlinks=True):
         place = os.path.realpath(path)
-        below = pathlib.PurePath(path).relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in below)
         if place in seen:
             left_out["in folders that links reach again"] += len(names)
             folders.clear()
             continue
         seen.add(place)
-        folders.sort()
+        hidden = {name for name in folders if name.startswith(".")}
+        folders[:] = sorted(set(folders) - hidden)
+        for name in hidden:
+            inside = os.walk(os.path.join(path, name))
+            left_out["hidden"] += sum(len(of_one) for *_, of_one in inside)
         for name in names:
-            if hidden or name.startswith("."):
+            if name.startswith("."):
                 left_out["hidden"] += 1
             elif name.lower().endswith(SUFFIXES):
                 found.append(pathlib.Path(path, name))
             else:
                 suffix = pathlib.PurePath(files.printable(name)).suffix
                 left_out[suffix.lower() or "without suffix"] += 1
-    return sorted(found), left_out
+    # Without what an empty hidden folder has counted.
+    return sorted(found), +left_out
 
 
 def describe_left_out(left_out, before=""):
@@ -314,11 +346,12 @@ def write_image(path, image):
         PIL.Image.fromarray(to_uint8(image)).save(temporary)
 
 
-def center_crop(image):
-    """Largest centred square of an image `(height, width, channels)`."""
-    size = min(image.shape[:2])
-    top, left = ((side - size) // 2 for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
+def center_crop(images):
+    """Largest centred square of images `(..., height, width, channels)`."""
+    sides = images.shape[-3:-1]
+    size = min(sides)
+    top, left = ((side - size) // 2 for side in sides)
+    return images[..., top : top + size, left : left + size, :]
 
 
 def resize_square(image, size):

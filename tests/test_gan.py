@@ -68,6 +68,26 @@ def make_model(
     return model
 
 
+@pytest.mark.parametrize("given", ["generator", "discriminator"])
+def test_one_network_alone_is_not_taken(given):
+    classifier = featured_classifier()
+    inversion = gan.InversionGAN(classifier, image_size=8, base_channels=4)
+    network = {given: getattr(inversion, given)}
+    with pytest.raises(errors.InputError, match=f"{given} alone"):
+        gan.InversionGAN(classifier, **network)
+
+
+def test_pixels_in_another_range_are_told_of():
+    images = make_data(9)[0]
+    model = gan.InversionGAN(
+        featured_classifier(), image_size=8, base_channels=4
+    )
+    with pytest.warns(UserWarning, match="Multiply those in"):
+        model.adapt(images / 255, verbose=0)
+    with pytest.raises(errors.InputError, match=r"in \[0, 255\]"):
+        model.adapt(images / 127.5 - 1, verbose=0)
+
+
 def featured_classifier(width=5):
     """Seven logits, and so many features."""
     images = keras.Input((SIZE, SIZE, 3))

@@ -101,6 +101,18 @@ def test_lists_images_of_folders_and_counts_the_others(tmp_path):
         images.list_images(tmp_path / "missing")
 
 
+def test_images_behind_a_link_into_a_hidden_folder_are_found(tmp_path):
+    store = tmp_path / ".store" / "pictures"
+    store.mkdir(parents=True)
+    (store / "a.png").touch()
+    (store / "again").symlink_to(tmp_path)
+    (tmp_path / ".empty").mkdir()
+    (tmp_path / "linked").symlink_to(store)
+    found, left_out = images.find_images(tmp_path)
+    assert found == [tmp_path / "linked" / "a.png"]
+    assert left_out == {"hidden": 1}
+
+
 def test_wrong_outputs(tmp_path):
     with pytest.raises(errors.InputError, match="ends in one of"):
         images.write_image(tmp_path / "a.doc", gradient(4))

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from kinv import devices
+from kinv import images as images_lib
 from kinv.inversion import conditioning, losses, presets
 
 # Images that the normalisation of the logits is fitted to.
@@ -39,7 +40,8 @@ def adapt(model, batches, verbose, embedding):
         embedding: whether to fit one.
 
     Raises:
-        errors.InputError: if the classifier gives NaN or infinity.
+        errors.InputError: if the classifier gives NaN or infinity, or pixels
+            are not in [0, 255].
     """
     generator = model.generator
     regresses = embedding and generator.embedding_layers > 0
@@ -146,13 +148,16 @@ def _read(model, batches, count):
         pictures = tf.nn.avg_pool2d(targets, factor, factor, "VALID")
         return model.condition_of(images), pictures
 
-    parts, found = [], 0
+    parts, found, low, high = [], 0, np.inf, -np.inf
     for images in batches:
+        low = min(low, images.numpy().min())
+        high = max(high, images.numpy().max())
         condition, pictures = (part.numpy() for part in read(images))
         parts.append((condition, pictures.astype("float16")))
         found += len(images)
         if found >= count:
             break
+    images_lib.check_range(low, high)
     return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
 

@@ -92,6 +92,13 @@ class InversionGAN(keras.Model):
         micro_batches=SMALL["micro_batches"],
         **kwargs,
     ):
+        if (generator is None) != (discriminator is None):
+            given = "discriminator" if generator is None else "generator"
+            raise errors.InputError(
+                "Expected both a generator and a discriminator, or neither, "
+                "which makes both of the settings. Received: a "
+                f"{given} alone."
+            )
         if generator is None:
             network_settings = {
                 name: kwargs.pop(name, SMALL[name])

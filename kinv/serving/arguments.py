@@ -1,11 +1,11 @@
 """What a pipeline is called with: checked, and made into arrays."""
 
 import math
-import warnings
 
 import numpy as np
 
 from kinv import errors
+from kinv import images as images_lib
 
 
 def check_images(images):
@@ -22,24 +22,9 @@ def check_images(images):
             f"Received: shape {images.shape}."
         )
     low, high = (images.min(), images.max()) if len(images) else (0, 0)
-    # Reconstructions of reconstructions may overshoot by a rounding.
-    if not (low >= -0.01 and high <= 255.01):
-        raise errors.InputError(
-            "Expected images with values in [0, 255]. "
-            f"Received: values from {low} to {high}."
-        )
-    if 0 < high <= 1:
-        warnings.warn(
-            f"Expected images with values in [0, 255]. Received: values from "
-            f"{low} to {high}, which are all but black. Multiply those in "
-            "[0, 1] by 255.",
-            stacklevel=3,
-        )
+    images_lib.check_range(low, high)
     # As exports do themselves since they have one rule; older ones squeeze.
-    height, width = images.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return images[:, top : top + side, left : left + side]
+    return images_lib.center_crop(images)
 
 
 def given_or_drawn(noise, shape, seed):

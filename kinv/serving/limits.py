@@ -6,6 +6,7 @@ import math
 import grpc
 import numpy as np
 
+from kinv.images import HIGHEST, LOWEST
 from kinv.serving import signature
 
 # What TensorFlow Serving calls the other two methods in its messages.
@@ -154,8 +155,7 @@ def _check_values(inputs):
         if not math.isfinite(array.sum(dtype="float64")):
             raise invalid(f"{name}: expected finite values")
     images = inputs["images"]
-    # As in `pipeline`: reconstructions may overshoot by a rounding.
-    if images.min() < -0.01 or images.max() > 255.01:
+    if images.min() < LOWEST or images.max() > HIGHEST:
         raise invalid(
             "images: expected values in [0, 255], received "
             f"{images.min():g} to {images.max():g}"
