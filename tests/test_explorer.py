@@ -161,6 +161,20 @@ def test_a_picture_of_ones_own(served, page, tmp_path):
     assert "image=data" in page.url
 
 
+def test_transparency_is_laid_over_white(served, page, tmp_path):
+    picture = np.zeros((64, 64, 4), "uint8")
+    picture[..., :2] = 200
+    picture[..., 3] = np.repeat([0, 128], 32)[:, None]
+    path = tmp_path / "own.png"
+    Image.fromarray(picture).save(path)
+    open_page(page, served.rest)
+    do(page, lambda: page.locator("#file").set_input_files(path))
+    found = own_pixels(page)
+    expected = images.resize(images.read_image(path)[None], len(found))[0]
+    np.testing.assert_allclose(found[2:14], expected[2:14], atol=1)
+    np.testing.assert_allclose(found[18:30], expected[18:30], atol=1.5)
+
+
 def test_a_file_that_is_no_picture(served, page, tmp_path):
     path = tmp_path / "words.png"
     path.write_text("words")

@@ -50,6 +50,7 @@ from kinv.serving import (
     explorer,
     grpc_service,
     limits,
+    monitoring,
     pipeline,
     web,
 )
@@ -812,6 +813,12 @@ def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_calls_of_clients_that_left_are_not_computed(protocol):
+    def ended(status):
+        name = ":tensorflow:serving:request_count"
+        labels = {"model_name": NAME, "status": status}
+        return monitoring.REGISTRY.get_sample_value(name, labels) or 0
+
+    cancelled, failed = ended("CANCELLED"), ended("INTERNAL")
     server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     model = server.version(NAME).model
     signature, begun, go_on = model.signature, threading.Event(), []
@@ -859,6 +866,8 @@ def test_calls_of_clients_that_left_are_not_computed(protocol):
     first.result(timeout=60)
     server.submit(NAME, server.version(NAME), make_inputs()).result(timeout=60)
     assert computed == [1, 1]
+    # No error of the server's.
+    assert ended("CANCELLED") > cancelled and ended("INTERNAL") == failed
     if protocol == "grpc":
         running.stop(0)
     else:
@@ -1353,7 +1362,7 @@ def test_a_model_is_shown_with_examples_of_its_own_data_set():
 
     datasets = {
         "scenes": "kinv_scenes/32-large",
-        "clothes": "fashion_mnist",
+        "clothes": "data/fashion_mnist",
         "photos": "photos",
         "unknown": None,
     }

@@ -23,9 +23,10 @@ def page(models, examples):
 
     Args:
         models: dict of `pipeline.Pipeline` by the name they are served under.
-        examples: what the page offers: by the name of a data set, without
-            its configuration, a list of `(name, image)`, images `(height,
-            width, 3)` in [0, 255]. Models of another one are given the first.
+        examples: what the page offers: by the name of a data set, a part of
+            its path or of its name at TFDS, a list of `(name, image)`, images
+            `(height, width, 3)` in [0, 255]. Models of another one are given
+            the first.
 
     Returns:
         string.
@@ -63,8 +64,8 @@ def _suited(models, examples):
     suited = {dataset: [] for dataset in examples}
     first = next(iter(examples))
     for name, model in models.items():
-        dataset = str(model.metadata.get("dataset")).partition("/")[0]
-        suited[dataset if dataset in examples else first].append(name)
+        parts = str(model.metadata.get("dataset")).split("/")
+        suited[next(filter(examples.get, parts), first)].append(name)
     return {dataset: names for dataset, names in suited.items() if names}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from concurrent import futures
 
 import prometheus_client
 
@@ -59,6 +60,10 @@ def request(server, model, entrypoint):
         status = "OK"
     except ServingError as error:
         status = error.code.name
+        raise
+    # The client has gone.
+    except futures.CancelledError:
+        status = "CANCELLED"
         raise
     finally:
         microseconds = 1e6 * (time.perf_counter() - start)

@@ -334,16 +334,12 @@ def _read_metadata(path):
 
 
 def versions(directory):
-    """SavedModels `directory/NUMBER` by number, ascending.
-
-    As for TensorFlow Serving, 0007 is number 7.
-    """
-    found = {
-        int(path.name): path
-        for path in pathlib.Path(directory).iterdir()
-        if path.name.isdecimal() and (path / "saved_model.pb").is_file()
+    """SavedModels `directory/NUMBER` by number, ascending."""
+    return {
+        number: path
+        for number, path in files.versions(directory).items()
+        if (path / "saved_model.pb").is_file()
     }
-    return dict(sorted(found.items()))
 
 
 def _check_metadata(metadata, path):

@@ -31,6 +31,8 @@ HTTP_STATUS = {
     grpc.StatusCode.NOT_FOUND: 404,
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
+    # Of a client that has gone: nobody reads the answer.
+    grpc.StatusCode.CANCELLED: 400,
 }
 # For load balancers, which ask nothing but whether to send calls.
 HEALTH_PATH = "/healthz"
@@ -244,7 +246,9 @@ async def _unless_gone(request, future):
     try:
         await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not call.done():
-            raise _Refused(400, "The client went away")
+            raise limits.ServingError(
+                grpc.StatusCode.CANCELLED, "The client went away"
+            )
         return call.result()
     finally:
         # Of what is done, nothing is cancelled.
