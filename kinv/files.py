@@ -59,8 +59,9 @@ def remove(path):
 
 
 def rename(path, new_path):
-    """Renames a file, and its digest, in its directory."""
-    _replace(path, new_path, _read_digests(path.parent).get(path.name))
+    """Renames a file, and its digest if it has one, in its directory."""
+    _replace(path, new_path, _read_digests(path.parent).get(path.name, []))
+    _write_digests(path.parent, {path.name: []})
 
 
 def _replace(source, path, digests):
@@ -72,6 +73,16 @@ def _replace(source, path, digests):
     os.replace(source, path)
     if digests is not None:
         _write_digests(path.parent, {path.name: digests})
+
+
+def versions(directory):
+    """What a directory holds under a number, by number, ascending.
+
+    As for TensorFlow Serving, 0007 is number 7.
+    """
+    paths = pathlib.Path(directory).iterdir()
+    found = {int(path.name): path for path in paths if path.name.isdecimal()}
+    return dict(sorted(found.items()))
 
 
 def sha256(path):
@@ -148,7 +159,10 @@ def _read_digests(directory):
 
 
 def _write_digests(directory, new):
-    write_json(directory / DIGESTS, {**_read_digests(directory), **new})
+    """Changes some files' digests; those without any are not listed."""
+    digests = {**_read_digests(directory), **new}
+    kept = {name: of_file for name, of_file in digests.items() if of_file}
+    write_json(directory / DIGESTS, kept)
 
 
 @contextlib.contextmanager

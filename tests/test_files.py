@@ -146,6 +146,10 @@ def test_a_renamed_file_takes_its_digest_along(tmp_path):
     flip(two, 3)
     with pytest.raises(errors.InputError, match="two.json"):
         files.verify(two)
+    # Nor has it one of the file before it, if it has none itself.
+    files.write_json(one, {"a": 1})
+    files.rename(one, two)
+    assert not files.verify(two)
 
 
 def test_a_manifest_covers_every_file_below(tmp_path):

@@ -96,7 +96,6 @@ def test_the_noise_is_scaled_by_other_images_if_there_are(
 ):
     monkeypatch.setattr(export_tool, "FEWEST_SCALE_EXAMPLES", 20)
     monkeypatch.setattr(export_tool, "SCALE_EXAMPLES", 25)
-    monkeypatch.setattr(export_tool, "BATCH_SIZE", 10)
     source = rendered("test", 40)
     [(every, _)] = source.evaluation_batches(32, 40)
     classifier = keras.Sequential(
@@ -109,7 +108,12 @@ def test_the_noise_is_scaled_by_other_images_if_there_are(
         return 1.0
 
     monkeypatch.setattr(noise_scale, "fit", fit)
-    export_tool.scale_noise(generator, classifier, source, measured)
+    found = export_tool.scale_noise(generator, classifier, source, measured, 10)
+    among_measured = first < measured
+    assert found["noise_scaled_by"] == {
+        "images": 25,
+        "among_measured": among_measured,
+    }
     images, conditions = zip(*seen, strict=True)
     # Three batches of one size.
     assert [len(batch) for batch in images] == [8, 8, 8]
@@ -125,7 +129,9 @@ def test_the_noise_is_scaled_by_other_images_if_there_are(
 
 def test_few_images_scale_no_noise(rendered, capsys):
     generator = types.SimpleNamespace(noise_dim=4, noise_scale=1.0)
-    export_tool.scale_noise(generator, None, rendered("test", 40), 10)
+    source = rendered("test", 40)
+    found = export_tool.scale_noise(generator, None, source, 10, 250)
+    assert found == {"noise_scale": 1.0}
     assert "too few held-out images" in capsys.readouterr().out
     assert generator.noise_scale == 1.0
 
@@ -142,6 +148,10 @@ def test_export_measures_the_exported_model(run, exported):
     # Forty, rounded up to whole batches of the 36 training images.
     assert metadata["export"]["statistics_examples"] == 72
     assert 0.5 <= metadata["export"]["noise_scale"] <= 1.5
+    # All ten, as there are no others.
+    assert metadata["export"]["noise_scaled_by"]["among_measured"]
+    card = (exported / "1" / "assets.extra" / "README.md").read_text()
+    assert "of images that the noise was scaled by, too" in card
     metrics = metadata["metrics"]
     assert metrics["images"] == 10
     low, high = metrics["agreement_interval"]

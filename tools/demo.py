@@ -194,9 +194,7 @@ def summary(out, seconds):
 
     classifier = files.read_json(out / "classifier" / "metrics.json")
     # An export that was stopped at its very end is followed by another.
-    exported = max(
-        (out / "exported").glob("[0-9]*"), key=lambda path: int(path.name)
-    )
+    *_, exported = files.versions(out / "exported").values()
     metadata = exported / "assets.extra" / "kinv.json"
     metrics = files.read_json(metadata)["metrics"]
     low, high = metrics["agreement_interval"]

@@ -13,6 +13,8 @@ from kinv import cli, errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
+# Side of pictures, in pixels, of which as many fit into memory.
+LARGEST_AT_ONCE = 32
 # Held-out images that the scale of the noise is fitted to, if there are.
 SCALE_EXAMPLES = 2000
 FEWEST_SCALE_EXAMPLES = 100
@@ -102,9 +104,10 @@ def write_version(options):
     labelled, line = labels.match(validation, config["class_names"])
     print(line)
 
-    batch_size = min(
-        BATCH_SIZE, options.statistics_examples, source.num_examples
-    )
+    at_once = BATCH_SIZE
+    if generator.image_size > LARGEST_AT_ONCE:
+        at_once = export.PART
+    batch_size = min(at_once, options.statistics_examples, source.num_examples)
     num_batches = -(-options.statistics_examples // batch_size)
     image_batches = source.training_batches(
         classifier_size,
@@ -130,10 +133,13 @@ def write_version(options):
         generator.fold_spectral_norms(iterations=20)
         # What was not asked for calibration stays as it was trained.
         if trained.get("score_weight"):
-            scale_noise(
-                generator, classifier, validation, options.validation_examples
+            metadata["export"] |= scale_noise(
+                generator,
+                classifier,
+                validation,
+                options.validation_examples,
+                at_once,
             )
-            metadata["export"]["noise_scale"] = generator.noise_scale
         print(f"filling its statistics with {num_batches} batches of images")
         progress = keras.utils.Progbar(num_batches)
         generator.fill_standing_statistics(with_progress(inputs, progress))
@@ -156,10 +162,14 @@ def write_version(options):
     return metadata, final[0]
 
 
-def scale_noise(generator, classifier, source, measured):
+def scale_noise(generator, classifier, source, measured, batch_size):
     """Fits the scale of the noise to held-out images.
 
     To others than the first ones, which are `measured`, if there are.
+
+    Returns:
+        dict of `noise_scale`, and `noise_scaled_by`: the number of the images,
+        and whether they are among those `measured`.
     """
     from kinv.inversion import export, noise_scale
 
@@ -168,10 +178,14 @@ def scale_noise(generator, classifier, source, measured):
     count = min(SCALE_EXAMPLES, source.num_examples - start)
     if count < FEWEST_SCALE_EXAMPLES:
         print("too few held-out images to scale its noise by")
-        return
-    print(f"scaling its noise by {count} held-out images")
+        return {"noise_scale": generator.noise_scale}
+    print(
+        f"scaling its noise by {count} held-out images, "
+        + ("others than" if enough else "which are among")
+        + " the measured ones"
+    )
     # Batches of one size: the moments of each count as much.
-    num_batches = -(-count // BATCH_SIZE)
+    num_batches = -(-count // batch_size)
     batches = source.evaluation_batches(
         classifier.input_shape[1], count // num_batches, start=start
     ).take(num_batches)
@@ -184,6 +198,10 @@ def scale_noise(generator, classifier, source, measured):
         f"  it said {spread:.2f} of what is left open; its scale is "
         f"{generator.noise_scale:.2f} now"
     )
+    return {
+        "noise_scale": generator.noise_scale,
+        "noise_scaled_by": {"images": count, "among_measured": not enough},
+    }
 
 
 def write_lite(path, classifier, generator):

@@ -55,9 +55,10 @@ def run(study):
     """Fits shift and scale per image, over factors of brightness and sharpness.
 
     Returns:
-        `results.Result`. By model, change and fit: the `curve` of the mean, its
-        `slope` at the identity (difference quotient of the neighbouring
-        factors) and the factor of its `peak`, with 95 % intervals over images.
+        `results.Result`. By model, change and fit, of the curve of the mean
+        that a table and a figure have: its `slope` at the identity (difference
+        quotient of the neighbouring factors) and the factor of its `peak`,
+        with 95 % intervals over images, and the number of `images`.
     """
     fits = {
         name: study.per_image(_measure, name, study.count(IMAGES))

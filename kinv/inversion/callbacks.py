@@ -2,7 +2,7 @@
 
 Their order in `fit`, with those of `checkpoints`: `TerminateOnNonFinite` first,
 so that no checkpoint is written after a bad step, `TimeRemaining` before the
-logs are written, `BestGenerator` after `MetricsTable`, and `Checkpoint` last,
+logs are written, `BestGenerator` before `MetricsTable`, and `Checkpoint` last,
 so that an epoch counts as done when all of it is on disk.
 Of several workers only the chief (`devices.is_chief`) has those that write.
 """

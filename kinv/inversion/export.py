@@ -137,15 +137,9 @@ def new_version(directory):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def versions(directory):
-    """Numbers of the versions in a directory, ascending."""
-    names = [path.name for path in pathlib.Path(directory).iterdir()]
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
 def _rename_to_next_version(temporary):
     while True:
-        number = max([0, *versions(temporary.parent)]) + 1
+        number = max([0, *files.versions(temporary.parent)]) + 1
         path = temporary.with_name(str(number))
         try:
             os.rename(temporary, path)

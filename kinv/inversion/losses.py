@@ -167,13 +167,13 @@ def relativistic_discriminator_loss(real_scores, fake_scores):
     """`log(1 + exp(fake - real))`: real ones should score higher.
 
     Args:
-        real_scores: float tensor `(batch, 1)`, scores of images with their own
-            logits.
-        fake_scores: float tensor `(batch, 1)`, scores of reconstructions with
-            the same logits.
+        real_scores: float tensor `(batch, places)`, scores of images with
+            their own logits.
+        fake_scores: float tensor `(batch, places)`, scores of reconstructions
+            with the same logits.
 
     Returns:
-        Float tensor `(batch, 1)`, at least 0.
+        Float tensor `(batch, places)`, at least 0.
 
     Reference:
         Jolicoeur-Martineau, The Relativistic Discriminator, ICLR 2019; paired
@@ -192,13 +192,13 @@ def hinge_discriminator_loss(real_scores, fake_scores):
     """`max(0, 1 - real) + max(0, 1 + fake)`.
 
     Args:
-        real_scores: float tensor `(batch, 1)`, scores of images with their own
-            logits.
-        fake_scores: float tensor `(batch, 1)`, scores of reconstructions with
-            the logits they were made from.
+        real_scores: float tensor `(batch, places)`, scores of images with
+            their own logits.
+        fake_scores: float tensor `(batch, places)`, scores of reconstructions
+            with the logits they were made from.
 
     Returns:
-        Float tensor `(batch, 1)`, at least 0. The sum of both halves, not
+        Float tensor `(batch, places)`, at least 0. The sum of both halves, not
         their average, as in compare_gan.
 
     Reference:
@@ -212,9 +212,9 @@ def hinge_generator_loss(fake_scores):
     """`-fake`, of `hinge_discriminator_loss`; the paper's L_G.
 
     Args:
-        fake_scores: float tensor `(batch, 1)`, scores of reconstructions.
+        fake_scores: float tensor `(batch, places)`, scores of reconstructions.
 
     Returns:
-        Float tensor `(batch, 1)`.
+        Float tensor `(batch, places)`.
     """
     return -fake_scores

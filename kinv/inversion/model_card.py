@@ -101,10 +101,15 @@ def measured(metadata):
     if (ratio := metrics.get("error_ratio")) is not None:
         low, high = metrics["error_ratio_interval"]
         spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
+        scaled_by = metadata.get("export", {}).get("noise_scaled_by", {})
+        fitted = ""
+        if scaled_by.get("among_measured"):
+            fitted = "; of images that the noise was scaled by, too"
         yield (
             "error ratio E8/E1 (.5625 is calibrated)",
             f"{ratio:.3f} ({low:.3f} to {high:.3f}): "
-            + measures.calibration_verdict(spread_skill),
+            + measures.calibration_verdict(spread_skill)
+            + fitted,
         )
     yield (
         "squared error of pixels in [0, 255]",

@@ -140,7 +140,7 @@ def update_generator(model, images, condition):
 
 
 def adversarial_loss(model, images, reconstructions, condition):
-    """What the discriminator's scores say, `(batch * noises,)`.
+    """What the discriminator's scores say, `(batch * noises, places)`.
 
     Args:
         model: `gan.InversionGAN`.
