@@ -12,7 +12,7 @@ from ai_edge_litert import interpreter as litert
 
 from kinv import errors, images
 from kinv.classifiers import small
-from kinv.inversion import export, networks, noise_scale
+from kinv.inversion import export, model_card, networks, noise_scale
 from kinv.serving import diverse, pipeline
 from tools import benchmark, benchmark_serving, invert, serve
 from tools import export as export_tool
@@ -148,10 +148,16 @@ def test_export_measures_the_exported_model(run, exported):
     # Forty, rounded up to whole batches of the 36 training images.
     assert metadata["export"]["statistics_examples"] == 72
     assert 0.5 <= metadata["export"]["noise_scale"] <= 1.5
-    # All ten, as there are no others.
-    assert metadata["export"]["noise_scaled_by"]["among_measured"]
-    card = (exported / "1" / "assets.extra" / "README.md").read_text()
-    assert "of images that the noise was scaled by, too" in card
+    assert metadata["export"]["noise_scaled_by"]["among_measured"] is False
+    of_these = {
+        **metadata,
+        "export": {"noise_scaled_by": {"among_measured": 1}},
+    }
+    for card, tells in (
+        (model_card.text(metadata), False),
+        (model_card.text(of_these), True),
+    ):
+        assert ("that the noise was scaled by, too" in card) == tells
     metrics = metadata["metrics"]
     assert metrics["images"] == 10
     low, high = metrics["agreement_interval"]
