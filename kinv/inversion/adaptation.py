@@ -19,6 +19,9 @@ BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 # Without, it knows images by heart, and more of them than of others.
 WEIGHT_DECAY = 1.0
+# Length of a gradient at most. Those of logits are shorter; of a thousand
+# features, products of products diverge without.
+MOST_GRADIENT = 1.0
 # Side of the finest band that it predicts.
 FINEST_BAND = 16
 # Standard deviation, in [-1, 1], below which a value counts the less.
@@ -122,7 +125,13 @@ def regress(embedding, condition, targets, seed, verbose=0):
         LEARNING_RATE, steps, presets.LAST_LEARNING_RATE
     )
     regression.compile(
-        keras.optimizers.AdamW(rate, WEIGHT_DECAY, beta_1=0.0, epsilon=1e-8),
+        keras.optimizers.AdamW(
+            rate,
+            WEIGHT_DECAY,
+            beta_1=0.0,
+            epsilon=1e-8,
+            global_clipnorm=MOST_GRADIENT,
+        ),
         "mse",
     )
     regression.fit(
