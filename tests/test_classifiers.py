@@ -51,6 +51,13 @@ def test_blocks_halve_the_image_to_four_pixels(image_size, side):
     assert pooling.input.shape[1:3] == (side, side)
 
 
+def test_layers_to_invert_have_the_same_names_in_every_classifier():
+    for _ in range(2):
+        classifier = small.build_classifier(32, 2, width=1)
+        names = {layer.name for layer in classifier.layers}
+        assert {"block1", "block2", "block3", "pooled", "logits"} <= names
+
+
 def test_stock_layers_only():
     classifier = small.build_classifier(8, 2, width=1)
     modules = {type(layer).__module__ for layer in classifier.layers}

@@ -23,7 +23,9 @@ def build_classifier(image_size, num_classes, width, channels=3):
     Returns:
         A functional `keras.Model`: images `(batch, image_size, image_size,
         channels)` in [0, 255] to logits `(batch, num_classes)`, float32 under
-        every dtype policy.
+        every dtype policy. What may be inverted in their place has names that
+        do not depend on other networks: the sums `block1`, `block2`, ... of the
+        residual blocks, and `pooled`, their last means.
 
     Raises:
         errors.InputError: if `image_size` or `num_classes` is too small.
@@ -49,20 +51,22 @@ def build_classifier(image_size, num_classes, width, channels=3):
     x = _convolution(x, width, 3)
     num_blocks = max(1, round(np.log2(image_size / 4)))
     for block in range(num_blocks):
-        x = _downsampling_block(x, width * min(2**block, 8))
+        x = _downsampling_block(
+            x, width * min(2**block, 8), f"block{block + 1}"
+        )
     x = _normalize_and_activate(x)
-    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.GlobalAveragePooling2D(name="pooled")(x)
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name="classifier")
 
 
-def _downsampling_block(x, channels):
+def _downsampling_block(x, channels, name):
     x = _normalize_and_activate(x)
     shortcut = layers.AveragePooling2D(2, padding="same")(x)
     shortcut = _convolution(shortcut, channels, 1)
     x = _convolution(x, channels, 3, strides=2)
     x = _convolution(_normalize_and_activate(x), channels, 3)
-    return layers.Add()([shortcut, x])
+    return layers.Add(name=name)([shortcut, x])
 
 
 def _normalize_and_activate(x):
