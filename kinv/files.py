@@ -61,7 +61,6 @@ def remove(path):
 def rename(path, new_path):
     """Renames a file, and its digest if it has one, in its directory."""
     _replace(path, new_path, _read_digests(path.parent).get(path.name, []))
-    _write_digests(path.parent, {path.name: []})
 
 
 def _replace(source, path, digests):
@@ -72,7 +71,7 @@ def _replace(source, path, digests):
         _write_digests(path.parent, {path.name: digests + old})
     os.replace(source, path)
     if digests is not None:
-        _write_digests(path.parent, {path.name: digests})
+        _write_digests(path.parent, {source.name: [], path.name: digests})
 
 
 def versions(directory):

@@ -13,8 +13,6 @@ from kinv import cli, errors, files, runs
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
-# Side of pictures, in pixels, of which as many fit into memory.
-LARGEST_AT_ONCE = 32
 # Held-out images that the scale of the noise is fitted to, if there are.
 SCALE_EXAMPLES = 2000
 FEWEST_SCALE_EXAMPLES = 100
@@ -104,9 +102,9 @@ def write_version(options):
     labelled, line = labels.match(validation, config["class_names"])
     print(line)
 
-    at_once = BATCH_SIZE
-    if generator.image_size > LARGEST_AT_ONCE:
-        at_once = export.PART
+    # Large pictures, and attention to them, would fill the memory.
+    most = pipeline.RECONSTRUCTED_PIXELS // generator.image_size**2
+    at_once = min(BATCH_SIZE, most)
     batch_size = min(at_once, options.statistics_examples, source.num_examples)
     num_batches = -(-options.statistics_examples // batch_size)
     image_batches = source.training_batches(

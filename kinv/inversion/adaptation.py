@@ -155,18 +155,17 @@ def _read(model, batches, count):
         targets = model.targets(images)
         factor = targets.shape[1] // size
         pictures = tf.nn.avg_pool2d(targets, factor, factor, "VALID")
-        return model.condition_of(images), pictures
+        limits = tf.reduce_min(images), tf.reduce_max(images)
+        return model.condition_of(images), pictures, *limits
 
-    parts, found, low, high = [], 0, np.inf, -np.inf
+    parts, found = [], 0
     for images in batches:
-        low = min(low, images.numpy().min())
-        high = max(high, images.numpy().max())
-        condition, pictures = (part.numpy() for part in read(images))
+        condition, pictures, low, high = (part.numpy() for part in read(images))
+        images_lib.check_range(low, high)
         parts.append((condition, pictures.astype("float16")))
         found += len(images)
         if found >= count:
             break
-    images_lib.check_range(low, high)
     return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
 

@@ -65,7 +65,8 @@ def _suited(models, examples):
     first = next(iter(examples))
     for name, model in models.items():
         parts = str(model.metadata.get("dataset")).split("/")
-        suited[next(filter(examples.get, parts), first)].append(name)
+        known = [part for part in parts if part in examples]
+        suited[(*known, first)[0]].append(name)
     return {dataset: names for dataset, names in suited.items() if names}
 
 
