@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 from scipy.spatial import distance
 
-from kinv import images, measures
+from kinv import images, measures, pixels
 from kinv.analysis import grids
 from kinv.serving import pipeline
 
@@ -34,7 +34,7 @@ def picture(model):
         (len(paths), SHOWN_SAMPLES, model.noise_dim), "float32"
     )
     reconstructions = model.reconstruct(photographs, noise)
-    small = images.resize(photographs, model.image_size)
+    small = pixels.resize(photographs, model.image_size)
     samples = reconstructions.swapaxes(0, 1)
     rows = [list(row) for row in (photographs, small, *samples)]
     names = ["photograph", f"at {model.image_size} pixels"]
@@ -85,8 +85,8 @@ def main(path, folder):
     photographs, held_out = squares(f"{folder}/test")
     _, candidates = squares(f"{folder}/train", CANDIDATES)
     logits, candidate_logits = model.logits(held_out), model.logits(candidates)
-    held_out_small = images.resize(held_out, model.image_size)
-    candidates = images.resize(candidates, model.image_size)
+    held_out_small = pixels.resize(held_out, model.image_size)
+    candidates = pixels.resize(candidates, model.image_size)
     noise = np.random.default_rng(0).standard_normal(
         (len(held_out), SAMPLES, model.noise_dim), "float32"
     )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from kinv.images import LUMINANCE
+from kinv.pixels import LUMINANCE
 
 # Reconstructions of an image whose mean the error ratio is of.
 ERROR_RATIO_NOISES = 8

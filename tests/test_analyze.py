@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kinv import cli, errors, images, measures, runs
+from kinv import cli, errors, measures, pixels, runs
 from kinv.analysis import (
     calibration,
     controls,
@@ -677,7 +677,7 @@ def test_grids_keep_their_pixels_at_the_report_s_resolution():
     margin = grids.MARGIN * report.DPI // grids.DPI
     cell = drawn[margin:-margin, margin:-margin]
     assert cell.shape == (128, 128, 3)
-    np.testing.assert_array_equal(cell[8::16, 8::16], images.to_uint8(picture))
+    np.testing.assert_array_equal(cell[8::16, 8::16], pixels.to_uint8(picture))
 
 
 @pytest.mark.parametrize(

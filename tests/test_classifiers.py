@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras import layers
 from keras.src.utils import file_utils
 
-from kinv import errors
-from kinv import images as images_lib
+from kinv import errors, pixels
 from kinv.classifiers import applications, inputs, loading, small
 from kinv.classifiers import features as features_lib
 from kinv.inversion import export, networks
@@ -391,7 +390,7 @@ def test_channels_first_of_any_size(tmp_path):
 def is_grey(classifier):
     """Whether the generator is told to make grey images."""
     layers = classifier._flatten_layers(include_self=False)
-    return images_lib.LUMINANCE_LAYER in [layer.name for layer in layers]
+    return pixels.LUMINANCE_LAYER in [layer.name for layer in layers]
 
 
 @pytest.mark.parametrize("format", ["model.keras", "model"])
@@ -671,7 +670,7 @@ def test_features_of_an_application(monkeypatch):
         "load",
         lambda name, weights, **options: load(name, "none", **options),
     )
-    resize = features_lib.images_lib.resize
+    resize = features_lib.pixels.resize
     sizes = []
 
     def observe(images, size):

@@ -14,7 +14,7 @@ import requests
 from PIL import Image
 from playwright import sync_api
 
-from kinv import images
+from kinv import images, pixels
 from kinv.analysis import grids
 from kinv.data import rendering, scenes
 from kinv.serving import diverse, pipeline
@@ -72,7 +72,7 @@ def do(page, action):
     answered(page)
 
 
-def pixels(page, index=0):
+def shown_pixels(page, index=0):
     """The pixels of a reconstruction as the page shows it."""
     canvas = page.locator(".pictures canvas").nth(index)
     values = canvas.evaluate(
@@ -113,13 +113,13 @@ def test_first_view(served, page):
 
 def test_new_noise_changes_the_pictures_and_the_address(served, page):
     open_page(page, served.rest)
-    before = pixels(page)
+    before = shown_pixels(page)
     do(page, page.locator("#resample").click)
     assert "seed=2" in page.url
-    assert np.abs(pixels(page) - before).mean() > 2
+    assert np.abs(shown_pixels(page) - before).mean() > 2
     # The seed gives the same noise again.
     do(page, lambda: page.evaluate("location.hash = ''"))
-    np.testing.assert_array_equal(pixels(page), before)
+    np.testing.assert_array_equal(shown_pixels(page), before)
 
 
 def test_a_link_shows_the_same_view(served, page, browser):
@@ -139,7 +139,7 @@ def test_a_link_shows_the_same_view(served, page, browser):
     assert other.locator(".result").count() == 2
     for index in (0, 17):
         np.testing.assert_allclose(
-            pixels(other, index), pixels(page, index), atol=1
+            shown_pixels(other, index), shown_pixels(page, index), atol=1
         )
     other.close()
 
@@ -150,9 +150,9 @@ def test_a_picture_of_ones_own(served, page, tmp_path):
     path = tmp_path / "own.png"
     images.write_image(path, picture)
     open_page(page, served.rest)
-    before = pixels(page)
+    before = shown_pixels(page)
     do(page, lambda: page.locator("#file").set_input_files(path))
-    assert np.abs(pixels(page) - before).mean() > 2
+    assert np.abs(shown_pixels(page) - before).mean() > 2
     own = page.locator(".own canvas").first.evaluate(
         "c => Array.from(c.getContext('2d').getImageData(16, 16, 1, 1).data)"
     )
@@ -170,7 +170,7 @@ def test_transparency_is_laid_over_white(served, page, tmp_path):
     open_page(page, served.rest)
     do(page, lambda: page.locator("#file").set_input_files(path))
     found = own_pixels(page)
-    expected = images.resize(images.read_image(path)[None], len(found))[0]
+    expected = pixels.resize(images.read_image(path)[None], len(found))[0]
     np.testing.assert_allclose(found[2:14], expected[2:14], atol=1)
     np.testing.assert_allclose(found[18:30], expected[18:30], atol=1.5)
 
@@ -193,7 +193,7 @@ def test_sharpness_is_that_of_pillow(served, page, factor):
     before = own_pixels(page)
     do(page, lambda: slide(page, "sharpness", factor))
     after = own_pixels(page)
-    expected = images.adjust_sharpness(before[None], factor)[0]
+    expected = pixels.adjust_sharpness(before[None], factor)[0]
     np.testing.assert_allclose(after, expected, atol=1.5)
 
 
@@ -215,10 +215,10 @@ def test_between_two_images_and_repeated(served, page):
     captions = page.locator(".pictures figcaption b").all_inner_texts()
     assert (captions[0], captions[-1]) == ("0\u00a0%", "100\u00a0%")
     # At the end it is the other image's inversion with the same noise.
-    last = pixels(page, 8)
+    last = shown_pixels(page, 8)
     do(page, page.locator("#examples button").nth(1).click)
     do(page, lambda: page.locator("input[value=noise]").check())
-    np.testing.assert_allclose(pixels(page, 0), last, atol=3)
+    np.testing.assert_allclose(shown_pixels(page, 0), last, atol=3)
 
     do(page, lambda: page.locator("input[value=repeat]").check())
     captions = page.locator(".pictures figcaption b").all_inner_texts()
@@ -263,7 +263,9 @@ def test_the_widest_view(served, page):
     near = np.flatnonzero(away <= np.median(away))
     chosen = near[diverse.farthest(distances[np.ix_(near, near)], 6)]
     do(page, lambda: page.locator("input[value=widest]").check())
-    shown = [pixels(page, i) for i in range(page.locator("figure b").count())]
+    shown = [
+        shown_pixels(page, i) for i in range(page.locator("figure b").count())
+    ]
     assert len(shown) == 6
     told = re.search(
         r"; (\d+) of 255 apart \(usual (\d+)\)",
@@ -277,10 +279,10 @@ def test_the_widest_view(served, page):
         diverse.mean_distance(diverse.picture_distances(np.array(shown))), abs=1
     )
     # The same again from its address.
-    first = pixels(page)
+    first = shown_pixels(page)
     assert "view=widest" in page.url
     do(page, page.reload)
-    np.testing.assert_array_equal(pixels(page), first)
+    np.testing.assert_array_equal(shown_pixels(page), first)
 
 
 def test_download(served, page, tmp_path):
@@ -305,7 +307,7 @@ def test_keyboard_alone(served, page):
 
 def test_back_undoes_a_choice(served, page):
     open_page(page, served.rest)
-    before = pixels(page)
+    before = shown_pixels(page)
     do(page, page.locator("#examples button").nth(2).click)
     do(page, lambda: slide(page, "scale", 0.5))
     # As a slider that is drawn: many values, one choice.
@@ -315,7 +317,7 @@ def test_back_undoes_a_choice(served, page):
     assert page.locator("#examples [aria-pressed=true]").count() == 1
     assert "image=kinv_scenes-2" in page.url
     do(page, page.go_back)
-    np.testing.assert_allclose(pixels(page), before, atol=1)
+    np.testing.assert_allclose(shown_pixels(page), before, atol=1)
     do(page, page.go_forward)
     assert "image=kinv_scenes-2" in page.url
 

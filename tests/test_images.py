@@ -1,6 +1,5 @@
 import collections
 import os
-import pathlib
 import struct
 import zlib
 
@@ -9,7 +8,7 @@ import PIL.Image
 import PIL.ImageEnhance
 import pytest
 
-from kinv import errors, images
+from kinv import errors, images, pixels
 from kinv.analysis import grids
 from kinv.data import datasets
 from kinv.serving import pipeline
@@ -18,18 +17,6 @@ from kinv.serving import pipeline
 def gradient(size):
     y, x = np.mgrid[:size, :size] * 255.0 / size
     return np.stack([x, y, 0 * x], axis=-1)
-
-
-def test_bytes_survive_the_round_trip():
-    values = np.arange(256).reshape(16, 16)
-    floats = values.astype("float32")
-    np.testing.assert_array_equal(images.to_uint8(floats), values)
-
-
-def test_rounds_and_clips():
-    values = images.to_uint8(np.array([-3.0, 0.4, 0.6, 254.6, 300.0]))
-    assert values.tolist() == [0, 0, 1, 255, 255]
-    assert values.dtype == np.uint8
 
 
 def test_written_image_is_read_back(tmp_path):
@@ -120,23 +107,6 @@ def test_wrong_outputs(tmp_path):
         images.write_image(tmp_path / "missing" / "a.png", gradient(4))
 
 
-def test_center_crop():
-    image = np.arange(4 * 8 * 3).reshape(4, 8, 3)
-    np.testing.assert_array_equal(images.center_crop(image), image[:, 2:6])
-    tall = image.transpose(1, 0, 2)
-    np.testing.assert_array_equal(images.center_crop(tall), tall[2:6])
-
-
-def test_enlarged_pixels_are_sharp():
-    image = gradient(4)
-    large = images.resize_square(image, 12)
-    expected = np.kron(np.rint(image), np.ones((3, 3, 1)))
-    np.testing.assert_array_equal(large, expected)
-    np.testing.assert_array_equal(
-        images.resize_square(large, 4), expected[::3, ::3]
-    )
-
-
 def test_grid_shows_every_pixel_and_blank_cells():
     black = np.zeros((8, 8, 3))
     grid = grids.render(
@@ -185,43 +155,6 @@ def test_captions_take_room_only_where_they_are():
     one = grids.render(one)
     assert bare.shape[1] == one.shape[1]
     assert 10 < one.shape[0] - bare.shape[0] < 40
-
-
-def recorded():
-    path = pathlib.Path(__file__).parent / "recorded" / "addons.npz"
-    return np.load(path)
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.5, 2.0])
-def test_adjustments_are_pillows(factor):
-    pixels = recorded()["images"]
-    for enhance, adjust in (
-        (PIL.ImageEnhance.Brightness, images.adjust_brightness),
-        (PIL.ImageEnhance.Sharpness, images.adjust_sharpness),
-    ):
-        expected = [
-            np.asarray(enhance(PIL.Image.fromarray(image)).enhance(factor))
-            for image in pixels
-        ]
-        np.testing.assert_allclose(adjust(pixels, factor), expected, atol=1)
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.5, 2.0])
-def test_sharpness_is_that_of_tensorflow_addons(factor):
-    values = recorded()
-    np.testing.assert_allclose(
-        images.adjust_sharpness(values["images"], factor),
-        values[f"sharpness_{factor}"],
-        atol=1,
-    )
-
-
-def test_rotation_is_that_of_tensorflow_addons():
-    values = recorded()
-    square = values["images"][:, :9]
-    np.testing.assert_array_equal(
-        np.rot90(square, axes=(1, 2)), values["rotation"]
-    )
 
 
 def test_mosaic():
@@ -419,7 +352,7 @@ def squares(path):
         model.logits(read[None])
         found[name] = {
             "training": image[0],
-            "invert": images.center_crop(read),
+            "invert": pixels.center_crop(read),
             "pipeline": sent[0][0],
         }
     return found
@@ -427,9 +360,9 @@ def squares(path):
 
 def test_every_reader_gives_the_same_pixels_of_every_kind(tmp_path):
     expected = {}
-    for name, pixels, write in kinds():
+    for name, image, write in kinds():
         write(tmp_path / name)
-        expected[name] = pixels[:, 8:40].astype("float32")
+        expected[name] = image[:, 8:40].astype("float32")
     found = squares(tmp_path)
     assert set(found) == set(expected)
     for name, readings in found.items():

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from ai_edge_litert import interpreter as litert
 
-from kinv import errors, images
+from kinv import errors, images, pixels
 from kinv.classifiers import small
 from kinv.inversion import export, model_card, networks, noise_scale
 from kinv.serving import diverse, pipeline
@@ -390,7 +390,7 @@ def test_the_most_different_and_their_deviation(
         sorted(single.iterdir()), found.reconstructions, strict=True
     ):
         written = images.read_image(path)
-        np.testing.assert_array_equal(written, images.to_uint8(picture))
+        np.testing.assert_array_equal(written, pixels.to_uint8(picture))
     assert f"b.png: pictures {found.spread:.0f} of 255 apart" in printed
     with PIL.Image.open(grid) as picture:
         # The image, four reconstructions, their deviation.

@@ -6,8 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from kinv import errors
-from kinv import images as images_lib
+from kinv import errors, pixels
 from kinv.inversion import blocks, layers, networks, presets
 
 
@@ -128,7 +127,7 @@ def test_making_a_network_calls_each_layer_once(monkeypatch):
 
 
 def test_grey_images_have_three_equal_channels():
-    luminance = keras.layers.Dense(1, name=images_lib.LUMINANCE_LAYER)
+    luminance = keras.layers.Dense(1, name=pixels.LUMINANCE_LAYER)
     classifier = keras.Sequential(
         [
             keras.Input((8, 8, 3)),

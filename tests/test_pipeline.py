@@ -336,7 +336,7 @@ def test_imports_nothing_of_the_training_side():
     assert set(result.stdout.split()) == {
         "kinv.errors",
         "kinv.files",
-        "kinv.images",
+        "kinv.pixels",
         "kinv.serving",
         "kinv.serving.arguments",
         "kinv.serving.pipeline",

@@ -76,7 +76,8 @@ def main(argv=None):
     print("held-out images, with 95 % intervals:")
     for name, value in model_card.measured(metadata):
         print(f"  {name}: {value}")
-    print(f"exported: {path} ({size(path) / 1e6:.1f} MB)")
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    print(f"exported: {path} ({size / 1e6:.1f} MB)")
     if options.lite:
         print(f"exported: {options.lite}")
     print(
@@ -156,7 +157,9 @@ def write_version(options):
         card.write_text(model_card.text(metadata), "utf-8")
         export.write_metadata(temporary, metadata)
     if options.lite:
-        write_lite(options.lite, classifier, generator)
+        print("converting for LiteRT")
+        with files.atomic_path(options.lite) as temporary:
+            temporary.write_bytes(export.lite_model(classifier, generator))
     return metadata, final[0]
 
 
@@ -200,15 +203,6 @@ def scale_noise(generator, classifier, source, measured, batch_size):
         "noise_scale": generator.noise_scale,
         "noise_scaled_by": {"images": count, "among_measured": not enough},
     }
-
-
-def write_lite(path, classifier, generator):
-    """Writes the same networks for LiteRT."""
-    from kinv.inversion import export
-
-    print("converting for LiteRT")
-    with files.atomic_path(path) as temporary:
-        temporary.write_bytes(export.lite_model(classifier, generator))
 
 
 def load_networks(run, trained):
@@ -395,11 +389,6 @@ def measure_batch(model, images, noise):
     found = reconstructions.compare(images, made[:, 0], logits, again)
     pairs = {"logits": logits, "reconstruction_logits": again}
     return found, pairs, {"mean": of_mean, "single": of_single}
-
-
-def size(path):
-    """Bytes of the files below a directory."""
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def invert(options, model, paths, results):
     import keras
     import numpy as np
 
-    from kinv import images
+    from kinv import images, pixels
     from kinv.analysis import grids
     from kinv.serving import diverse
 
@@ -202,7 +202,7 @@ def invert(options, model, paths, results):
     )
     random = np.random.default_rng(options.seed)
     for index, path in enumerate(paths):
-        image = images.center_crop(images.read_image(path))[None]
+        image = pixels.center_crop(images.read_image(path))[None]
         before = model.logits(image)
         if options.diverse:
             found = diverse.find(
@@ -233,7 +233,7 @@ def invert(options, model, paths, results):
         results.agreements.append(1 - changed.mean())
         if index < MAX_ROWS:
             # At the grid's size: photographs would fill the memory.
-            picture = images.resize_square(image[0], grids.CELL_SIZE)
+            picture = pixels.resize_square(image[0], grids.CELL_SIZE)
             results.rows.append([picture, *reconstructions])
             results.captions.append(
                 [describe(row, model.class_names) for row in before]

@@ -4,8 +4,7 @@ import functools
 
 import numpy as np
 
-from kinv import images as images_lib
-from kinv import intervals
+from kinv import intervals, pixels
 from kinv.analysis import plots, results
 
 TITLE = "Best-fit shift and scale"
@@ -18,8 +17,8 @@ BRIGHTNESS_FACTORS = (
 )
 SHARPNESS_FACTORS = (0, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2)
 CHANGES = {
-    "brightness": (images_lib.adjust_brightness, BRIGHTNESS_FACTORS),
-    "sharpness": (images_lib.adjust_sharpness, SHARPNESS_FACTORS),
+    "brightness": (pixels.adjust_brightness, BRIGHTNESS_FACTORS),
+    "sharpness": (pixels.adjust_sharpness, SHARPNESS_FACTORS),
 }
 IDENTITY = {"shift": 0.0, "scale": 1.0}
 # The figures of the supplementary: robust and standard.

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from kinv import errors, measures
-from kinv import images as images_lib
+from kinv import errors, measures, pixels
 from kinv.analysis import plots, results
 from kinv.analysis import study as study_lib
 
@@ -124,10 +123,10 @@ def _measure(study, model, batch, num_samples=SAMPLES):
     per_image = {"of_mean": of_mean, "of_single": of_single}
     if others.shape[1]:
         size = min(COMPONENT_SIZE, model.image_size)
-        small = images_lib.resize(made.reshape(-1, *made.shape[2:]), size)
+        small = pixels.resize(made.reshape(-1, *made.shape[2:]), size)
         per_image |= {
             "spread": others.var(axis=1, dtype="float64").mean((1, 2, 3)),
-            "images": images_lib.resize(images, size).reshape(len(images), -1),
+            "images": pixels.resize(images, size).reshape(len(images), -1),
             "samples": small.reshape(*made.shape[:2], -1),
         }
     return per_image

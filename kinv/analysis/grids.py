@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kinv.images import resize_square, to_uint8
+from kinv.pixels import resize_square, to_uint8
 
 CELL_SIZE = 128
 DPI = 100

@@ -4,8 +4,7 @@ import hashlib
 
 import numpy as np
 
-from kinv import images as images_lib
-from kinv import measures
+from kinv import measures, pixels
 from kinv.analysis import cache, grids, results
 from kinv.analysis import study as study_lib
 
@@ -128,7 +127,7 @@ def _nearest(study, source, name, groups):
 
 
 def _flat(images, size):
-    return images_lib.resize(images, size).reshape(len(images), -1)
+    return pixels.resize(images, size).reshape(len(images), -1)
 
 
 def _figure(name, grid, searched):

@@ -5,8 +5,7 @@ import pathlib
 import keras
 import numpy as np
 
-from kinv import images as images_lib
-from kinv import measures
+from kinv import measures, pixels
 from kinv.data import rendering, scenes
 
 NETWORK_IMAGE_SIZE = 32
@@ -137,7 +136,7 @@ def load_features():
     network = keras.Model(network.inputs[0], network.layers[-1].input)
 
     def features_of(images):
-        images = images_lib.resize(images, NETWORK_IMAGE_SIZE)
+        images = pixels.resize(images, NETWORK_IMAGE_SIZE)
         return np.array(network(images, training=False))
 
     return features_of
@@ -155,7 +154,7 @@ def read(network, reconstructions):
     """
     images, samples = reconstructions.shape[:2]
     flat = reconstructions.reshape(-1, *reconstructions.shape[2:])
-    flat = images_lib.resize(flat, NETWORK_IMAGE_SIZE)
+    flat = pixels.resize(flat, NETWORK_IMAGE_SIZE)
     codes = np.array(network(flat, training=False))
     for name in HUES:
         codes[:, PARTS[name]] /= np.maximum(

@@ -4,8 +4,7 @@ import itertools
 
 import numpy as np
 
-from kinv import images as images_lib
-from kinv import measures
+from kinv import measures, pixels
 from kinv.analysis import grids, results
 from kinv.analysis import study as study_lib
 from kinv.serving import diverse
@@ -72,8 +71,8 @@ def _measure(study, model, batch, label):
         "variance": np.mean(deviation**2, axis=(1, 2, 3)),
         "logits": logits,
         "reconstruction_logits": model.logits(made[:, 0]),
-        "image": images_lib.to_uint8(images),
-        "reconstruction": images_lib.to_uint8(made[:, 0]),
+        "image": pixels.to_uint8(images),
+        "reconstruction": pixels.to_uint8(made[:, 0]),
         "deviation": grids.deviation_map(deviation),
         "mean": made.mean(axis=1),
     }
@@ -127,8 +126,8 @@ def _distances(means, others):
     """Of the two models' mean reconstructions, one for each image."""
     size = min(means.shape[1], others.shape[1])
     pairs = zip(
-        images_lib.resize(means, size),
-        images_lib.resize(others, size),
+        pixels.resize(means, size),
+        pixels.resize(others, size),
         strict=True,
     )
     return np.array(

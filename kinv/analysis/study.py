@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import errors, intervals, measures, runs
-from kinv import images as images_lib
+from kinv import errors, intervals, measures, pixels, runs
 from kinv.analysis import results
 
 BATCH_SIZE = 50
@@ -318,7 +317,7 @@ def target(images, model):
 
     At its size and, where its pictures are grey, of the images' luminance.
     """
-    images = images_lib.resize(images, model.image_size)
+    images = pixels.resize(images, model.image_size)
     if model.metadata.get("channels", 3) == 3:
         return images
     grey = measures.luminance(images)[..., None]

@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from kinv import errors
-from kinv import images as images_lib
+from kinv import errors, pixels
 from kinv.classifiers import applications, loading
 
 # Whitening takes the square of it, in both networks and the average.
@@ -148,7 +147,7 @@ def load_features(name):
     model = keras.Model(model.inputs[0], features)
 
     def features_of(images):
-        return np.asarray(model(images_lib.resize(images, size)), "float32")
+        return np.asarray(model(pixels.resize(images, size)), "float32")
 
     return features_of
 
@@ -194,7 +193,7 @@ def load_perceptual(name):
     model = _with_outputs_of(model, list(last.values()))
 
     def maps_of(images):
-        _, *maps = model(images_lib.resize(images, size), training=False)
+        _, *maps = model(pixels.resize(images, size), training=False)
         for features in maps:
             features = np.asarray(features, "float64")
             lengths = np.linalg.norm(features, axis=-1, keepdims=True)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from kinv import errors, images
+from kinv import errors, pixels
 
 # What pixel values are, outside of every network.
 PIXELS = (0.0, 255.0)
@@ -120,10 +120,10 @@ def take_images(model, name, size, scaling):
         x = layers.Resizing(height, width, antialias=True, dtype="float32")(x)
     if taken.channels == 1:
         luminance = layers.Dense(
-            1, use_bias=False, dtype="float32", name=images.LUMINANCE_LAYER
+            1, use_bias=False, dtype="float32", name=pixels.LUMINANCE_LAYER
         )
         x = luminance(x)
-        luminance.kernel.assign([[weight] for weight in images.LUMINANCE])
+        luminance.kernel.assign([[weight] for weight in pixels.LUMINANCE])
     rescaling = scaling.layer(taken.channels, name)
     x = rescaling(x) if rescaling else x
     if not model.inputs[0].dtype.startswith(("float", "bfloat")):

@@ -20,8 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import errors, files
-from kinv import images as images_lib
+from kinv import errors, files, pixels
 from kinv.classifiers import saved_models
 from kinv.data import source as source_lib
 
@@ -144,7 +143,7 @@ def _records(source, classifier, layer, record, start):
                 "Expected finite logits below 65,504, which float16 holds. "
                 f"Received: {received}. {way_out}"
             )
-        targets = images_lib.resize(images, record["image"].shape[0])
+        targets = pixels.resize(images, record["image"].shape[0])
         records = np.empty(len(labels), record)
         records["image"] = np.clip(np.rint(targets), 0, 255)
         records["label"] = labels
@@ -194,13 +193,13 @@ def read(source, classifier, layer, image_size, directory):
             "one directory that all of them see."
         )
     _check(path, record, source, classifier, layer)
-    pixels = image_size * image_size * 3
+    length = image_size * image_size * 3
 
     def parse(text):
         values = tf.io.decode_raw(text, tf.uint8)
-        label = tf.bitcast(values[pixels : pixels + 8], tf.int64)
-        logits = tf.reshape(values[pixels + 8 :], (condition_dim, 2))
-        image = tf.reshape(values[:pixels], (image_size, image_size, 3))
+        label = tf.bitcast(values[length : length + 8], tf.int64)
+        logits = tf.reshape(values[length + 8 :], (condition_dim, 2))
+        image = tf.reshape(values[:length], (image_size, image_size, 3))
         return {
             "image": image,
             "label": label,

@@ -4,8 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kinv import devices
-from kinv import images as images_lib
+from kinv import devices, pixels
 from kinv.inversion import conditioning, losses, presets
 
 # Images that the normalisation of the logits is fitted to.
@@ -161,7 +160,7 @@ def _read(model, batches, count):
     parts, found = [], 0
     for images in batches:
         condition, pictures, low, high = (part.numpy() for part in read(images))
-        images_lib.check_range(low, high)
+        pixels.check_range(low, high)
         parts.append((condition, pictures.astype("float16")))
         found += len(images)
         if found >= count:

@@ -3,8 +3,7 @@
 import tensorflow as tf
 from keras import ops
 
-from kinv import errors
-from kinv import images as images_lib
+from kinv import errors, pixels
 
 
 def full(images, size, seed):
@@ -73,7 +72,7 @@ def targets(images, generator):
     images = resize(images, generator.image_size)
     if generator.channels == 3:
         return images
-    grey = ops.sum(images * images_lib.LUMINANCE, axis=-1, keepdims=True)
+    grey = ops.sum(images * pixels.LUMINANCE, axis=-1, keepdims=True)
     return ops.repeat(grey, 3, axis=-1)
 
 

@@ -18,8 +18,8 @@ import PIL.ImageDraw
 import tensorflow as tf
 
 from kinv import errors, measures
-from kinv.images import to_uint8
 from kinv.inversion import checkpoints
+from kinv.pixels import to_uint8
 
 # What `best_epoch` allows: so much less than the best agreement, and this range
 # of the squared error of the mean of 8 reconstructions over that of one. An

@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from kinv import errors, images
+from kinv import errors, pixels
 
 # Settings that have a flag of their own in `tools/train.py`.
 FLAGS = ("image_size", "batch_size", "steps", "steps_per_epoch")
@@ -290,7 +290,7 @@ def make_networks(classifier, settings):
     of_both["condition_dim"] = classifier.outputs[-1].shape[-1]
     of_generator = chosen(GENERATOR_SETTINGS)
     layers = classifier._flatten_layers(include_self=False)
-    if any(layer.name == images.LUMINANCE_LAYER for layer in layers):
+    if any(layer.name == pixels.LUMINANCE_LAYER for layer in layers):
         of_generator["channels"] = 1
     return (
         networks.Generator(**of_both, **of_generator),

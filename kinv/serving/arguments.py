@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-from kinv import errors
-from kinv import images as images_lib
+from kinv import errors, pixels
 
 
 def check_images(images):
@@ -22,9 +21,9 @@ def check_images(images):
             f"Received: shape {images.shape}."
         )
     low, high = (images.min(), images.max()) if len(images) else (0, 0)
-    images_lib.check_range(low, high)
+    pixels.check_range(low, high)
     # As exports do themselves since they have one rule; older ones squeeze.
-    return images_lib.center_crop(images)
+    return pixels.center_crop(images)
 
 
 def given_or_drawn(noise, shape, seed):

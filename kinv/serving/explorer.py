@@ -7,7 +7,7 @@ import pathlib
 
 from PIL import Image
 
-from kinv import images
+from kinv import pixels
 
 PLACE = "/*CONFIG*/ {}"
 # Images of others' data sets, a folder and a licence each.
@@ -72,6 +72,6 @@ def _suited(models, examples):
 
 def _data_address(picture):
     file = io.BytesIO()
-    Image.fromarray(images.to_uint8(picture)).save(file, "PNG")
+    Image.fromarray(pixels.to_uint8(picture)).save(file, "PNG")
     encoded = base64.b64encode(file.getvalue()).decode()
     return f"data:image/png;base64,{encoded}"

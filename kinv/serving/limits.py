@@ -6,7 +6,7 @@ import math
 import grpc
 import numpy as np
 
-from kinv.images import HIGHEST, LOWEST
+from kinv.pixels import HIGHEST, LOWEST
 from kinv.serving import signature
 
 # What TensorFlow Serving calls the other two methods in its messages.

@@ -1,4 +1,4 @@
-"""Records what tensorflow-addons computes, for tests/test_images.py.
+"""Records what tensorflow-addons computes, for tests/test_pixels.py.
 
 tensorflow-addons cannot be imported beside the TensorFlow that kinv needs. So
 this ran once, in an environment of its own (Python 3.11):
