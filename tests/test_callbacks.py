@@ -1,5 +1,6 @@
 import csv
 import errno
+import math
 import os
 import pathlib
 import shutil
@@ -357,7 +358,9 @@ def row(agreement, error_ratio, energy_score):
         "val_agreement": agreement,
         "val_error_ratio": error_ratio,
         "val_energy_score": energy_score,
-        "val_spread_skill": 0.98,
+        "val_spread_skill": math.sqrt(
+            (1 - error_ratio) / (error_ratio - 1 / 8)
+        ),
         "val_within_class_r2": 0.8,
     }
 
@@ -369,8 +372,10 @@ def row(agreement, error_ratio, energy_score):
         # The third has the lowest score, but lost three points of agreement.
         ([row(0.5, 0.56, 0.4), row(0.9, 0.57, 0.3), row(0.87, 0.57, 0.2)], 2),
         ([row(0.5, 0.56, 0.4), row(0.9, 0.57, 0.3), row(0.89, 0.57, 0.2)], 3),
-        # Noise that says too little, and too much.
-        ([row(0.9, 0.56, 0.4), row(0.9, 0.66, 0.3), row(0.9, 0.44, 0.2)], 1),
+        # Noise that says so little, or so much, that 1.5 times the noise, or
+        # half, would not mend it; and what they just mend.
+        ([row(0.9, 0.56, 0.4), row(0.9, 0.74, 0.3), row(0.9, 0.29, 0.2)], 1),
+        ([row(0.9, 0.56, 0.4), row(0.9, 0.72, 0.3), row(0.9, 0.31, 0.2)], 3),
         ([row(0.9, 0.9, 0.4), row(0.9, 0.9, 0.3)], None),
         # Energy scores of few images can be negative.
         ([row(0.9, 0.56, -0.1), row(0.9, 0.56, -0.2)], 2),

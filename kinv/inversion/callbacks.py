@@ -18,14 +18,14 @@ import PIL.ImageDraw
 import tensorflow as tf
 
 from kinv import errors, measures
-from kinv.inversion import checkpoints
+from kinv.inversion import checkpoints, noise_scale
 from kinv.pixels import to_uint8
 
-# What `best_epoch` allows: so much less than the best agreement, and this range
-# of the squared error of the mean of 8 reconstructions over that of one. An
-# export scales the noise (`noise_scale`): it need not be calibrated, but alive.
+# What `best_epoch` allows: so much less than the best agreement, and the range
+# of what the noise says of what is left open. It need not be calibrated, since
+# an export scales it, but within what a scale can mend.
 AGREEMENT_MARGIN = 0.02
-ERROR_RATIO_RANGE = (0.45, 0.65)
+SPREAD_RANGE = tuple(1 / scale for scale in reversed(noise_scale.RANGE))
 # Held-out figures by which the best epoch is chosen and described.
 FIGURES = (
     "val_agreement",
@@ -228,8 +228,7 @@ def best_epoch(rows):
     """The epoch of the lowest held-out energy score, among those in order.
 
     In order is an epoch whose agreement is within `AGREEMENT_MARGIN` of the
-    best until then, and whose noise is roughly calibrated
-    (`ERROR_RATIO_RANGE`).
+    best until then, and whose noise an export can calibrate (`SPREAD_RANGE`).
 
     Args:
         rows: of `checkpoints.read_table`.
@@ -238,13 +237,13 @@ def best_epoch(rows):
         Its number, counted from 1, or None where none is in order.
     """
     best, best_score, best_agreement = None, math.inf, 0.0
-    low, high = ERROR_RATIO_RANGE
+    low, high = SPREAD_RANGE
     for row in rows:
         agreement = row["val_agreement"]
         best_agreement = max(best_agreement, agreement)
         in_order = (
             agreement >= best_agreement - AGREEMENT_MARGIN
-            and low <= row["val_error_ratio"] <= high
+            and low <= row["val_spread_skill"] <= high
         )
         if in_order and row["val_energy_score"] < best_score:
             best, best_score = row["epoch"], row["val_energy_score"]
@@ -294,10 +293,11 @@ def describe_best(run):
         f"{row['val_error_ratio']:.3f} (.5625 is calibrated); {verdict}."
     )
     if best is None:
-        low, high = ERROR_RATIO_RANGE
+        low, high = SPREAD_RANGE
         text += (
-            f" No epoch had an error ratio from {low} to {high} and an "
-            "agreement near the best, so the last one is kept."
+            f" In no epoch did the noise say from {low:.2f} to {high:.2f} of "
+            "what is left open at an agreement near the best, so the last one "
+            "is kept."
         )
     # 0 where no two held-out images share a class: nothing is known then.
     paired = row.get("val_shuffled_logit_error", 1)
