@@ -173,7 +173,8 @@ def _network_probe(inputs, codes, fit, held_out, seed):
             keras.layers.Dense(codes.shape[1]),
         ]
     )
-    network.compile(keras.optimizers.Adam(1e-3), "mse")
+    # So small a network waits for Python otherwise.
+    network.compile(keras.optimizers.Adam(1e-3), "mse", steps_per_execution=25)
     network.fit(
         inputs[fit],
         codes[fit],
