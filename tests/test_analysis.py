@@ -16,6 +16,7 @@ from kinv.analysis import (
     distributions,
     diversity,
     factors,
+    grids,
     layers_compared,
     logit_interpolation,
     manipulation,
@@ -1543,6 +1544,15 @@ def of_a_layer(name, blur):
 def test_layers_compared(source, monkeypatch):
     monkeypatch.setattr(layers_compared, "IMAGES", IMAGES)
     models = {"fine": of_a_layer("fine", 1), "coarse": of_a_layer("coarse", 4)}
+    shown = {}
+    draw = grids.captioned_grid
+    monkeypatch.setattr(
+        grids,
+        "captioned_grid",
+        lambda rows, **options: (
+            shown.update(rows=rows) or draw(rows, **options)
+        ),
+    )
     result = run(layers_compared, source, **models)
     fine, coarse = result.metrics["fine"], result.metrics["coarse"]
     assert fine["layer"] == "features of fine" and fine["numbers"] == 3072
@@ -1560,7 +1570,13 @@ def test_layers_compared(source, monkeypatch):
     lost = blocks.var(axis=(2, 4)).mean()
     assert coarse["pixel_mse"]["value"] == pytest.approx(lost, rel=1e-3)
     assert fine["object_hue"]["value"] > 0.9
-    assert len(result.figures) == 3
+    names = [figure.name for figure in result.figures]
+    assert names == ["pictures", "pixels", "similarity", "factors"]
+    # Two noises of each layer, which change nothing here.
+    image, *fine_rows, coarse_row, _ = shown["rows"]
+    np.testing.assert_array_equal(image, originals[: layers_compared.SHOWN])
+    np.testing.assert_allclose(fine_rows, [image] * 2, atol=1e-3)
+    assert np.abs(coarse_row - image).max() > 10
     with pytest.raises(results.NotApplicable, match="several layers"):
         run(layers_compared, source, one=models["fine"])
     with pytest.raises(results.NotApplicable, match="several layers"):

@@ -2,12 +2,21 @@
 
 import numpy as np
 
-from kinv.analysis import plots, reconstructions, results, scene_factors
+from kinv.analysis import (
+    grids,
+    plots,
+    reconstructions,
+    results,
+    scene_factors,
+)
 from kinv.analysis import study as study_lib
 
 TITLE = "Layer by layer"
 IMAGES = 500
 SAMPLES = 8
+# In the picture: images, and reconstructions of each.
+SHOWN = 8
+SHOWN_SAMPLES = 2
 GROUPS = {
     "pixels": (
         ("pixel_mse", "shuffled_pixel_mse"),
@@ -65,12 +74,29 @@ def run(study):
         measured = _measures(study, name, network)
         metrics[name] = {**about, **measured}
         rows += results.rows({name: measured}, **about)
-    figures = [
+    figures = [_pictures(study)] + [
         _figure(group, metrics)
         for group in GROUPS
         if group != "factors" or network
     ]
     return results.Result(metrics, {"layers": rows}, figures)
+
+
+def _pictures(study):
+    rows, names = [study.first(SHOWN).images], ["image"]
+    for name, model in study.models.items():
+        images = study.first(SHOWN, name).images
+        noise = study.noise(model, len(images), SHOWN_SAMPLES, "shown")
+        made = model.reconstruct(images, noise)
+        rows += list(made.swapaxes(0, 1))
+        names += [f"{name}, noise {i + 1}" for i in range(SHOWN_SAMPLES)]
+    return results.Figure(
+        "pictures",
+        "Held-out images, and what a generator makes of each layer of the "
+        f"classifier, with {SHOWN_SAMPLES} noises: from the first layer to the "
+        "last.",
+        grids.captioned_grid(rows, row_captions=names, cell_size=72),
+    )
 
 
 def _measures(study, name, network):
