@@ -1,4 +1,4 @@
-"""Makes reconstructions.png, the picture in the README, and fashion_mnist.png.
+"""Makes the pictures of shipped pipelines in README and docs.
 
 From the root of the repository: .venv/bin/python docs/reconstructions.py
 """
@@ -7,29 +7,62 @@ import numpy as np
 
 from kinv import images
 from kinv.analysis import grids
+from kinv.data import rendering, scenes
 from kinv.serving import pipeline
 
-# By picture: its images, and how the names of the two exports begin.
-PICTURES = {
-    "docs/reconstructions.png": ("docs/images", "exported/scenes32"),
-    "docs/fashion_mnist.png": (
-        "kinv/serving/examples/fashion_mnist",
-        "exported/fashion",
-    ),
-}
+# Scenes of the test split that are shown at 64 pixels.
+SCENES = (14, 28, 23, 34, 8, 36, 19, 37)
 
-for picture, (folder, exports) in PICTURES.items():
+
+def of_folder(folder):
+    """The images of a folder, in the order of their names."""
     paths, _ = images.list_images(folder)
-    originals = np.stack([images.read_image(path) for path in paths])
+    return np.stack([images.read_image(path) for path in paths])
+
+
+def write_picture(path, originals, exports, samples, cell_size):
+    """Draws images over reconstructions by one or more exports.
+
+    Args:
+        path: of the picture.
+        originals: `(images, height, width, 3)` in [0, 255].
+        exports: paths of exports, by what they are called.
+        samples: reconstructions of each image by each.
+        cell_size: of one, in pixels.
+    """
     rows, names = [list(originals)], ["image"]
-    for classifier in ("robust", "standard"):
-        model = pipeline.Pipeline.load(f"{exports}-{classifier}")
-        noise = np.random.default_rng(0).standard_normal(
-            (len(paths), 2, model.noise_dim), "float32"
-        )
-        reconstructions = model.reconstruct(originals, noise)
-        for sample in range(2):
-            rows.append(list(reconstructions[:, sample]))
-            names.append(f"{classifier} {sample + 1}")
-    grid = grids.captioned_grid(rows, row_captions=names, cell_size=72)
-    images.write_image(picture, grids.render(grid))
+    for classifier, export in exports.items():
+        model = pipeline.Pipeline.load(export)
+        made = model.reconstruct(originals, samples=samples, seed=0)
+        rows += list(made.swapaxes(0, 1))
+        names += [f"{classifier} {i + 1}".strip() for i in range(samples)]
+    grid = grids.captioned_grid(rows, row_captions=names, cell_size=cell_size)
+    images.write_image(path, grids.render(grid))
+
+
+def pair(prefix):
+    """The exports of a robust and of a standard classifier."""
+    return {kind: f"{prefix}-{kind}" for kind in ("robust", "standard")}
+
+
+write_picture(
+    "docs/reconstructions.png",
+    of_folder("docs/images"),
+    pair("exported/scenes32"),
+    samples=2,
+    cell_size=72,
+)
+write_picture(
+    "docs/fashion_mnist.png",
+    of_folder("kinv/serving/examples/fashion_mnist"),
+    pair("exported/fashion"),
+    samples=2,
+    cell_size=72,
+)
+write_picture(
+    "docs/scenes64.png",
+    rendering.render(scenes.scene_factors("test", SCENES), 64),
+    {"robust": "exported/scenes64-robust"},
+    samples=4,
+    cell_size=128,
+)

@@ -81,13 +81,21 @@ def named_models(arguments):
     return paths
 
 
-def check_parent(path):
-    """Raises `InputError` unless the folder of an output exists.
+def check_output(path):
+    """Raises `InputError` unless a file can be written to a path.
 
     Args:
-        path: of the output, or None for none.
+        path: of the file, or None for none.
     """
-    parent = pathlib.Path(path or ".").absolute().parent
+    if path is None:
+        return
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise errors.InputError(
+            f"Expected the name of a file to write. Received: {path}, a "
+            "folder. Name a file in it."
+        )
+    parent = path.absolute().parent
     if not parent.is_dir():
         raise errors.InputError(
             f"Expected an existing folder to write {path} to. Received: "

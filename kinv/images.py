@@ -19,7 +19,8 @@ from kinv.pixels import to_uint8
 # other programs, or what no camera writes, are not among them.
 FORMATS = {
     "AVIF": (".avif",),
-    "BMP": (".bmp", ".dib"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
     "GIF": (".gif",),
     "JPEG": (".jpeg", ".jpg", ".jpe", ".jfif", ".mpo"),
     "JPEG2000": (".jp2", ".j2k", ".jpx"),
@@ -97,7 +98,11 @@ def find_images(folder):
         by reason.
     """
     found, left_out, seen = [], collections.Counter(), set()
-    for path, folders, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error):
+        left_out["unreadable folders"] += 1
+
+    for path, folders, names in os.walk(folder, True, unreadable, True):
         place = os.path.realpath(path)
         if place in seen:
             left_out["in folders that links reach again"] += len(names)

@@ -1,4 +1,5 @@
 import collections
+import errno
 import os
 import struct
 import zlib
@@ -86,6 +87,24 @@ def test_lists_images_of_folders_and_counts_the_others(tmp_path):
         images.list_images(tmp_path / "none")
     with pytest.raises(errors.InputError, match="does not exist"):
         images.list_images(tmp_path / "missing")
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    for path in ("a.png", "closed/b.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    scan = os.scandir
+
+    def refuse(path):
+        if path.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    # Whoever runs the tests may be allowed to read everything.
+    monkeypatch.setattr(os, "scandir", refuse)
+    found, left_out = images.find_images(tmp_path)
+    assert found == [tmp_path / "a.png"]
+    assert left_out == {"unreadable folders": 1}
 
 
 def test_images_behind_a_link_into_a_hidden_folder_are_found(tmp_path):
@@ -258,6 +277,7 @@ def kinds():
 
     yield "plain.png", pixels, save(rgb)
     yield "plain.bmp", pixels, save(rgb)
+    yield "plain.dib", pixels, save(rgb)
     yield "plain.ppm", pixels, save(rgb)
     yield "plain.tif", pixels, save(rgb)
     yield "lzw.tiff", pixels, save(rgb, compression="tiff_lzw")

@@ -416,6 +416,9 @@ def test_invert_repeats_itself(exported, pictures, tmp_path):
 
 def test_invert_wrong_input_leaves_nothing(exported, pictures, tmp_path):
     (pictures / "c.png").write_bytes(b"no image")
+    folder = tmp_path / "folder.csv"
+    folder.mkdir()
+    folder.with_suffix(".png").mkdir()
     good = {
         "image": pictures / "a.png",
         "--model": exported,
@@ -428,6 +431,8 @@ def test_invert_wrong_input_leaves_nothing(exported, pictures, tmp_path):
         ({"--model": tmp_path / "missing"}, "does not exist"),
         ({"--model": pictures}, "no SavedModel"),
         ({"--out": tmp_path / "missing" / "grid.png"}, "Create it first"),
+        ({"--out": folder.with_suffix(".png")}, "Name a file in it"),
+        ({"--logits-out": folder}, "Name a file in it"),
         ({"--images-out": pictures}, "holds files"),
     ]
     for change, message in cases:

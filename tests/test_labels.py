@@ -1,7 +1,9 @@
 """Labels of a data set as a classifier's classes: one rule."""
 
 import gzip
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -192,19 +194,21 @@ def test_arrays_of_several_splits(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_idx_files(tmp_path, ending):
+@pytest.mark.parametrize("other", ["", ".gz"])
+def test_idx_files(tmp_path, ending, other):
     def write(name, code, values):
         content = bytes([0, 0, 8, code])
         for length in values.shape:
             content += length.to_bytes(4, "big")
         content += values.astype("uint8").tobytes()
-        if ending:
+        if name.endswith(".gz"):
             content = gzip.compress(content)
-        (tmp_path / f"{name}{ending}").write_bytes(content)
+        (tmp_path / name).write_bytes(content)
 
-    write("train-images-idx3-ubyte", 3, pictures(10))
-    write("train-labels-idx1-ubyte", 1, np.arange(10) % 2)
-    write("t10k-images-idx3-ubyte", 3, pictures(4, 90))
+    write(f"train-images-idx3-ubyte{ending}", 3, pictures(10))
+    # Packed, whether the images are or not.
+    write(f"train-labels-idx1-ubyte{other}", 1, np.arange(10) % 2)
+    write(f"t10k-images-idx3-ubyte{other}", 3, pictures(4, 90))
     path = tmp_path / f"train-images-idx3-ubyte{ending}"
     opened, shown, numbers = everything(path, "train[:100%]")
     assert shown[:, 4, 4, 1].tolist() == list(range(10))
@@ -218,6 +222,26 @@ def test_idx_files(tmp_path, ending):
         datasets.open_dataset(str(path), "dev")
 
 
+def encrypted(path):
+    """An archive whose entry says that it has a password."""
+    np.savez(path, x=pictures(3))
+    content = bytearray(path.read_bytes())
+    for start, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(start) + flags] |= 1
+    path.write_bytes(content)
+
+
+def huge(path):
+    """An array whose header claims more than any memory holds."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header,
+        {"descr": "|u1", "fortran_order": False, "shape": (10**9, 10**9)},
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue())
+
+
 def test_other_files_are_refused_in_one_line(tmp_path):
     cases = {
         "a.npz": lambda path: np.savez(path, z=np.zeros(3)),
@@ -225,6 +249,8 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         "flat.npz": lambda path: np.savez(path, x=np.zeros((3, 8), "uint8")),
         "object.npz": lambda path: np.savez(path, x=np.array([{}], object)),
         "cut.npz": lambda path: path.write_bytes(b"PK\3\4" + bytes(30)),
+        "encrypted.npz": encrypted,
+        "huge.npz": huge,
         "a.json": lambda path: path.write_text(json.dumps({})),
         "cut-idx3-ubyte": lambda path: path.write_bytes(b"\0\0\x08\3" * 4),
         "short-idx3-ubyte": lambda path: path.write_bytes(b"\0\0\x08\3"),

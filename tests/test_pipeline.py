@@ -164,6 +164,10 @@ def test_noise_is_drawn_of_a_seed(model):
     noise = np.random.default_rng(7).standard_normal((3, 2, 2), "float32")
     np.testing.assert_array_equal(found, model.reconstruct(images, noise))
     assert model.reconstruct(images, seed=7).shape[:2] == (3, 1)
+    for wrong in ({"samples": -1}, {"samples": 1.5}, {"seed": -1}):
+        (name,) = wrong
+        with pytest.raises(errors.InputError, match=f"Expected {name} to be"):
+            model.reconstruct(images, **{"seed": 7, **wrong})
 
 
 def test_noise_or_a_seed_but_not_both(model):

@@ -1363,6 +1363,7 @@ def test_a_model_is_shown_with_examples_of_its_own_data_set():
     datasets = {
         "scenes": "kinv_scenes/32-large",
         "clothes": "data/fashion_mnist",
+        "version": "fashion_mnist:3.0.1",
         "photos": "photos",
         "unknown": None,
     }
@@ -1370,7 +1371,7 @@ def test_a_model_is_shown_with_examples_of_its_own_data_set():
     text = explorer.page(models, serve.example_images())
     config = json.loads(re.search(r"const CONFIG = (\{.*\});", text)[1])
     offered = [(x["name"], x["models"]) for x in config["examples"]]
-    assert ("ankle boot", ["clothes"]) in offered
+    assert ("ankle boot", ["clothes", "version"]) in offered
     assert offered[0][1] == ["scenes", "photos", "unknown"]
     assert len([name for name, suited in offered if "clothes" in suited]) == 10
     # What nobody looks at does not travel along.

@@ -129,7 +129,7 @@ def add_sizes(add):
 def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
-    cli.check_parent(options.json)
+    cli.check_output(options.json)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if options.gradients:
         benchmark_gradients.prepare(options)

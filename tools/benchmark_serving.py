@@ -55,7 +55,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
-    cli.check_parent(options.json)
+    cli.check_output(options.json)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     rows = measure(options)
     if options.json:

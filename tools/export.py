@@ -68,7 +68,7 @@ def main(argv=None):
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # The place first: what cannot be written should not be computed.
-    cli.check_parent(options.lite)
+    cli.check_output(options.lite)
     from kinv.inversion import model_card
 
     with files.lock(options.out):

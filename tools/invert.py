@@ -129,8 +129,8 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kinv.serving import pipeline
 
-    for output in (options.out, options.logits_out, options.images_out):
-        cli.check_parent(output)
+    for output in (options.out, options.logits_out):
+        cli.check_output(output)
     paths = find_readable(options)
     model = pipeline.Pipeline.load(options.model)
     if options.images_out:
@@ -271,6 +271,13 @@ def write(options, model, results):
     from kinv import images
     from kinv.analysis import grids
 
+    if options.logits_out:
+        write_logits(
+            options.logits_out,
+            results.paths,
+            np.array(results.logits),
+            model.class_names,
+        )
     columns = [f"noise {sample + 1}" for sample in range(options.samples)]
     if options.uncertainty:
         columns.append(f"deviation, white: {grids.WHITE_DEVIATION} of 255")
@@ -284,13 +291,6 @@ def write(options, model, results):
         column_captions=["image", *columns],
     )
     images.write_image(options.out, grids.render(grid))
-    if options.logits_out:
-        write_logits(
-            options.logits_out,
-            results.paths,
-            np.array(results.logits),
-            model.class_names,
-        )
     print(
         f"same class before and after: {np.mean(results.agreements):.1%} of "
         f"{options.samples} reconstructions of {len(results.paths)} images"

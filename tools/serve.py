@@ -150,7 +150,7 @@ def main(argv=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kinv").setLevel(logging.INFO)
-    cli.check_parent(options.page)
+    cli.check_output(options.page)
     directories = directories_of(options.model)
     if options.page:
         write_page(options.page, directories)

@@ -78,8 +78,10 @@ def _read(path, name):
         return read(path, name)
     except errors.NoSplitError:
         raise
+    # Encrypted archives and unknown compressions are RuntimeErrors; a damaged
+    # header may ask for more memory than there is.
     except (
-        *(OSError, ValueError, EOFError),
+        *(OSError, ValueError, EOFError, RuntimeError, MemoryError),
         *(zlib.error, zipfile.BadZipFile, struct.error),
     ) as e:
         raise errors.InputError(
@@ -128,20 +130,26 @@ def _read_idx(path, split):
     if split not in ("train", "validation"):
         starts = ("t10k", split) if split == "test" else (split,)
         others = [
-            path.with_name(start + path.name[len("train") :])
+            _existing(path.with_name(start + path.name[len("train") :]))
             for start in starts
             if path.name.startswith("train")
         ]
-        path = next((other for other in others if other.is_file()), path)
-        if path not in others:
+        found = next(filter(None, others), None)
+        if found is None:
             raise _no_split(path, "train, validation", split)
+        path = found
     images = _idx(path, _IDX_IMAGES)
     name = path.name.replace("images", "labels").replace("idx3", "idx1")
-    beside = path.with_name(name)
-    labels = None
-    if beside != path and beside.is_file():
-        labels = _idx(beside, _IDX_LABELS)
+    beside = name != path.name and _existing(path.with_name(name))
+    labels = _idx(beside, _IDX_LABELS) if beside else None
     return images, labels, split in ("train", "validation"), -1
+
+
+def _existing(path):
+    """The file at a path, or its packed or unpacked form; None without."""
+    plain = path.with_name(path.name.removesuffix(".gz"))
+    packed = path.with_name(f"{plain.name}.gz")
+    return next((x for x in (path, plain, packed) if x.is_file()), None)
 
 
 def _idx(path, magic):

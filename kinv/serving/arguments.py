@@ -1,6 +1,7 @@
 """What a pipeline is called with: checked, and made into arrays."""
 
 import math
+import numbers
 
 import numpy as np
 
@@ -38,6 +39,12 @@ def given_or_drawn(noise, shape, seed):
             f"{'neither' if noise is None else 'both'}."
         )
     if noise is None:
+        for name, value in (("samples", shape[1]), ("seed", seed)):
+            if not isinstance(value, numbers.Integral) or value < 0:
+                raise errors.InputError(
+                    f"Expected {name} to be an integer, 0 or more. Received: "
+                    f"{name}={value!r}."
+                )
         return np.random.default_rng(seed).standard_normal(shape, "float32")
     batch, _, noise_dim = shape
     return check_array(noise, (batch, None, noise_dim), "noise")

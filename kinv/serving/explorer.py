@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pathlib
+import re
 
 from PIL import Image
 
@@ -64,7 +65,8 @@ def _suited(models, examples):
     suited = {dataset: [] for dataset in examples}
     first = next(iter(examples))
     for name, model in models.items():
-        parts = str(model.metadata.get("dataset")).split("/")
+        # TFDS names may end in a version: fashion_mnist:3.0.1.
+        parts = re.split("[/:]", str(model.metadata.get("dataset")))
         known = [part for part in parts if part in examples]
         suited[(*known, first)[0]].append(name)
     return {dataset: names for dataset, names in suited.items() if names}
