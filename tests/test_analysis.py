@@ -1,6 +1,7 @@
 """Every experiment on models whose answer is known."""
 
 import importlib
+import types
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import scipy.linalg
 import scipy.stats
 import tensorflow as tf
 
-from kinv import errors, intervals, measures
+from kinv import errors, intervals, measures, pixels
 from kinv.analysis import (
     best_fit,
     calibration,
@@ -399,8 +400,43 @@ def test_directions_are_not_chosen_for_the_images_that_are_ranked():
     ],
 )
 def test_which_models_stand_for_the_paper_s(labels, pair):
-    found = study_lib.Study(dict.fromkeys(labels), None, None, 32).pair
+    def study(*sizes):
+        models = [types.SimpleNamespace(image_size=size) for size in sizes]
+        models = dict(zip(labels, models, strict=True))
+        return study_lib.Study(models, None, None, 32)
+
+    found = study(*[32] * len(labels)).pair
     assert found == (pair and [labels[index] for index in pair])
+    # Errors and spreads of pictures of two sizes are not compared.
+    assert study(*range(32, 32 + len(labels))).pair is None
+
+
+def test_pictures_of_two_sizes_side_by_side(source):
+    """The same model, and its pictures at half the size."""
+
+    def image_of(logits, noise):
+        seeds = np.abs(noise[:, 0] * 1e6).astype(int)
+        grain = np.empty((len(noise), 32, 32, 3))
+        for picture, seed in zip(grain, seeds, strict=True):
+            random = np.random.default_rng(seed)
+            picture[:] = random.uniform(-50, 50, (32, 32, 3))
+        return np.clip(64 * logits[:, None, None] + grain, 0, 255)
+
+    large = colors(image_of)
+    predict = large._predict
+
+    def halved(inputs):
+        outputs = predict(inputs)
+        made = outputs["reconstructions"]
+        small = pixels.resize(made.reshape(-1, *made.shape[2:]), 16)
+        small = small.reshape(*made.shape[:2], 16, 16, 3)
+        return {**outputs, "reconstructions": small}
+
+    small = pipeline.Pipeline(halved, {**large.metadata, "image_size": 16})
+    result = run(side_by_side, source, large=large, small=small)
+    minus = result.metrics["large and small"]["small minus large"]
+    assert minus["spread"]["low"] < 0 < minus["spread"]["high"]
+    assert minus["error_of_mean"]["low"] < 0 < minus["error_of_mean"]["high"]
 
 
 def test_a_lone_last_image_joins_the_batch_before_it(source):

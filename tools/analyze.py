@@ -229,7 +229,7 @@ def open_study(options, paths):
             return without, f"labels: not used, since {unlabelled}"
         return labels.match(opened, names)
 
-    image_size = classifier_size(options, paths, models)
+    image_size = sources.classifier_size(models, paths, options.classifier_size)
     names = sources.common_names(models.values())
     (source, line), split = sources.open_held_out(
         lambda split: open_source(dataset, split),
@@ -289,24 +289,6 @@ def open_study(options, paths):
     }
 
 
-def classifier_size(options, paths, models):
-    """Height of the images that the classifiers take, at most.
-
-    Models on a server that does not tell theirs are told that they have it.
-    """
-    for label, model in models.items():
-        size = model.metadata.get("classifier_size", options.classifier_size)
-        if size is None:
-            raise errors.InputError(
-                "Expected --classifier-size, the height of the images that "
-                f"the classifier takes. Received: {paths[label]}, a model on "
-                "a server that does not tell it. Look for classifier_size in "
-                "the model's assets.extra/kinv.json."
-            )
-        model.metadata["classifier_size"] = size
-    return max(model.metadata["classifier_size"] for model in models.values())
-
-
 def run_experiments(study, options, out):
     """Runs those that are missing, each written as soon as it is done.
 
@@ -315,6 +297,14 @@ def run_experiments(study, options, out):
     from kinv.analysis import report, results
 
     skipped, commit = [], runs.git_commit()
+    sizes = {model.image_size for model in study.models.values()}
+    if len(sizes) > 1:
+        pixels = " and ".join(map(str, sorted(sizes)))
+        skipped.append(
+            f"claims: not tested of pictures of {pixels} pixels, of which "
+            "errors and spreads differ by their size alone"
+        )
+        print(skipped[0])
     path = out / "experiments.json"
     records = files.read_json(path) if path.exists() else {}
     for name in options.experiments:

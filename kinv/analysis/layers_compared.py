@@ -60,7 +60,7 @@ def run(study):
         len({model.layer for model in study.models.values()}) > 1
         and study.same_classifier(study.models),
         "models that invert several layers of one classifier, trained with "
-        "--layer",
+        "--layer, and make pictures of one size",
     )
     network = None
     if scene_factors.are_known(study):

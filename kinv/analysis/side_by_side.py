@@ -21,6 +21,7 @@ def run(study):
     Any two, of whatever classifiers: nothing but the images is needed. Each
     measure is taken of both, and of the second minus the first on the same
     images, so that images that are hard for both do not blur the difference.
+    Larger pictures are reduced to the size of the smallest.
 
     `spread` is the standard deviation over 8 noises, root mean square over
     pixels, in grey levels: what a model says is open. `error_of_mean`: how far
@@ -41,8 +42,11 @@ def run(study):
         results.NotApplicable: of a single model.
     """
     study.require(len(study.models) > 1, "two models, --model given twice")
+    size = min(model.image_size for model in study.models.values())
     per_image = {
-        name: study.per_image(_measure, name, study.count(IMAGES), label=name)
+        name: study.per_image(
+            _measure, name, study.count(IMAGES), label=name, size=size
+        )
         for name in study.models
     }
     metrics, rows, tables, figures = {}, [], {}, []
@@ -58,19 +62,22 @@ def run(study):
     return results.Result(metrics, {"differences": rows, **tables}, figures)
 
 
-def _measure(study, model, batch, label):
+def _measure(study, model, batch, label, size):
     noise = study.noise(model, len(batch.images), SAMPLES, label, batch.key)
     made = model.reconstruct(batch.images, noise)
-    images = study_lib.target(batch.images, model)
-    of_mean, of_single = measures.reconstruction_errors(images, made)
     logits = model.logits(batch.images)
+    reconstruction_logits = model.logits(made[:, 0])
+    images = pixels.resize(study_lib.target(batch.images, model), size)
+    made = pixels.resize(made.reshape(-1, *made.shape[2:]), size)
+    made = made.reshape(len(images), SAMPLES, size, size, 3)
+    of_mean, of_single = measures.reconstruction_errors(images, made)
     deviation = made.std(axis=1, ddof=1, dtype="float64")
     return {
         "of_mean": of_mean,
         "of_single": of_single,
         "variance": np.mean(deviation**2, axis=(1, 2, 3)),
         "logits": logits,
-        "reconstruction_logits": model.logits(made[:, 0]),
+        "reconstruction_logits": reconstruction_logits,
         "image": pixels.to_uint8(images),
         "reconstruction": pixels.to_uint8(made[:, 0]),
         "deviation": grids.deviation_map(deviation),
@@ -124,12 +131,7 @@ def _compare(study, names, both):
 
 def _distances(means, others):
     """Of the two models' mean reconstructions, one for each image."""
-    size = min(means.shape[1], others.shape[1])
-    pairs = zip(
-        pixels.resize(means, size),
-        pixels.resize(others, size),
-        strict=True,
-    )
+    pairs = zip(means, others, strict=True)
     return np.array(
         [diverse.picture_distances(np.stack(pair))[0, 1] for pair in pairs]
     )

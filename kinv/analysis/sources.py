@@ -105,3 +105,28 @@ def common_names(models):
     if any(names != known[0] for names in known):
         return None
     return known[0] if known else unknown
+
+
+def classifier_size(models, paths, told):
+    """Height of the images that the classifiers take, at most.
+
+    Args:
+        models: dict of `pipeline.Pipeline` by label.
+        paths: where they are, by label.
+        told: what models on a server that does not tell theirs are given;
+            None for nothing.
+
+    Raises:
+        errors.InputError: if such a model needs it.
+    """
+    for label, model in models.items():
+        size = model.metadata.get("classifier_size", told)
+        if size is None:
+            raise errors.InputError(
+                "Expected --classifier-size, the height of the images that "
+                f"the classifier takes. Received: {paths[label]}, a model on "
+                "a server that does not tell it. Look for classifier_size in "
+                "the model's assets.extra/kinv.json."
+            )
+        model.metadata["classifier_size"] = size
+    return max(model.metadata["classifier_size"] for model in models.values())

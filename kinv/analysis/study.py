@@ -263,8 +263,10 @@ class Study:
             if not labels:
                 return None
             pair.append(labels[0])
-        # A label with both words.
-        return pair if pair[0] != pair[1] else None
+        # A label with both words; or pictures of two sizes, of which errors
+        # and spreads cannot be compared.
+        sizes = {self.models[label].image_size for label in pair}
+        return pair if pair[0] != pair[1] and len(sizes) == 1 else None
 
     def training_images(self, model):
         """Opens the images that a model was trained on, else the study's.

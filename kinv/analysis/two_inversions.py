@@ -41,8 +41,8 @@ def run(study):
     ]
     study.require(
         pairs,
-        "two models of the same classifier and layer, such as inversions "
-        "trained with another --seed",
+        "two models of the same classifier and layer that make pictures of "
+        "one size, such as inversions trained with another --seed",
     )
     network = None
     if scene_factors.are_known(study):
