@@ -14,8 +14,9 @@ class Generator:
     noise_dim = 8 * 8 * 3
     noise_scale = 1.0
 
-    def __init__(self, spread):
+    def __init__(self, spread, bounded=False):
         self.spread = spread
+        self.bounded = bounded
 
     def fill_standing_statistics(self, batches):
         self.filled = (self.noise_scale, len(list(batches)))
@@ -24,7 +25,10 @@ class Generator:
         # Of noise of the scale that is measured.
         assert self.filled == (self.noise_scale, 3)
         shape = (-1, self.image_size, self.image_size, 3)
-        noise = self.spread * self.noise_scale * inputs["noise"]
+        noise = self.noise_scale * inputs["noise"]
+        if self.bounded:
+            noise = 2 * np.tanh(noise / 2)
+        noise = self.spread * noise
         return inputs["condition"] + noise.reshape(shape)
 
 
@@ -48,6 +52,15 @@ def test_the_noise_says_what_is_left_open(spread):
     fitted = generator.noise_scale
     noise_scale.fit(generator, make_pairs(10.0), seed=3)
     assert generator.noise_scale == fitted
+
+
+def test_noise_that_grows_less_than_its_scale_gets_the_largest():
+    generator = Generator(8.0, bounded=True)
+    before = noise_scale.fit(generator, make_pairs(10.0), seed=3)
+    # The first pass asks for a little less than the largest scale, the second
+    # for more.
+    assert 1 / noise_scale.RANGE[1] < before < 0.7
+    assert generator.noise_scale == noise_scale.RANGE[1]
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 60.0])

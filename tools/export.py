@@ -195,10 +195,12 @@ def scale_noise(generator, classifier, source, measured, batch_size):
         for images, _ in batches
     )
     spread = noise_scale.fit(generator, pairs, SEED, verbose=1)
-    print(
-        f"  it said {spread:.2f} of what is left open; its scale is "
-        f"{generator.noise_scale:.2f} now"
-    )
+    said = f"  it said {spread:.2f} of what is left open"
+    if generator.noise_scale == 1:
+        low, high = noise_scale.RANGE
+        print(f"{said}, which no scale from {low} to {high} mends: it stays")
+        return {"noise_scale": generator.noise_scale}
+    print(f"{said}; its scale is {generator.noise_scale:.2f} now")
     return {
         "noise_scale": generator.noise_scale,
         "noise_scaled_by": {"images": count, "among_measured": not enough},

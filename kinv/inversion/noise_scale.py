@@ -57,10 +57,13 @@ def fit(generator, pairs, seed, verbose=0):
         )
         spreads.append(_spread(generator, pairs, seed, progress))
         scale = scale / spreads[-1] if spreads[-1] else math.inf
-        if not RANGE[0] <= scale <= RANGE[1]:
+        nearest = min(max(scale, RANGE[0]), RANGE[1])
+        if len(spreads) == 1 and scale != nearest:
             scale = 1.0
             progress.update(progress.target, finalize=True)
             break
+        # What bounds the noise may ask the second pass for a little more.
+        scale = nearest
     generator.noise_scale = float(scale)
     return spreads[0]
 
