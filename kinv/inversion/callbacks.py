@@ -197,6 +197,8 @@ def _captioned_row(caption, pictures):
 class BestGenerator(keras.callbacks.Callback):
     """Saves the averaged generator after every epoch, and keeps the best.
 
+    Adds `kept` to the logs: 1 of an epoch whose generator became the best.
+
     `generator-last.keras` is that of the last epoch; `generator.keras` that of
     `best_epoch`, or the last while there is none. It reads of earlier epochs
     from `MetricsTable`'s file, so that a resumed run chooses as one that was
@@ -216,12 +218,14 @@ class BestGenerator(keras.callbacks.Callback):
         names = ["generator-last.keras"]
         table = self.run / "metrics.csv"
         best = best_epoch(checkpoints.rows_with(table, epoch, logs, FIGURES))
-        if best in (None, epoch + 1):
+        kept = best in (None, epoch + 1)
+        if kept:
             names.append("generator.keras")
         for name in names:
             checkpoints.save_model(
                 self.model.averaged_generator, self.run / name
             )
+        logs["kept"] = float(kept)
 
 
 def best_epoch(rows):
@@ -251,11 +255,16 @@ def best_epoch(rows):
 
 
 def kept_epoch(rows):
-    """The epoch that `generator.keras` is of: the best, else the last.
+    """The epoch that `generator.keras` is of: the last one that was kept.
+
+    Of tables that do not tell it, the best, else the last.
 
     Args:
         rows: as of `best_epoch`; None where there are none.
     """
+    kept = [row["epoch"] for row in rows if row.get("kept")]
+    if kept:
+        return kept[-1]
     return best_epoch(rows) or rows[-1]["epoch"] if rows else None
 
 
@@ -283,9 +292,9 @@ def describe_best(run):
     best, kept, last = best_epoch(rows), kept_epoch(rows), rows[-1]
     row = next(row for row in rows if row["epoch"] == kept)
     score = row["val_energy_score"]
-    epoch = f"the last epoch, {last['epoch']}"
-    if best:
-        epoch = f"epoch {best} of {last['epoch']}"
+    epoch = f"epoch {kept} of {last['epoch']}"
+    if best is None and kept == last["epoch"]:
+        epoch = f"the last epoch, {kept}"
     verdict = measures.calibration_verdict(row["val_spread_skill"])
     text = (
         f"generator.keras is of {epoch}: energy score {score:.4f}, "
