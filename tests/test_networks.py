@@ -145,6 +145,16 @@ def test_grey_images_have_three_equal_channels():
         np.testing.assert_array_equal(images[..., channel], images[..., 0])
 
 
+@pytest.mark.parametrize("size, told", [(8, False), (32, True)])
+def test_pictures_larger_than_what_is_seen_are_told(size, told, caplog):
+    classifier = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    )
+    small = {**presets.PRESETS["small"], "base_channels": 4}
+    presets.make_networks(classifier, {**small, "image_size": size})
+    assert ("32 pixels will be made of images" in caplog.text) == told
+
+
 def test_score_is_affine_in_the_logits():
     discriminator = networks.Discriminator(32, 5, 4)
     images = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3))

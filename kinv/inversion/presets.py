@@ -1,10 +1,12 @@
 """The settings of a training: what each one is, and the presets' values."""
 
 import argparse
+import logging
 import textwrap
 
 from kinv import errors, pixels
 
+LOGGER = logging.getLogger("kinv")
 # Settings that have a flag of their own in `tools/train.py`.
 FLAGS = ("image_size", "batch_size", "steps", "steps_per_epoch")
 # Those of both networks, of the generator and of the discriminator.
@@ -273,7 +275,8 @@ def describe():
 def make_networks(classifier, settings):
     """Generator and discriminator for a classifier, not trained.
 
-    For one that sees the luminance alone, a generator of grey images.
+    For one that sees the luminance alone, a generator of grey images. A warning
+    is logged of pictures that are larger than what the classifier sees needs.
 
     Args:
         classifier: as of `gan.InversionGAN`.
@@ -282,6 +285,15 @@ def make_networks(classifier, settings):
 
     # Tools read the table before they load TensorFlow.
     from kinv.inversion import networks
+
+    seen, size = classifier.input_shape[1], settings["image_size"]
+    if any(seen <= other < size for other in networks.GENERATOR_CHANNELS):
+        LOGGER.warning(
+            "Pictures of %s pixels will be made of images enlarged from the %s "
+            "that the classifier sees. Take a smaller image size, or a "
+            "classifier of larger images.",
+            *(size, seen),
+        )
 
     def chosen(names):
         return {name: settings[name] for name in names}
