@@ -1,5 +1,6 @@
 """How near images, logits and reconstructions are to each other."""
 
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,12 @@ ERROR_RATIO_NOISES = 8
 CALIBRATED = (0.85, 1.15)
 # The share shown of what logits know beyond the class below which they warn.
 LOW_WITHIN_CLASS_R2 = 0.5
+# Frequencies, in cycles per pixel, between which power is measured: the last
+# band, in the corner of the spectrum, is beyond that of every other pixel.
+BAND_EDGES = (1 / 16, 5 / 32, 9 / 32, 13 / 32, 0.503, 0.75)
+BANDS = tuple(
+    f"{low:.2f} to {high:.2f}" for low, high in itertools.pairwise(BAND_EDGES)
+)
 WITHIN_CLASS_ADVICE = (
     "More updates show more, as does --preset small if another one was used."
 )
@@ -299,6 +306,32 @@ def sharpness(images):
     across = np.diff(grey, 2, axis=-1)[..., 1:-1, :]
     down = np.diff(grey, 2, axis=-2)[..., 1:-1]
     return np.abs(across + down).mean(axis=(-2, -1))
+
+
+def band_power(images):
+    """Power of grey pictures in bands of frequency.
+
+    Blurred ones lack the upper bands; chequers and grain are in them.
+
+    Args:
+        images: `(batch, size, size, 3)` in [0, 255].
+
+    Returns:
+        float64 `(batch, bands)`: mean squared magnitudes of the Fourier
+        transform from each number of `BAND_EDGES` to the next.
+    """
+    spectrum = np.abs(np.fft.fft2(luminance(images))) ** 2
+    frequencies = np.fft.fftfreq(images.shape[1])
+    bands = np.digitize(
+        np.hypot(*np.meshgrid(frequencies, frequencies)), BAND_EDGES
+    )
+    return np.stack(
+        [
+            spectrum[:, bands == band].mean(axis=-1)
+            for band in range(1, len(BAND_EDGES))
+        ],
+        axis=-1,
+    )
 
 
 def gradients(images):

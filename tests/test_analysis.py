@@ -178,9 +178,14 @@ def test_grey_pictures_are_compared_with_grey_images(source):
 
 
 def test_reconstructions(source):
-    found = run(
-        reconstructions, source, perfect=perfect(), noise=noise_only()
-    ).metrics
+    result = run(reconstructions, source, perfect=perfect(), noise=noise_only())
+    found = result.metrics
+    power = {name: of.pop("power") for name, of in found.items()}
+    assert all(of["value"] == 1 for of in power["perfect"].values())
+    # Grain.
+    assert power["noise"]["0.50 to 0.75"]["low"] > 10
+    assert len(result.tables["power"]) == 10
+    assert [figure.name for figure in result.figures] == ["grid", "power"]
     values = {
         key: value["value"]
         for key, value in found["perfect"].items()

@@ -261,6 +261,30 @@ def test_sharpness():
     assert measures.sharpness(dot) == pytest.approx(9 * 8 / 36)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(
+    "across, down, band",
+    [(3, 0, 0), (0, 6, 1), (11, 0, 2), (8, 12, 3), (16, 16, 4)],
+)
+def test_band_power_of_a_wave(size, across, down, band):
+    """A wave of so many periods in 32 pixels is in one band."""
+    y, x = np.mgrid[:size, :size]
+    wave = 20 * np.cos(2 * np.pi * (across * x + down * y) / 32)
+    images = np.stack([90 + wave, 90 + 2 * wave])[..., None].repeat(3, -1)
+    weak, strong = measures.band_power(images)
+    np.testing.assert_allclose(strong, 4 * weak, atol=1e-6)
+    others = np.delete(weak, band)
+    assert weak[band] > 1e3 and others.max() < 1e-6
+    assert len(weak) == len(measures.BANDS)
+
+
+def test_white_noise_has_equal_power_in_all_bands(random):
+    images = random.normal(90, 10, (200, 32, 32, 1)).repeat(3, -1)
+    power = measures.band_power(images).mean(axis=0)
+    # Parseval: the sum of squares of 32 x 32 pixels.
+    np.testing.assert_allclose(power, 10**2 * 32**2, rtol=0.05)
+
+
 def test_gradients():
     x, y = np.meshgrid(np.arange(5), np.arange(4))
     images = np.repeat((3.0 * x + 7 * y)[None, ..., None], 3, axis=-1)

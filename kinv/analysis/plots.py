@@ -49,7 +49,7 @@ def curves(
         series: dict of arrays `(points, 3)` by label: value, low and high.
         x_label: what `x` is, with its unit.
         y_label: what the values are, with their unit.
-        identity: `(x, y)` to mark by dotted lines.
+        identity: `(x, y)` to mark by dotted lines; None for no line.
         percent: whether values are shares, of 0 to 100 %.
         log2: whether `x` doubles from tick to tick.
         ticks: names to set at `x` instead of the numbers.
@@ -272,7 +272,8 @@ def _styled(size):
 def _draw(axes, x, series, identity):
     if identity is not None:
         line = {"color": "#777777", "linestyle": ":", "linewidth": 1}
-        axes.axvline(identity[0], **line)
+        if identity[0] is not None:
+            axes.axvline(identity[0], **line)
         axes.axhline(identity[1], **line)
     for color, marker, (label, values) in zip(
         itertools.cycle(COLORS),

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kinv import measures
-from kinv.analysis import grids, results
+from kinv.analysis import grids, plots, results
 from kinv.analysis import study as study_lib
 
 TITLE = "Reconstructions"
@@ -19,7 +19,9 @@ def run(study):
         logits know beyond the class, cosine and relative l2 distance of logits,
         pixel MSE, PSNR and SSIM against the image and against a shuffled
         pairing, each with a 95 % interval; with a perceptual distance, that
-        too. Of a model that inverts another layer
+        too; and `power`, by band of frequency that of reconstructions over
+        that of images (`measures.band_power`), 1 where they are as sharp. Of
+        a model that inverts another layer
         `within_class_r2_of_features`, the share of what its features know
         beyond the class.
     """
@@ -27,6 +29,7 @@ def run(study):
     for name, model in study.models.items():
         per_image = study.per_image(_measure, name, study.count(IMAGES))
         conditions = per_image.pop("condition"), per_image.pop("read_condition")
+        powers = per_image.pop("made_power"), per_image.pop("image_power")
         classes = per_image["logits"].argmax(-1)
         metrics[name] = {
             "images": len(classes),
@@ -42,8 +45,24 @@ def run(study):
                 "features",
                 name,
             )
+        metrics[name]["power"] = {
+            band: study.bootstrap(measures.ratio, pair, "power", name)
+            for band, *pair in zip(
+                measures.BANDS, *(power.T for power in powers), strict=True
+            )
+        }
+    power = {name: of["power"] for name, of in metrics.items()}
     return results.Result(
-        metrics, {"measures": results.rows(metrics)}, [_figure(study)]
+        metrics,
+        {
+            "measures": results.rows(metrics),
+            "power": [
+                {"model": name, "cycles_per_pixel": band, **found}
+                for name, by_band in power.items()
+                for band, found in by_band.items()
+            ],
+        },
+        [_figure(study), _power_figure(power)],
     )
 
 
@@ -58,6 +77,8 @@ def _measure(study, model, batch):
         "reconstruction_logits": read_logits,
         "condition": condition,
         "read_condition": read_condition,
+        "made_power": measures.band_power(reconstructions),
+        "image_power": measures.band_power(images),
         **compare(images, reconstructions, logits, read_logits),
     }
     if study.perceptual:
@@ -97,6 +118,28 @@ def _figure(study):
             marked,
             row_captions=["image", *study.models],
             cell_size=96,
+        ),
+    )
+
+
+def _power_figure(power):
+    series = {
+        name: np.array([list(found.values()) for found in by_band.values()])
+        for name, by_band in power.items()
+    }
+    bands = range(len(measures.BANDS))
+    return results.Figure(
+        "power",
+        "Power of reconstructions over that of images, by frequency, with 95 % "
+        "intervals. At 1 (dotted) they are as sharp: below, blurred; above, "
+        "grained or chequered.",
+        plots.curves(
+            bands,
+            series,
+            "frequency, cycles per pixel",
+            "power over that of images",
+            identity=(None, 1),
+            ticks=measures.BANDS,
         ),
     )
 
