@@ -677,7 +677,7 @@ def test_features_of_an_application(monkeypatch):
         sizes.append(size)
         return resize(images, size)
 
-    monkeypatch.setattr(features_lib.images_lib, "resize", observe)
+    monkeypatch.setattr(features_lib.pixels, "resize", observe)
     features_of = features_lib.load_features("keras.applications:MobileNetV2")
     assert features_of(np.zeros((2, 32, 32, 3), "float32")).shape == (2, 1280)
     features_of = features_lib.load_features("keras.applications:InceptionV3")

@@ -90,6 +90,23 @@ def exported(run):
     return out
 
 
+def test_noise_that_no_scale_mends_is_told(rendered, monkeypatch, capsys):
+    monkeypatch.setattr(export_tool, "FEWEST_SCALE_EXAMPLES", 20)
+    monkeypatch.setattr(noise_scale, "fit", lambda *args, **options: 0.3)
+    generator = types.SimpleNamespace(noise_dim=4, noise_scale=1.0)
+    classifier = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D()]
+    )
+    found = export_tool.scale_noise(
+        generator, classifier, rendered("test", 40), 1000, 10
+    )
+    # So nothing says that it was scaled.
+    assert found == {"noise_scale": 1.0}
+    assert "it said 0.30 of what is left open, which no scale" in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize("measured, first", [(10, 10), (25, 0), (1000, 0)])
 def test_the_noise_is_scaled_by_other_images_if_there_are(
     measured, first, rendered, monkeypatch
@@ -105,7 +122,8 @@ def test_the_noise_is_scaled_by_other_images_if_there_are(
 
     def fit(generator, pairs, seed, verbose):
         seen.extend(pairs)
-        return 1.0
+        generator.noise_scale = 0.5
+        return 2.0
 
     monkeypatch.setattr(noise_scale, "fit", fit)
     found = export_tool.scale_noise(generator, classifier, source, measured, 10)
@@ -148,7 +166,10 @@ def test_export_measures_the_exported_model(run, exported):
     # Forty, rounded up to whole batches of the 36 training images.
     assert metadata["export"]["statistics_examples"] == 72
     assert 0.5 <= metadata["export"]["noise_scale"] <= 1.5
-    assert metadata["export"]["noise_scaled_by"]["among_measured"] is False
+    # A toy's noise may be beyond what a scale mends.
+    scaled_by = metadata["export"].get("noise_scaled_by")
+    assert (scaled_by is None) == (metadata["export"]["noise_scale"] == 1)
+    assert not scaled_by or scaled_by["among_measured"] is False
     of_these = {
         **metadata,
         "export": {"noise_scaled_by": {"among_measured": 1}},

@@ -169,8 +169,8 @@ def scale_noise(generator, classifier, source, measured, batch_size):
     To others than the first ones, which are `measured`, if there are.
 
     Returns:
-        dict of `noise_scale`, and `noise_scaled_by`: the number of the images,
-        and whether they are among those `measured`.
+        dict of `noise_scale`, and, where it was scaled, `noise_scaled_by`: the
+        number of the images, and whether they are among those `measured`.
     """
     from kinv.inversion import export, noise_scale
 
