@@ -124,7 +124,9 @@ def _figure(study):
 
 def _power_figure(power):
     series = {
-        name: np.array([list(found.values()) for found in by_band.values()])
+        name: np.array(
+            [list(found.values()) for found in by_band.values()], float
+        )
         for name, by_band in power.items()
     }
     bands = range(len(measures.BANDS))
