@@ -87,15 +87,21 @@ def check_output(path):
     Args:
         path: of the file, or None for none.
     """
-    if path is None:
-        return
-    path = pathlib.Path(path)
-    if path.is_dir():
+    if path and pathlib.Path(path).is_dir():
         raise errors.InputError(
             f"Expected the name of a file to write. Received: {path}, a "
             "folder. Name a file in it."
         )
-    parent = path.absolute().parent
+    check_parent(path)
+
+
+def check_parent(path):
+    """Raises `InputError` unless the folder of an output exists.
+
+    Args:
+        path: of the output, a file or a folder, or None for none.
+    """
+    parent = pathlib.Path(path or ".").absolute().parent
     if not parent.is_dir():
         raise errors.InputError(
             f"Expected an existing folder to write {path} to. Received: "

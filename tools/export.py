@@ -169,8 +169,8 @@ def scale_noise(generator, classifier, source, measured, batch_size):
     To others than the first ones, which are `measured`, if there are.
 
     Returns:
-        dict of `noise_scale`, and, where it was scaled, `noise_scaled_by`: the
-        number of the images, and whether they are among those `measured`.
+        dict of `noise_scale`, and `noise_scaled_by`: the number of the images,
+        and whether they are among those `measured`.
     """
     from kinv.inversion import export, noise_scale
 
@@ -195,12 +195,11 @@ def scale_noise(generator, classifier, source, measured, batch_size):
         for images, _ in batches
     )
     spread = noise_scale.fit(generator, pairs, SEED, verbose=1)
-    said = f"  it said {spread:.2f} of what is left open"
+    found = f"; its scale is {generator.noise_scale:.2f} now"
     if generator.noise_scale == 1:
         low, high = noise_scale.RANGE
-        print(f"{said}, which no scale from {low} to {high} mends: it stays")
-        return {"noise_scale": generator.noise_scale}
-    print(f"{said}; its scale is {generator.noise_scale:.2f} now")
+        found = f", which no scale from {low} to {high} mends: it stays"
+    print(f"  it said {spread:.2f} of what is left open{found}")
     return {
         "noise_scale": generator.noise_scale,
         "noise_scaled_by": {"images": count, "among_measured": not enough},

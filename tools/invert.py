@@ -131,6 +131,7 @@ def main(argv=None):
 
     for output in (options.out, options.logits_out):
         cli.check_output(output)
+    cli.check_parent(options.images_out)
     paths = find_readable(options)
     model = pipeline.Pipeline.load(options.model)
     if options.images_out:
