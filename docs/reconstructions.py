@@ -4,14 +4,11 @@ From the root of the repository: .venv/bin/python docs/reconstructions.py
 """
 
 import numpy as np
+from kinv.tools import serve
 
 from kinv import images
 from kinv.analysis import grids
-from kinv.data import rendering, scenes
 from kinv.serving import pipeline
-
-# Scenes of the test split that are shown at 64 pixels.
-SCENES = (14, 28, 23, 34, 8, 36, 19, 37)
 
 
 def of_folder(folder):
@@ -35,7 +32,7 @@ def write_picture(path, originals, exports, samples, cell_size):
         model = pipeline.Pipeline.load(export)
         made = model.reconstruct(originals, samples=samples, seed=0)
         rows += list(made.swapaxes(0, 1))
-        names += [f"{classifier} {i + 1}".strip() for i in range(samples)]
+        names += [f"{classifier} {i + 1}" for i in range(samples)]
     grid = grids.captioned_grid(rows, row_captions=names, cell_size=cell_size)
     images.write_image(path, grids.render(grid))
 
@@ -61,7 +58,8 @@ write_picture(
 )
 write_picture(
     "docs/scenes64.png",
-    rendering.render(scenes.scene_factors("test", SCENES), 64),
+    # The explorer's examples, which are of 64 pixels.
+    np.stack([image for _, image in serve.example_images()["kinv_scenes"]]),
     {"robust": "exported/scenes64-robust"},
     samples=4,
     cell_size=128,

@@ -292,7 +292,8 @@ def make_networks(classifier, settings):
             "Pictures of %s pixels will be made of images enlarged from the %s "
             "that the classifier sees. Take a smaller image size, or a "
             "classifier of larger images.",
-            *(size, seen),
+            size,
+            seen,
         )
 
     def chosen(names):
