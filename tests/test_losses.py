@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import special, stats
 
 from kinv.inversion import losses
 
@@ -27,6 +28,21 @@ def test_readback_loss():
     differences = np.array([[0.0, 0.0], [np.sqrt(np.e - 1), 0.0]], "float32")
     np.testing.assert_allclose(
         losses.readback_loss(differences), [0.0, 0.5], atol=1e-6
+    )
+
+
+def test_class_divergence():
+    random = np.random.default_rng(0)
+    read, expected = random.normal(scale=3, size=(2, 4, 7)).astype("float32")
+    probabilities = special.softmax([expected, read], axis=-1)
+    np.testing.assert_allclose(
+        losses.class_divergence(read, expected),
+        stats.entropy(*probabilities, axis=-1),
+        rtol=1e-4,
+    )
+    # Probabilities alone count.
+    np.testing.assert_allclose(
+        losses.class_divergence(read + 5, read), np.zeros(4), atol=1e-5
     )
 
 

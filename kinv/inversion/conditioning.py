@@ -129,10 +129,12 @@ class LogitNormalization(keras.layers.Layer):
             initializer="zeros",
             trainable=False,
         )
+        # A thousand standard deviations are no matrix of a million numbers.
+        rotates = self.kind == "whiten"
         self.transform = self.add_weight(
             name="transform",
-            shape=(num_classes, num_classes),
-            initializer="identity",
+            shape=(num_classes, num_classes) if rotates else (num_classes,),
+            initializer="identity" if rotates else "ones",
             trainable=False,
         )
         if self.deviation:
@@ -150,7 +152,7 @@ class LogitNormalization(keras.layers.Layer):
         else:
             deviations = logits.std(axis=0)
             floor = max(1e-2 * deviations.max(), 1e-6)
-            transform = np.diag(1 / np.maximum(deviations, floor))
+            transform = 1 / np.maximum(deviations, floor)
         self.mean.assign(logits.mean(axis=0))
         self.transform.assign(transform)
         if self.deviation:
@@ -160,7 +162,11 @@ class LogitNormalization(keras.layers.Layer):
         logits = ops.cast(logits, "float32")
         if self.kind == "one-hot":
             return ops.one_hot(ops.argmax(logits, axis=-1), logits.shape[-1])
-        outputs = ops.matmul(logits - self.mean, self.transform)
+        outputs = logits - self.mean
+        if self.kind == "whiten":
+            outputs = ops.matmul(outputs, self.transform)
+        else:
+            outputs = outputs * self.transform
         if not self.deviation:
             return outputs
         deviation = self.deviation(logits) / self.DEVIATION_BOUND

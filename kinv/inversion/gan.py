@@ -41,9 +41,9 @@ class InversionGAN(keras.Model):
         discriminator: `networks.Discriminator` of the same sizes.
         seed: seed of the noise.
         discriminator_steps, adversary, adversary_weight, score_weight,
-            readback_weight, pixel_weight, ema_decay, ema_start_step,
-            micro_batches: settings of the objective, as `presets.SETTINGS`
-            says; by default the preset `small`'s.
+            readback_weight, class_readback_weight, pixel_weight, ema_decay,
+            ema_start_step, micro_batches: settings of the objective, as
+            `presets.SETTINGS` says; by default the preset `small`'s.
         **kwargs: of `keras.Model`; without `generator` also settings of
             networks, such as `image_size`.
 
@@ -69,6 +69,7 @@ class InversionGAN(keras.Model):
         "adversary_weight",
         "score_weight",
         "readback_weight",
+        "class_readback_weight",
         "pixel_weight",
         "ema_decay",
         "ema_start_step",
@@ -86,6 +87,7 @@ class InversionGAN(keras.Model):
         adversary_weight=SMALL["adversary_weight"],
         score_weight=SMALL["score_weight"],
         readback_weight=SMALL["readback_weight"],
+        class_readback_weight=SMALL["class_readback_weight"],
         pixel_weight=SMALL["pixel_weight"],
         ema_decay=SMALL["ema_decay"],
         ema_start_step=SMALL["ema_start_step"],
@@ -125,6 +127,7 @@ class InversionGAN(keras.Model):
         self.adversary_weight = adversary_weight
         self.score_weight = score_weight
         self.readback_weight = readback_weight
+        self.class_readback_weight = class_readback_weight
         self.pixel_weight = pixel_weight
         # Reconstructions of an image in a generator update.
         self.noises = 2 if score_weight else 1
@@ -160,7 +163,12 @@ class InversionGAN(keras.Model):
                 f"Expected one of {', '.join(adversaries)}. Received: "
                 f"adversary={self.adversary!r}."
             )
-        weights = (self.score_weight, self.readback_weight, self.pixel_weight)
+        weights = (
+            self.score_weight,
+            self.readback_weight,
+            self.class_readback_weight,
+            self.pixel_weight,
+        )
         adversary = self.discriminator_steps and self.adversary_weight
         if not (adversary or any(weights)):
             raise errors.InputError(
@@ -332,7 +340,7 @@ class InversionGAN(keras.Model):
         inputs = {"condition": self.condition_of(images), "noise": noise}
         return self.averaged_generator(inputs, training=True)
 
-    def _classify(self, images):
+    def classify(self, images):
         """Logits, and what the networks are given: these, or features."""
         images = batches.resize(images, self.classifier.input_shape[1])
         outputs = self.classifier(images, training=False)
@@ -346,7 +354,7 @@ class InversionGAN(keras.Model):
         return batches.targets(images, self.generator)
 
     def condition_of(self, images):
-        return self._classify(images)[1]
+        return self.classify(images)[1]
 
     def train_step(self, data):
         """One step of `training_step`.
@@ -366,11 +374,11 @@ class InversionGAN(keras.Model):
         The logs are what `validation.measure` and `validation.shares` give.
         """
         images, _ = batches.unpack(data)
-        logits, condition = self._classify(images)
+        logits, condition = self.classify(images)
         samples = validation.samples(
             self.averaged_generator, condition, self.seed
         )
-        readings, _ = self._classify(samples[0])
+        readings, _ = self.classify(samples[0])
         images = self.targets(images)
         results = validation.measure(images, samples, logits, readings)
         for tracker in self.validation_trackers:

@@ -146,6 +146,25 @@ def readback_score(first, second, logits):
     return _energy(distance, first, second, logits)
 
 
+def class_divergence(read, expected):
+    """Kullback-Leibler divergence of the class probabilities.
+
+    `sum(p log(p / q))` of those expected, `p`, and read, `q`. Of a thousand
+    classes few are likely, and a distance of the logits is one of the others.
+
+    Args:
+        read: float tensor `(batch, num_classes)`, logits read from
+            reconstructions.
+        expected: the same of their images.
+
+    Returns:
+        Float tensor `(batch,)`, at least 0.
+    """
+    expected = ops.log_softmax(expected)
+    differences = expected - ops.log_softmax(read)
+    return ops.sum(ops.exp(expected) * differences, axis=-1)
+
+
 def pixel_loss(reconstructions, images):
     """Squared error of pixels in [-1, 1], the loss of a decoder.
 

@@ -103,6 +103,12 @@ SETTINGS = {
         "weight of the distance between the logits that a reconstruction was "
         "made of and those that the classifier reads from it",
     ),
+    "class_readback_weight": (
+        errors.non_negative_float,
+        "weight of the divergence between the probabilities of classes that "
+        "the classifier reads from a reconstruction and those that it reads "
+        "from the image: for classifiers of many classes, few of them likely",
+    ),
     "pixel_weight": (
         errors.non_negative_float,
         "weight of the squared distance between image and reconstruction, "
@@ -167,6 +173,7 @@ PRESETS = {
         "adversary_weight": 0.5,
         "score_weight": 20.0,
         "readback_weight": 2.0,
+        "class_readback_weight": 0.0,
         "pixel_weight": 0.0,
         "discriminator_steps": 1,
         "batch_size": 32,

@@ -119,9 +119,17 @@ def update_generator(model, images, condition):
             loss += model.score_weight * ops.mean(
                 losses.energy_score(first, second, images)
             )
+        if model.readback_weight or model.class_readback_weight:
+            read, expected = read_back(
+                model, images, reconstructions, condition
+            )
         if model.readback_weight:
             loss += model.readback_weight * ops.mean(
-                readback_loss(model, images, reconstructions, condition)
+                readback_loss(model, read[-1], expected[-1])
+            )
+        if model.class_readback_weight:
+            loss += model.class_readback_weight * ops.mean(
+                losses.class_divergence(read[0], expected[0])
             )
         if model.pixel_weight:
             targets = ops.repeat(images, model.noises, axis=0)
@@ -157,34 +165,56 @@ def adversarial_loss(model, images, reconstructions, condition):
     return losses.relativistic_generator_loss(real_scores, fake_scores)
 
 
-def readback_loss(model, images, reconstructions, condition):
-    """How far what the classifier reads is from what it should be.
+def read_back(model, images, reconstructions, condition):
+    """What the classifier reads from reconstructions, and what it should.
 
-    In units of what logits vary within a class, or features in their principal
-    components. Of a classifier that sees more pixels than `image_size` an
-    energy score, against what it reads from the image at that size.
+    Where it sees more pixels than `image_size`, no picture of that size has the
+    image's logits: what it reads from the image at that size is expected.
 
     Args:
         model, images, reconstructions, condition: as of `adversarial_loss`.
 
     Returns:
+        Two pairs of logits `(batch * noises, num_classes)` and what the
+        networks are given, `(batch * noises, condition_dim)`.
+    """
+    read = model.classify(reconstructions)
+    if len(model.classifier.outputs) == 1 and not sees_more_pixels(model):
+        return read, (condition, condition)
+    expected = model.classify(images)
+    return read, [ops.repeat(x, model.noises, axis=0) for x in expected]
+
+
+def readback_loss(model, read, expected):
+    """How far what the classifier reads is from what it should be.
+
+    In units of what logits vary within a class, or features in their principal
+    components. Of a classifier that sees more pixels than `image_size` an
+    energy score of two reconstructions.
+
+    Args:
+        model: `gan.InversionGAN`.
+        read: `(batch * noises, condition_dim)`, read from reconstructions.
+        expected: the same of their images.
+
+    Returns:
         Float tensor `(batch * noises,)`, or `(batch,)` of an energy score.
     """
-    readings = model.condition_of(reconstructions)
 
     def whiten(differences):
         transform = model.class_centered_whitening.transform
         return ops.matmul(differences, transform)
 
-    if model.classifier.input_shape[1] <= model.generator.image_size:
-        return losses.readback_loss(whiten(readings - condition))
-    # Fewer pixels than the classifier sees: no picture has the logits.
-    targets = model.condition_of(images)
-    if model.noises == 1:
-        return losses.readback_loss(whiten(readings - targets))
+    if model.noises == 1 or not sees_more_pixels(model):
+        return losses.readback_loss(whiten(read - expected))
     return losses.readback_score(
-        *(whiten(x) for x in (readings[::2], readings[1::2], targets))
+        *(whiten(x) for x in (read[::2], read[1::2], expected[::2]))
     )
+
+
+def sees_more_pixels(model):
+    """Whether the classifier sees more pixels than the generator makes."""
+    return model.classifier.input_shape[1] > model.generator.image_size
 
 
 def draw_noise(model, condition, batch):
