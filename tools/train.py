@@ -186,7 +186,7 @@ def load_classifier(options):
             ),
             options.log_probabilities,
         )
-    if options.readback_weight:
+    if options.readback_weight or options.class_readback_weight:
         loading.check_gradient(classifier, options.classifier)
     return classifier
 

@@ -124,7 +124,7 @@ def check_gradient(classifier, name):
         raise errors.InputError(
             "Expected a classifier whose gradient reaches its input, for "
             f"readback_weight. Received: {name}, {reason}. Give "
-            "readback_weight=0."
+            "readback_weight=0 class_readback_weight=0."
         )
 
 
