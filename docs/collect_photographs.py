@@ -83,8 +83,7 @@ SIZE = 128
 # Squares per split, and the share of the photographs that each holds.
 SQUARES = {"train": 80000, "validation": 1000, "test": 1000}
 HELD_OUT = 1 / 12
-# Photographs of a folder at most, so that none of these sources' few subjects
-# is half of all.
+# Photographs of a folder at most: some subjects have many that are much alike.
 MOST_OF_FOLDER = 300
 # Photographs at most; more is an error.
 MOST_PHOTOGRAPHS = 50_000
@@ -130,13 +129,14 @@ def photographs(source, folder):
             else [(str(path.relative_to(folder)), path.read_bytes())]
         )
         for name, content in files:
+            if taken[path.parent] == MOST_OF_FOLDER:
+                break
             try:
                 pixels = images.decode(io.BytesIO(content))
             except errors.InputError:
                 # Three bytes that only look like the start of a JPEG.
                 continue
-            large_enough = min(pixels.shape[:2]) >= SIZE // 2
-            if large_enough and taken[path.parent] < MOST_OF_FOLDER:
+            if min(pixels.shape[:2]) >= SIZE // 2:
                 taken[path.parent] += 1
                 yield name, shrunk(pixels)
 

@@ -298,6 +298,24 @@ def test_read_back_of_a_classifier_that_sees_more_pixels():
     np.testing.assert_allclose(logits, probable, atol=1e-4)
 
 
+@pytest.mark.parametrize("class_weight", [0.0, 1.0])
+def test_read_back_of_features(class_weight):
+    model = make_model(
+        normalization="whiten",
+        classifier=featured_classifier(),
+        class_readback_weight=class_weight,
+    )
+    images = tf.constant(make_data(1)[0])
+    logits, features = model.classifier(images)
+    read, expected = training_step.read_back(model, images, images, features)
+    for found in (read[1], expected[1]):
+        np.testing.assert_allclose(found, features, atol=1e-4)
+    # Nobody asks for these logits without a weight.
+    np.testing.assert_allclose(
+        expected[0], logits if class_weight else features, atol=1e-4
+    )
+
+
 def test_nothing_to_learn_is_refused():
     with pytest.raises(errors.InputError, match="Received: 0 of each"):
         make_model(discriminator_steps=0)

@@ -341,7 +341,15 @@ class InversionGAN(keras.Model):
         return self.averaged_generator(inputs, training=True)
 
     def classify(self, images):
-        """Logits, and what the networks are given: these, or features."""
+        """Logits, and what the networks are given: these, or features.
+
+        Args:
+            images: float tensor `(batch, height, width, 3)` in [0, 255].
+
+        Returns:
+            Two float32 tensors: `(batch, num_classes)` and
+            `(batch, condition_dim)`.
+        """
         images = batches.resize(images, self.classifier.input_shape[1])
         outputs = self.classifier(images, training=False)
         if len(self.classifier.outputs) == 1:

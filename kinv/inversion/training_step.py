@@ -175,11 +175,16 @@ def read_back(model, images, reconstructions, condition):
         model, images, reconstructions, condition: as of `adversarial_loss`.
 
     Returns:
-        Two pairs of logits `(batch * noises, num_classes)` and what the
-        networks are given, `(batch * noises, condition_dim)`.
+        Two pairs, as `InversionGAN.classify` gives them, of `batch * noises`
+        each. Of features, the expected logits are known only where
+        `class_readback_weight` asks for them.
     """
     read = model.classify(reconstructions)
-    if len(model.classifier.outputs) == 1 and not sees_more_pixels(model):
+    # Features alone do not tell the probabilities of classes.
+    tells_all = (
+        len(model.classifier.outputs) == 1 or not model.class_readback_weight
+    )
+    if tells_all and not sees_more_pixels(model):
         return read, (condition, condition)
     expected = model.classify(images)
     return read, [ops.repeat(x, model.noises, axis=0) for x in expected]
