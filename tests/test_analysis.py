@@ -3,6 +3,7 @@
 import importlib
 import types
 
+import keras
 import numpy as np
 import pytest
 import scipy.linalg
@@ -461,6 +462,33 @@ def test_a_lone_last_image_joins_the_batch_before_it(source):
     assert sizes(101) == [50, 51]
     assert sizes(1) == [1]
     assert sizes(3, batch_size=1) == [1, 1, 1]
+
+
+def test_held_out_images_are_read_once(source, monkeypatch):
+    opened = []
+    stream = source_lib.Source.evaluation_batches
+
+    def count(self, *args, **kwargs):
+        opened.append(args)
+        return stream(self, *args, **kwargs)
+
+    monkeypatch.setattr(source_lib.Source, "evaluation_batches", count)
+
+    def read():
+        study = study_lib.Study({}, source, None, 32)
+        lists = [list(study.batches(limit)) for limit in (120, 7, None, 52)]
+        return lists, [study.first(3).images]
+
+    kept = read()
+    assert [limit for _, _, limit in opened] == [120, None]
+    opened.clear()
+    monkeypatch.setattr(study_lib, "KEPT_PIXELS", 0)
+    streamed = read()
+    assert len(opened) == 5
+    tf.nest.map_structure(np.testing.assert_array_equal, kept, streamed)
+    # What an experiment did to them the next one would find.
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0][0][0].images[:] = 0
 
 
 def test_a_lone_last_image_leaves_no_measure_without_a_number(
@@ -1111,6 +1139,27 @@ def test_information_efficiency(source, rendered, monkeypatch):
     for name, values in result.metrics["noise"].items():
         assert abs(values["efficiency"]["value"]) < 0.15, name
         assert values["noise_share"]["value"] == pytest.approx(1, abs=0.05)
+
+
+def test_the_network_probe_goes_on_where_it_is_ahead(monkeypatch):
+    fits = []
+    fit = keras.Sequential.fit
+
+    def count(self, *args, **kwargs):
+        fits.append(kwargs["epochs"])
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Sequential, "fit", count)
+    inputs = np.random.default_rng(0).uniform(-1, 1, (3000, 4))
+    inputs = inputs.astype("float32")
+    codes = inputs[:, :1] * inputs[:, 1:2]
+    # Of which a linear probe knows nothing.
+    error = codes.var()
+    parts = slice(600, None), slice(0, 600)
+    ahead = probes._network_probe(inputs, codes, *parts, 0, error)
+    np.testing.assert_allclose(ahead(inputs, None), codes, atol=0.15)
+    probes._network_probe(inputs, codes, *parts, 0, 0.0)
+    assert fits == [8, 40, 8]
 
 
 def test_features_of_training_images_are_kept(rendered, tmp_path, monkeypatch):

@@ -93,6 +93,15 @@ def test_the_distance_is_that_of_numpy():
         assert value == pytest.approx(expected, rel=1e-4)
 
 
+def test_small_pictures_are_resized_as_all_are():
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (5, 20, 20, 3)).astype("float32")
+    shrink = memorisation._shrinking(20)
+    small = memorisation._compared(images, shrink)["blur_ratio"]
+    expected = tf.image.resize(images, (8, 8), antialias=True)
+    np.testing.assert_allclose(small, tf.reshape(expected, (5, -1)), atol=1e-3)
+
+
 @pytest.mark.parametrize("digest", ["those", "others"])
 def test_another_folder_of_the_model_s_name_is_not_its_own(digest):
     source = make_source(random_images(700, 0), lambda: "those")

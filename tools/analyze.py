@@ -156,6 +156,9 @@ def main(argv=None):
     """Runs the experiments that are missing, and writes the report."""
     options = parse_arguments(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # NumPy's threads, each of which waits for the others, would wait for
+    # TensorFlow's, which have the cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with files.lock(options.out):
         analyze(options, argv or sys.argv[1:])
 

@@ -28,6 +28,8 @@ ROLES = (
         r"(?<!no[nt])(?<!no[nt][-_ ])standard|no[nt][-_ ]?robust",
     ),
 )
+# Of the held-out images that are kept in memory: 200 MB.
+KEPT_PIXELS = 2**24
 # `--quick` takes this share of the images.
 QUICK_SHARE = 0.2
 
@@ -92,6 +94,8 @@ class Study:
         self.perceptual = perceptual
         # Of the experiment that runs, for its progress bars.
         self.title = ""
+        # Held-out images by size, as of `_elements`.
+        self._kept = {}
 
     def count(self, full):
         """Number of images to take where `full` is the default."""
@@ -139,9 +143,7 @@ class Study:
         """
         source = source or self.source
         waiting, index = None, 0
-        for batch in source.evaluation_batches(
-            self.size(name), batch_size, limit, with_factors=True
-        ).as_numpy_iterator():
+        for batch in self._elements(source, self.size(name), batch_size, limit):
             if waiting and len(batch[0]) == 1 < batch_size:
                 batch = tf.nest.map_structure(
                     lambda *parts: np.concatenate(parts), waiting, batch
@@ -152,6 +154,28 @@ class Study:
             waiting = batch
         if waiting:
             yield Batch(*waiting, str(index))
+
+    def _elements(self, source, size, batch_size, limit):
+        """Batches as `source.Source` has them.
+
+        The first held-out images, which every experiment reads, are kept: to
+        make a stream of them takes longer than to read some hundreds.
+        """
+        count = min(limit or source.num_examples, source.num_examples)
+
+        def stream(batch_size):
+            return source.evaluation_batches(
+                size, batch_size, limit, with_factors=True
+            ).as_numpy_iterator()
+
+        if source is not self.source or count * size**2 > KEPT_PIXELS:
+            yield from stream(batch_size)
+            return
+        if size not in self._kept or len(self._kept[size][0]) < count:
+            [self._kept[size]] = stream(count)
+        for start in range(0, count, batch_size):
+            rows = slice(start, min(start + batch_size, count))
+            yield tf.nest.map_structure(lambda x: x[rows], self._kept[size])
 
     def first(self, count, name=None):
         """The first images, as one `Batch`, for a model or for none."""

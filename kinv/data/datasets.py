@@ -219,7 +219,9 @@ def _decoder(name, feature):
         )
         return tf.ensure_shape(image, (None, None, None))
 
-    return decode if dtype == np.uint16 else decode_upright
+    # PNG has no EXIF there.
+    upright = dtype == np.uint16 or feature.encoding_format == "png"
+    return decode if upright else decode_upright
 
 
 def _decode_bytes(encoded):

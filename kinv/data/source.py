@@ -199,6 +199,8 @@ def in_background(batches):
 
 def _to_square(image, image_size):
     """The centre square, antialiased to `image_size`, 3 channels, float32."""
+    if image.shape[:2] == (image_size, image_size):
+        return tf.cast(_to_rgb(image), tf.float32)
     shape = tf.shape(image)
     side = tf.minimum(shape[0], shape[1])
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2

@@ -62,8 +62,9 @@ def load_generator(path):
     finally:
         keras.config.set_dtype_policy(policy)
     raise errors.InputError(
-        f"Expected {path} to hold a generator saved by tools/train.py. "
-        f"Received: {reason}."
+        f"Expected {path} to hold a generator saved by this version of "
+        f"tools/train.py. Received: {reason}. Put it back from a copy, or "
+        "train it anew."
     )
 
 

@@ -97,9 +97,8 @@ class InversionGAN(keras.Model):
         if (generator is None) != (discriminator is None):
             given = "discriminator" if generator is None else "generator"
             raise errors.InputError(
-                "Expected both a generator and a discriminator, or neither, "
-                "which makes both of the settings. Received: a "
-                f"{given} alone."
+                "Expected a generator and a discriminator, or neither, which "
+                f"makes both of the settings. Received: a {given} alone."
             )
         if generator is None:
             network_settings = {
@@ -164,13 +163,13 @@ class InversionGAN(keras.Model):
                 f"adversary={self.adversary!r}."
             )
         weights = (
+            self.discriminator_steps and self.adversary_weight,
             self.score_weight,
             self.readback_weight,
             self.class_readback_weight,
             self.pixel_weight,
         )
-        adversary = self.discriminator_steps and self.adversary_weight
-        if not (adversary or any(weights)):
+        if not any(weights):
             raise errors.InputError(
                 "Expected something for the generator to learn: an adversary "
                 "(discriminator steps and a weight), or a score, read-back or "
@@ -301,11 +300,8 @@ class InversionGAN(keras.Model):
                 what the networks are given of them.
         """
         self.class_centered_whitening.set_statistics(logits)
-        for network in (
-            self.generator,
-            self.discriminator,
-            self.averaged_generator,
-        ):
+        generators = self.generator, self.averaged_generator
+        for network in (*generators, self.discriminator):
             if network.normalize_condition:
                 network.normalize_condition.set_statistics(logits)
 
