@@ -84,9 +84,10 @@ def class_means(model, features):
 def predict(study, name, features, condition, classes):
     """The factors' codes that the best of three probes tells.
 
-    A linear probe, one for each predicted class, and a small network; for each
-    factor the best on held-out training images. Of a layer's features without
-    the probes by class, whose images are too few for as many numbers.
+    A linear probe, one for each predicted class, and a small network, given up
+    early if it is far behind; for each factor the best on held-out training
+    images. Of a layer's features without the probes by class, whose images are
+    too few for as many numbers.
 
     Args:
         study: `study.Study`.
@@ -168,7 +169,7 @@ def _class_probe(inputs, codes, classes):
 
 
 def _network_probe(inputs, codes, fit, held_out, seed, least_error):
-    """A small network, given up early if it is far behind other probes."""
+    """A small network; `least_error` is the least of the other probes'."""
     keras.utils.set_random_seed(seed)
     network = keras.Sequential(
         [

@@ -107,7 +107,8 @@ SETTINGS = {
         errors.non_negative_float,
         "weight of the divergence between the probabilities of classes that "
         "the classifier reads from a reconstruction and those that it reads "
-        "from the image: for classifiers of many classes, few of them likely",
+        "from the image: for classifiers of many classes, few of them likely, "
+        "or of few between which they are often undecided",
     ),
     "pixel_weight": (
         errors.non_negative_float,
