@@ -13,6 +13,7 @@ from PIL import Image
 
 from kinv import errors
 from kinv.data import datasets, folders, rendering, scenes
+from kinv.data import source as source_lib
 
 
 @pytest.fixture
@@ -37,6 +38,27 @@ def numbers(batches, count):
         images[:, 0, 0, 0].numpy().tolist()
         for images, _ in itertools.islice(batches, count)
     ]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_known_to_fit_are_read_as_others(channels):
+    shape = 6, 8, 8, channels
+    pixels = np.random.default_rng(0).integers(0, 256, shape, "uint8")
+    examples = {"image": pixels, "label": np.zeros(6, "int64")}
+
+    def images(decode):
+        stream = tf.data.Dataset.from_tensor_slices(examples)
+        opened = source_lib.Source(stream, decode, ["any"], 6)
+        batches = opened.evaluation_batches(8, 6)
+        assert batches.element_spec[0].shape.as_list() == [None, 8, 8, 3]
+        return next(iter(batches))[0]
+
+    def of_any_size(image):
+        image = tf.numpy_function(lambda x: x, [image], tf.uint8)
+        return tf.ensure_shape(image, (None, None, channels))
+
+    fitting, others = images(lambda image: image), images(of_any_size)
+    np.testing.assert_array_equal(fitting, others)
 
 
 def test_folder_has_every_image_once_with_its_label(folder):

@@ -199,23 +199,23 @@ def in_background(batches):
 
 def _to_square(image, image_size):
     """The centre square, antialiased to `image_size`, 3 channels, float32."""
-    if image.shape[:2] == (image_size, image_size):
-        return tf.cast(_to_rgb(image), tf.float32)
-    shape = tf.shape(image)
-    side = tf.minimum(shape[0], shape[1])
-    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
-    image = image[top : top + side, left : left + side]
-    image = _to_rgb(image)
-    # A bilinear resize to the size an image has already changes nothing. It
-    # reads bytes: as float32 a large photograph takes gigabytes.
-    image = tf.cond(
-        side == image_size,
-        lambda: tf.cast(image, tf.float32),
-        lambda: tf.image.resize(image, (image_size,) * 2, antialias=True),
-    )
-    return tf.ensure_shape(
-        tf.clip_by_value(image, 0.0, 255.0), (image_size, image_size, 3)
-    )
+    size = image_size, image_size
+    # Where all images are known to fit, none is asked.
+    if image.shape[:2] == size:
+        image = tf.cast(_to_rgb(image), tf.float32)
+    else:
+        shape = tf.shape(image)
+        side = tf.minimum(shape[0], shape[1])
+        top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+        image = _to_rgb(image[top : top + side, left : left + side])
+        # A bilinear resize to the size an image has already changes nothing.
+        # It reads bytes: as float32 a large photograph takes gigabytes.
+        image = tf.cond(
+            side == image_size,
+            lambda: tf.cast(image, tf.float32),
+            lambda: tf.image.resize(image, size, antialias=True),
+        )
+    return tf.ensure_shape(tf.clip_by_value(image, 0.0, 255.0), (*size, 3))
 
 
 def _to_rgb(image):
