@@ -348,16 +348,18 @@ def add_classifier_flags(group):
     add(
         "--log-probabilities",
         action="store_true",
-        help="the classifier gives probabilities of which no softmax can be "
-        "taken off: take their logarithms, which equal the logits but for a "
-        "constant per image",
+        help="the classifier gives probabilities of which no softmax or "
+        "sigmoid can be taken off: take the logarithms of a softmax's, which "
+        "equal the logits but for a constant per image, and the log-odds of "
+        "sigmoids'",
     )
     add(
         "--class-names",
         metavar="FILE",
         help="names of the classes, one per line in the order of the logits, "
-        "or Keras's imagenet_class_index.json (default: ImageNet's of its "
-        "classifiers, else the data set's)",
+        "or Keras's imagenet_class_index.json (default: ImageNet's of "
+        "keras.applications with its weights and of .npz files, else the data "
+        "set's, if it has as many)",
     )
 
 

@@ -104,16 +104,16 @@ def predict(study, name, features, condition, classes):
     fit = slice(held_out.stop, None)
     whiten = _whitener(features["condition"][fit])
     inputs = whiten(features["condition"])
-    known = features["classes"]
+    predicted = features["classes"]
     probes = [_linear_probe(inputs[fit], codes[fit])]
     if not study.models[name].layer:
-        probes.append(_class_probe(inputs[fit], codes[fit], known[fit]))
-    tried = [probe(inputs[held_out], known[held_out]) for probe in probes]
+        probes.append(_class_probe(inputs[fit], codes[fit], predicted[fit]))
+    tried = [probe(inputs[held_out], predicted[held_out]) for probe in probes]
     least_error = min(((codes[held_out] - x) ** 2).mean() for x in tried)
     probes.append(
         _network_probe(inputs, codes, fit, held_out, study.seed, least_error)
     )
-    tried.append(probes[-1](inputs[held_out], known[held_out]))
+    tried.append(probes[-1](inputs[held_out], predicted[held_out]))
     guesses = [probe(whiten(condition), classes) for probe in probes]
     best = np.empty_like(guesses[0])
     for part in scene_factors.PARTS.values():

@@ -45,7 +45,7 @@ SETTINGS = {
     ),
     "gain_offset": (
         errors.non_negative_float,
-        "added to the conditional norms' gains; 1 as BigGAN",
+        "added to the conditional norms' gains; 1 as in BigGAN",
     ),
     "norms_per_block": (
         (2, 3),
@@ -53,8 +53,8 @@ SETTINGS = {
     ),
     "upsampling": (
         ("zeros", "nearest"),
-        "zeros between the values, or every value four times, without a "
-        "chequered pattern",
+        "zeros: zeros between the values; nearest: every value four times, "
+        "without a chequered pattern",
     ),
     "padding": (
         ("zeros", "edge"),
@@ -63,8 +63,8 @@ SETTINGS = {
     ),
     "bounded_noise": (
         errors.boolean,
-        "batch norm and tanh on the generator's first map, which is linear in "
-        "the noise without, and goes on where noise is rare",
+        "batch norm and tanh on the generator's first map; without them it is "
+        "linear in the noise, and goes on growing where noise is rare",
     ),
     "patch_scores": (
         errors.boolean,
@@ -85,8 +85,8 @@ SETTINGS = {
     ),
     "adversary": (
         ("hinge", "relativistic"),
-        "its loss; relativistic: of image and reconstruction of the same "
-        "logits",
+        "loss of the adversary; hinge: of images and reconstructions apart; "
+        "relativistic: of image and reconstruction of the same logits",
     ),
     "adversary_weight": (
         errors.non_negative_float,
@@ -101,7 +101,9 @@ SETTINGS = {
     "readback_weight": (
         errors.non_negative_float,
         "weight of the distance between the logits that a reconstruction was "
-        "made of and those that the classifier reads from it",
+        "made of and those that the classifier reads from it; where it sees "
+        "more pixels than image_size, between what it reads from the image and "
+        "from reconstructions at that size",
     ),
     "class_readback_weight": (
         errors.non_negative_float,
