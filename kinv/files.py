@@ -12,6 +12,9 @@ import re
 import secrets
 import shutil
 import socket
+import struct
+import zipfile
+import zlib
 
 from kinv import errors
 
@@ -25,6 +28,13 @@ DIGESTS = "digests.json"
 LOCK = ".lock"
 # What the names of temporary files and directories begin with.
 WRITING = ".writing-"
+# What reading an archive of arrays raises where it is damaged: encryption and
+# compressions that nobody asked for are RuntimeErrors, and a header may ask for
+# more memory than there is.
+DAMAGED = (
+    *(OSError, ValueError, EOFError, RuntimeError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile, struct.error),
+)
 
 
 @contextlib.contextmanager
@@ -351,9 +361,11 @@ def new_directory(path):
             refuses it.
     """
     path = make_directory(path)
-    if any(entry.name != LOCK for entry in path.iterdir()):
+    # Killed before its first file had its name, a run leaves that one's digest.
+    if any(entry.name not in (LOCK, DIGESTS) for entry in path.iterdir()):
         raise errors.InputError(
             f"Expected a new or empty directory. Received: {path}, which holds "
             "files. Choose another one or remove it."
         )
+    (path / DIGESTS).unlink(missing_ok=True)
     return path

@@ -192,8 +192,14 @@ def is_plain(path):
 def _opened(path):
     """Opens a file with Pillow; whatever that raises becomes an InputError."""
     try:
-        with PIL.Image.open(path, formats=tuple(FORMATS)) as image:
-            yield image
+        with contextlib.ExitStack() as stack:
+            # A stream: a TIFF that Pillow opens by its path it may map into
+            # memory, and then takes rows for as long as they are once turned.
+            file = path
+            if not hasattr(path, "read"):
+                file = stack.enter_context(open(path, "rb"))
+            image = PIL.Image.open(file, formats=tuple(FORMATS))
+            yield stack.enter_context(image)
             return
     except FileNotFoundError:
         reason = "which does not exist. Check the path."

@@ -49,6 +49,11 @@ def open_run(path, options, may_change=()):
         errors.InputError: naming the first option that differs, or because a
             new directory cannot be had there (`files.new_directory`).
     """
+    if files.printable(path) != str(path):
+        raise errors.InputError(
+            "Expected a directory whose name is UTF-8, without control "
+            f"characters. Received: {files.printable(path)}. Choose another."
+        )
     config = pathlib.Path(path) / "config.json"
     if not (options["resume"] and config.exists()):
         files.new_directory(path)
@@ -132,14 +137,13 @@ def _summarize(directory, options, facts):
     import tensorflow as tf
     from tensorboard.plugins.hparams import api
 
-    plain = (bool, int, float, str)
     hyperparameters = {
-        name: value if isinstance(value, plain) else str(value)
+        name: value if isinstance(value, bool | int | float) else _text(value)
         for name, value in options.items()
         if name not in MAY_CHANGE
     }
     rows = "\n".join(
-        f"| {name} | {value} |"
+        f"| {name} | {_text(value)} |"
         for name, value in {**facts, **hyperparameters}.items()
     )
     writer = tf.summary.create_file_writer(str(directory))
@@ -147,6 +151,11 @@ def _summarize(directory, options, facts):
         api.hparams(hyperparameters)
         tf.summary.text("run", f"| what | value |\n|---|---|\n{rows}")
     writer.close()
+
+
+def _text(value):
+    """Text that UTF-8 can express, where a file's name cannot: `?` instead."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def write_figures(path, rows, options):

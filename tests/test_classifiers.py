@@ -286,6 +286,32 @@ def test_applications_are_checked(tmp_path):
         )
 
 
+def test_published_weights_at_another_size(monkeypatch, tmp_path):
+    keras.utils.set_random_seed(0)
+    plain = keras.applications.EfficientNetB0(
+        weights=None, input_shape=(32, 32, 3), classifier_activation=None
+    )
+    plain.save_weights(tmp_path / "published.weights.h5")
+    monkeypatch.setattr(
+        file_utils,
+        "get_file",
+        lambda *arguments, **options: str(tmp_path / "published.weights.h5"),
+    )
+    loaded = loading.load_classifier(
+        "keras.applications:EfficientNetB0", size=32
+    )
+    # Keras divides the input of these by the roots of ImageNet's deviations;
+    # the mean and variance before that are still 0 and 1.
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+    expected = plain(images / np.sqrt(STD))
+    # Random weights may make logits of any size.
+    deviation = np.std(expected)
+    np.testing.assert_allclose(
+        loaded(images), expected, rtol=0, atol=1e-2 * deviation
+    )
+    assert np.abs(plain(images) - expected).max() > 0.5 * deviation
+
+
 def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path):
     def fail(*arguments):
         raise urllib.error.URLError("no network")
@@ -634,6 +660,43 @@ def test_output_names_one_of_several(tmp_path, as_dict):
         loading.load_classifier(
             save(tmp_path, layers.Flatten(), layers.Dense(3)), output="size"
         )
+
+
+def test_output_names_one_of_a_network_in_the_network(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((192,))
+    heads = [
+        layers.Dense(units, "softmax", name=name)(inputs)
+        for name, units in (("kinds", 3), ("hues", 4))
+    ]
+    inner = keras.Model(inputs, heads)
+    images = keras.Input((8, 8, 3))
+    scaled = layers.Rescaling(1 / 255)(layers.Flatten()(images))
+    model = keras.Model(images, inner(scaled))
+    path = tmp_path / "classifier.keras"
+    model.save(path)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    for index, expected in enumerate(model(images)):
+        loaded = loading.load_classifier(path, output=f"output_{index}")
+        logits = np.asarray(loaded(images), "float64")
+        np.testing.assert_allclose(softmax(logits), expected, atol=1e-6)
+        assert np.abs(np.sum(np.exp(logits), -1) - 1).min() > 1e-3
+
+
+def test_a_kept_classifier_is_not_stripped_again(tmp_path):
+    path = save(
+        tmp_path,
+        layers.Rescaling(1 / 255),
+        layers.Flatten(),
+        layers.Dense(3, "sigmoid"),
+        layers.Softmax(),
+    )
+    loaded = loading.load_classifier(path)
+    loaded.save(tmp_path / "kept.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    kept = loading.load_kept(tmp_path / "kept.keras")
+    np.testing.assert_allclose(kept(images), loaded(images), rtol=1e-6)
+    assert not kept.trainable
 
 
 def test_features_are_the_input_of_the_last_layer(tmp_path):

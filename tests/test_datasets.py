@@ -480,6 +480,7 @@ def test_damage_that_pillow_finds_stops_the_stream_with_the_name(
         ("train[:100]", "train[90%:]", True),
         ("train[:100]", "test", False),
         ("test+train", "train", True),
+        ("train + test", "test", True),
         ("test+validation", "train", False),
         ("all", "test", True),
         ("all[:50%]", "train[50%:]", True),

@@ -229,7 +229,7 @@ def png(pixels, depth, color, *chunks):
     )
 
 
-def turned(name, orientation, **options):
+def turned(name, orientation, mode="RGB", **options):
     """Kinds of the scene whose camera was held otherwise."""
     # How the pixels must lie for a viewer to see them upright.
     ways = {
@@ -244,8 +244,11 @@ def turned(name, orientation, **options):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     lying = ways[orientation](scene())
-    picture = PIL.Image.fromarray(np.ascontiguousarray(lying))
-    return name, scene(), lambda path: picture.save(path, exif=exif, **options)
+    picture = PIL.Image.fromarray(np.ascontiguousarray(lying)).convert(mode)
+    pixels = np.asarray(
+        PIL.Image.fromarray(scene()).convert(mode).convert("RGB")
+    )
+    return name, pixels, lambda path: picture.save(path, exif=exif, **options)
 
 
 def kinds():
@@ -326,7 +329,9 @@ def kinds():
     )
     yield turned("turned6.png", 6)
     yield turned("turned6.webp", 6, lossless=True)
-    yield turned("turned6.tif", 6)
+    # Pillow maps some of these into memory that it opens by their path.
+    for mode in ("RGB", "L", "RGBA", "CMYK"):
+        yield turned(f"turned6-{mode}.tif", 6, mode)
     # Lossy ones.
     lossy = {"quality": 95, "subsampling": 0}
     yield "plain.jpg", pixels, save(rgb, **lossy)

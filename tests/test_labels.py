@@ -216,6 +216,10 @@ def test_idx_files(tmp_path, ending, other):
     opened, shown, _ = everything(path, "test")
     assert shown[:, 0, 0, 0].tolist() == [90, 91, 92, 93]
     assert opened.class_names == []
+    # A split that lacks the last class.
+    write(f"t10k-labels-idx1-ubyte{ending}", 1, np.zeros(4))
+    opened, _, numbers = everything(path, "test")
+    assert numbers.tolist() == [0] * 4 and opened.class_names == ["0", "1"]
     assert everything(path, "validation")[1].shape[0] == 1
     assert everything(tmp_path, "test")[0].num_examples == 4
     with pytest.raises(errors.InputError, match="Received: dev. Name"):

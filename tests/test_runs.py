@@ -1,5 +1,6 @@
 """The directory of a run, and flags that tools share."""
 
+import os
 import pathlib
 import subprocess
 
@@ -39,6 +40,31 @@ def test_killed_before_the_options_were_written(tmp_path):
     (tmp_path / ".writing-00-config.json").write_text("{")
     with runs.lock(tmp_path, chief=True):
         assert not runs.open_run(tmp_path, {"resume": True})
+
+
+def test_killed_as_the_options_got_their_name(tmp_path, monkeypatch):
+    def kill(source, path):
+        if path.name == "config.json":
+            raise KeyboardInterrupt
+        rename(source, path)
+
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        runs.record(tmp_path, {"resume": True})
+    assert (tmp_path / files.DIGESTS).exists()
+    assert not runs.open_run(tmp_path, {"resume": True})
+
+
+def test_names_that_are_no_text(tmp_path):
+    # As `sys.argv` has the bytes of a name that is not UTF-8.
+    name = os.fsdecode(b"im\xffg")
+    options = {"resume": False, "dataset": name}
+    runs.record(tmp_path, options, class_names=[name])
+    recorded = files.read_json(tmp_path / "config.json")
+    assert recorded["options"] == options
+    with pytest.raises(errors.InputError, match="UTF-8.*Received: .*im\ufffdg"):
+        runs.open_run(tmp_path / name, options)
 
 
 def test_only_the_chief_locks(tmp_path):

@@ -154,7 +154,7 @@ def write_version(options):
             ),
         )
         card = temporary / "assets.extra" / "README.md"
-        card.write_text(model_card.text(metadata), "utf-8")
+        card.write_text(model_card.text(metadata), "utf-8", "replace")
         export.write_metadata(temporary, metadata)
     if options.lite:
         print("converting for LiteRT")
@@ -217,7 +217,7 @@ def load_networks(run, trained):
     from kinv.inversion import export
 
     run = pathlib.Path(run)
-    classifier = loading.load_classifier(run / "classifier.keras")
+    classifier = loading.load_kept(run / "classifier.keras")
     layer = trained.get("layer")
     if layer:
         classifier = features.add_features(

@@ -174,7 +174,7 @@ def load_classifier(options):
     # A run keeps its classifier: what it was made of may be gone.
     own = pathlib.Path(options.out) / "classifier.keras"
     if options.resume and own.exists():
-        classifier = loading.load_classifier(own)
+        classifier = loading.load_kept(own)
     else:
         classifier = loading.load_classifier(
             options.classifier,

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -20,6 +19,8 @@ from kinv import files
 # Of one entry, and of all: beyond, the oldest go.
 MOST_BYTES_OF_ONE = 2**28
 MOST_BYTES = 2**30
+# Array of the others' names.
+NAMES = "_names"
 
 
 @functools.cache
@@ -65,8 +66,11 @@ def load(key):
     """
     try:
         with open(_path(key), "rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            arrays = dict(arrays)
+        # A damaged list of what the file holds may lack some.
+        complete = arrays.pop(NAMES).tolist() == list(arrays)
+        return arrays if complete else None
+    except (*files.DAMAGED, KeyError):
         return None
 
 
@@ -78,7 +82,7 @@ def store(key, arrays):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_path(path) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **arrays, **{NAMES: list(arrays)})
         entries = sorted(
             path.parent.glob("*.npz"), key=lambda entry: entry.stat().st_mtime
         )

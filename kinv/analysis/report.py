@@ -6,6 +6,7 @@ import dataclasses
 import io
 import math
 import pathlib
+import re
 
 import jinja2
 import tensorflow as tf
@@ -22,6 +23,7 @@ MOST_ROWS = 1000
 # A factor is called kept if so much of its variance can be read, and an
 # inversion complete if it shows so much of what is known beyond the class.
 KEPT = 0.8
+_NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d+)?(e[+-]\d+)?|nan|inf)", re.ASCII)
 VERDICTS = ("holds", "does not hold", "undecided")
 
 
@@ -165,7 +167,7 @@ def write_report(directory, experiments, about):
         most_rows=MOST_ROWS,
     )
     with files.atomic_path(directory / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, "utf-8", "replace")
     files.write_json(
         directory / "metrics.json",
         {"about": about, "experiments": measured, "claims": claims},
@@ -310,16 +312,9 @@ def number(value):
 def is_number(value):
     """Whether a table's cell holds a number, or the place of one.
 
-    What begins like 007 is the name of a class.
+    As Python writes one: 007, 1_000 or 1e3 is the name of a class.
     """
-    text = str(value or 0)
-    if text[0] == "0" and text[1:].isdecimal():
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return bool(_NUMBER.fullmatch(str(value or 0)))
 
 
 def _embed(path):

@@ -5,6 +5,7 @@ import inspect
 import os
 
 import keras
+import numpy as np
 
 from kinv import errors
 
@@ -79,8 +80,8 @@ def _build(name, weights, options):
         home = os.environ.get("KERAS_HOME", "~/.keras")
         raise errors.InputError(
             f"Expected weights for {name}. Received: {reason}. Put the file "
-            f"that the message names into {home}/models, name a file with "
-            "--classifier-weights, or take random weights with "
+            f"that the message names into {home}/models, name a file of your "
+            "own with --classifier-weights, or take random weights with "
             "--classifier-weights none."
         ) from error
 
@@ -96,4 +97,13 @@ def _resized(build, model, size, options):
             f"Expected a size of images that {model.name} takes. Received: "
             f"--classifier-size {size}: {errors.reason(error)}"
         ) from error
+    # EfficientNet's input is scaled a second time with the word "imagenet"
+    # alone: here by the first kernel, which has no bias.
+    for scaling in _scalings(model)[len(_scalings(resized)) :]:
+        kernel = resized.get_layer("stem_conv").kernel
+        kernel.assign(kernel * np.reshape(scaling.scale, (3, 1)))
     return resized
+
+
+def _scalings(model):
+    return [x for x in model.layers if isinstance(x, keras.layers.Rescaling)]

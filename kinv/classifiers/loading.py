@@ -80,6 +80,21 @@ def load_classifier(
     return model
 
 
+def load_kept(path):
+    """The classifier that a run kept, as it is.
+
+    `load_classifier` would look once more for an activation to take off.
+
+    Raises:
+        errors.InputError: as of `files.verify` and `load_file`.
+    """
+    path = pathlib.Path(path)
+    files.verify(path)
+    model = load_file(path)
+    model.trainable = False
+    return model
+
+
 def _load(path, weights, size):
     """A model of any format but a SavedModel's, as it is."""
     if str(path).startswith(applications.PREFIX):

@@ -113,13 +113,16 @@ def _without_activation(model):
 
 def _before_activation(output):
     """What a tensor was before a softmax or sigmoid at its end, or itself."""
-    operation, node_index, _ = output._keras_history
+    operation, node_index, tensor_index = output._keras_history
     node = operation._inbound_nodes[node_index]
     if isinstance(operation, keras.Model):
         if not operation.outputs:
             return output
-        inner = _without_activation(operation)
-        return output if inner is operation else inner(node.input_tensors[0])
+        inner = operation.outputs[tensor_index]
+        before = _before_activation(inner)
+        if before is inner:
+            return output
+        return keras.Model(operation.inputs[0], before)(node.input_tensors[0])
     name = _activation_name(operation)
     if name in ACTIVATIONS:
         if isinstance(operation, layers.Activation | layers.Softmax):

@@ -6,12 +6,11 @@ import pathlib
 import re
 import struct
 import zipfile
-import zlib
 
 import numpy as np
 import tensorflow as tf
 
-from kinv import errors
+from kinv import errors, files
 from kinv.data import folders
 from kinv.data.source import Source
 
@@ -78,12 +77,7 @@ def _read(path, name):
         return read(path, name)
     except errors.NoSplitError:
         raise
-    # Encrypted archives and unknown compressions are RuntimeErrors; a damaged
-    # header may ask for more memory than there is.
-    except (
-        *(OSError, ValueError, EOFError, RuntimeError, MemoryError),
-        *(zlib.error, zipfile.BadZipFile, struct.error),
-    ) as e:
+    except files.DAMAGED as e:
         raise errors.InputError(
             "Expected a TFDS name, a folder of images, a .npz with images x "
             "and labels y, or an IDX file of images. Received: "
@@ -126,7 +120,8 @@ def _read_npz(path, split):
         return arrays[f"x{suffix}"], labels, whole, int(highest)
 
 
-def _read_idx(path, split):
+def _read_idx(named, split):
+    path = named
     if split not in ("train", "validation"):
         starts = ("t10k", split) if split == "test" else (split,)
         others = [
@@ -139,10 +134,18 @@ def _read_idx(path, split):
             raise _no_split(path, "train, validation", split)
         path = found
     images = _idx(path, _IDX_IMAGES)
-    name = path.name.replace("images", "labels").replace("idx3", "idx1")
+    name = _labels_name(path)
     beside = name != path.name and _existing(path.with_name(name))
     labels = _idx(beside, _IDX_LABELS) if beside else None
-    return images, labels, split in ("train", "validation"), -1
+    # A split may lack the last class, which the training images have.
+    whole = split in ("train", "validation")
+    beside = beside and _existing(named.with_name(_labels_name(named)))
+    of_all = _idx(beside, _IDX_LABELS) if beside else np.array([])
+    return images, labels, whole, int(of_all.max()) if of_all.size else -1
+
+
+def _labels_name(path):
+    return path.name.replace("images", "labels").replace("idx3", "idx1")
 
 
 def _existing(path):

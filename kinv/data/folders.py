@@ -111,7 +111,7 @@ def may_overlap(place, other_place):
     if isinstance(split, tuple):
         return max(split[0], other[0]) < min(split[1], other[1])
     names, other_names = (
-        {part.partition("[")[0] for part in text.split("+")}
+        {part.strip().partition("[")[0] for part in text.split("+")}
         for text in (split, other)
     )
     if not names & other_names:
