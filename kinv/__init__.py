@@ -26,3 +26,17 @@ def __getattr__(name):
 
 def __dir__():
     return [*globals(), *_MODULES]
+
+
+def load_model(path):
+    """Loads a model that holds classes of kinv, as `InversionGAN.save` writes.
+
+    `keras.models.load_model` does, too, where they have been imported: Keras
+    does not look for them.
+
+    Args:
+        path: of the `.keras` file.
+    """
+    for module in _MODULES.values():
+        importlib.import_module(module)
+    return importlib.import_module("keras").models.load_model(path)

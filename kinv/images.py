@@ -67,6 +67,11 @@ def list_images(path):
     Raises:
         errors.InputError: if there is no such path, or no image below it.
     """
+    if "://" in str(path):
+        raise errors.InputError(
+            f"Expected an image file or a folder. Received: {path}, an "
+            "address. Download it first."
+        )
     path = pathlib.Path(path)
     if path.is_file():
         return [path], collections.Counter()

@@ -55,7 +55,12 @@ def open_run(path, options, may_change=()):
             f"characters. Received: {files.printable(path)}. Choose another."
         )
     config = pathlib.Path(path) / "config.json"
-    if not (options["resume"] and config.exists()):
+    if config.exists() and not options["resume"]:
+        raise errors.InputError(
+            f"Expected a new or empty directory. Received: {path}, which holds "
+            "a run. Go on with it by --resume, or choose another directory."
+        )
+    if not config.exists():
         files.new_directory(path)
         return {}
     found = files.read_json(config)
@@ -71,7 +76,8 @@ def open_run(path, options, may_change=()):
             raise errors.InputError(
                 f"Expected the options that {config} records, to resume the "
                 f"run: {name} = {recorded.get(name)}. Received: {value}. "
-                "Repeat the option, or start a new run in another directory."
+                "Repeat the option, or start a new run in another directory "
+                "(with --generator of this one's, of tools/train.py)."
             )
     return found
 

@@ -395,9 +395,86 @@ def test_means_of_other_channels_are_named(tmp_path):
     for scaling, message in (
         (inputs.Scaling(mean=(1, 2)), "--input-mean of one number, or one"),
         (inputs.Scaling(std=(1, 1, 0)), ", above 0. Received: 1 1 0"),
+        # Of pixels in [0, 255].
+        (inputs.Scaling(mean=(125, 123, 114)), "from 0 to 1.*range 0 255"),
+        (inputs.Scaling((0, 255), mean=(-1,)), "from 0 to 255"),
     ):
         with pytest.raises(errors.InputError, match=message):
             loading.load_classifier(path, scaling=scaling)
+
+
+def test_a_model_of_a_notebook_stays_as_it_is():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Flatten(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    loaded = loading.load_classifier(model, scaling=inputs.Scaling((0, 1)))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    np.testing.assert_allclose(
+        softmax(np.asarray(loaded(images), "float64")),
+        model(images / 255),
+        atol=1e-6,
+    )
+    assert model.trainable and len(model.trainable_variables) == 2
+    assert not loaded.trainable_variables
+
+    class Subclassed(keras.Model):
+        def __init__(self, units):
+            super().__init__()
+            self.dense = layers.Dense(units)
+
+    with pytest.raises(errors.InputError, match="functional or sequential"):
+        loading.load_classifier(Subclassed(3))
+
+
+class Labelled:
+    """Held-out images whose reddest third is told by a number."""
+
+    def __init__(self, numbers):
+        self.class_names = ["a", "b", "c"]
+        self.numbers = np.array(numbers)
+        self.unlabelled = ""
+
+    def evaluation_batches(self, size, batch_size, limit):
+        images = np.zeros((len(self.numbers), size, size, 3), "float32")
+        images[..., 0] = 100 * np.arange(len(self.numbers))[:, None, None] % 300
+        for start in range(0, min(limit, len(images)), batch_size):
+            part = slice(start, start + batch_size)
+            yield images[part], self.numbers[part]
+
+    def relabelled(self, *arguments):
+        raise AssertionError("labels match already")
+
+
+@pytest.mark.parametrize(
+    "numbers, line",
+    [
+        ([0, 1, 2] * 40, "100.0% of 120 held-out images"),
+        ([0, 1, 0] * 30, "66.7% of 90 held-out images"),
+        ([1, 2, 0] * 40, "0.0% of 120 held-out images, no better than chance:"),
+        ([2, 1, 0] * 100, "33.5% of 200 held-out images, no better than"),
+        ([-1] * 10, "not measured, for lack of labels"),
+    ],
+)
+def test_accuracy_tells_whether_the_classifier_is_used_rightly(
+    monkeypatch, numbers, line
+):
+    source = Labelled(numbers)
+    monkeypatch.setattr(loading.labels, "match", lambda *_: (source, ""))
+    inputs = keras.Input((8, 8, 3))
+    red = layers.GlobalAveragePooling2D()(inputs)[:, :1]
+    # Nearest of 0, 100 and 200.
+    logits = keras.ops.concatenate(
+        [-keras.ops.square(red - level) for level in (0, 100, 200)], axis=-1
+    )
+    classifier = keras.Model(inputs, logits)
+    assert line in loading.describe_accuracy(
+        classifier, source, ["a", "b", "c"]
+    )
 
 
 def test_channels_first_of_any_size(tmp_path):

@@ -1,5 +1,9 @@
 """The training step: what it updates, on how many replicas, and how exactly."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -638,6 +642,53 @@ def test_a_keras_model_by_its_defaults(tmp_path):
     # It goes on where it was: optimizers and their rates are of the file too.
     loaded.fit(images, batch_size=4, verbose=0)
     assert int(loaded.generator_optimizer.iterations) == 9
+
+
+@pytest.mark.slow
+def test_a_model_is_loaded_in_a_new_process(tmp_path):
+    make_model().save(tmp_path / "model.keras")
+    code = (
+        "import kinv; model = kinv.load_model('model.keras'); "
+        "print(type(model).__name__, model.generator.image_size)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["InversionGAN", str(SIZE)]
+
+
+def test_images_of_a_notebook():
+    model = make_model()
+    images, _ = make_data()
+    assert len(images) == 24
+    grey = "Received: shape .*8, 8.*Repeat the channel"
+    for wrong in (images[..., 0], images[..., :1]):
+        with pytest.raises(errors.InputError, match=grey):
+            model.fit(wrong, batch_size=4, verbose=0)
+        # Keras tells it in its own way from within a graph.
+        with pytest.raises(Exception, match=grey):
+            model.predict(wrong, verbose=0)
+    with pytest.raises(errors.InputError, match="in \\[0, 1\\] by 255"):
+        with pytest.warns(UserWarning, match="by 255"):
+            model.fit(images / 255, batch_size=4, verbose=0)
+    # The centred square, as everywhere.
+    wide = np.pad(images, [(0, 0), (0, 0), (5, 6), (0, 0)])
+    noise = np.random.default_rng(0).standard_normal(
+        (24, model.generator.noise_dim)
+    )
+    np.testing.assert_allclose(
+        model.reconstruct(wide, noise),
+        model.reconstruct(images, noise),
+        atol=1e-3,
+    )
+    # More steps than the array has batches of 8 images.
+    model.fit(images, batch_size=4, steps_per_epoch=5, epochs=2, verbose=0)
+    assert int(model.generator_optimizer.iterations) == 10
 
 
 def test_a_discriminator_alone_is_restored(tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import pathlib
 import shutil
 import types
 
@@ -462,6 +463,35 @@ def test_invert_wrong_input_leaves_nothing(exported, pictures, tmp_path):
         assert not (tmp_path / "grid.png").exists()
         assert not list(tmp_path.glob("single/*"))
         assert not list(tmp_path.glob(".writing*"))
+
+
+def test_no_image_is_overwritten(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(images.list_images(pictures)[0][0], "mine.png")
+    content = pathlib.Path("mine.png").read_bytes()
+    with pytest.raises(errors.InputError, match="would be overwritten"):
+        invert.main(
+            [*("--model", "none", "./mine.png"), *("--out", "mine.png")]
+        )
+    assert pathlib.Path("mine.png").read_bytes() == content
+    with pytest.raises(
+        errors.InputError, match=r"https://example.org/a.png, an address"
+    ):
+        invert.main(
+            [
+                *("--model", "none", "https://example.org/a.png"),
+                *("--out", "b.png"),
+            ]
+        )
+
+
+def test_a_version_is_not_taken_for_its_directory(run, tmp_path, exported):
+    path = str(next(iter(pipeline.versions(exported).values())))
+    command = export_command(run, path)
+    with pytest.raises(errors.InputError, match=f"{path}, which is a version"):
+        export_tool.main(command)
+    with pytest.raises(errors.InputError, match=f"{path}, which is a version"):
+        serve.main(["--model", path])
 
 
 def test_unreadable_images_are_left_out_where_that_is_asked(

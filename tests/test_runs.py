@@ -25,7 +25,9 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path):
         runs.open_run(run, {**more, "batch_size": 32}, {"resume", "steps"})
     assert "batch_size = 64" in str(error.value)
     assert "Received: 32" in str(error.value)
-    with pytest.raises(errors.InputError, match="holds files"):
+    with pytest.raises(
+        errors.InputError, match="a run. Go on with it by --resume"
+    ):
         runs.open_run(run, recorded, {"resume"})
 
 

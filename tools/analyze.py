@@ -234,12 +234,20 @@ def open_study(options, paths):
 
     image_size = sources.classifier_size(models, paths, options.classifier_size)
     names = sources.common_names(models.values())
-    (source, line), split = sources.open_held_out(
-        lambda split: open_source(dataset, split),
-        options.split,
-        first.metadata,
-        dataset,
-    )
+    try:
+        (source, line), split = sources.open_held_out(
+            lambda split: open_source(dataset, split),
+            options.split,
+            first.metadata,
+            dataset,
+        )
+    except errors.InputError as error:
+        if options.dataset:
+            raise
+        raise errors.InputError(
+            f"{error} The first model names it as what it was trained on: say "
+            "where it is with --dataset."
+        ) from None
     cli.print_left_out(source)
     print(f"{dataset}, {split}: {source.num_examples:,} images")
     print(line)

@@ -70,7 +70,9 @@ def main(argv=None):
     # The place first: what cannot be written should not be computed.
     cli.check_output(options.lite)
     from kinv.inversion import model_card
+    from kinv.serving import pipeline
 
+    pipeline.check_is_no_version(options.out)
     with files.lock(options.out):
         metadata, path = write_version(options)
     print("held-out images, with 95 % intervals:")

@@ -133,6 +133,14 @@ def main(argv=None):
         cli.check_output(output)
     cli.check_parent(options.images_out)
     paths = find_readable(options)
+    for output in (options.out, options.logits_out):
+        if output and pathlib.Path(output).resolve() in map(
+            pathlib.Path.resolve, paths
+        ):
+            raise errors.InputError(
+                "Expected an output that is none of the images. Received: "
+                f"{output}, which would be overwritten. Choose another."
+            )
     model = pipeline.Pipeline.load(options.model)
     if options.images_out:
         files.new_directory(options.images_out)

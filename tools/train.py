@@ -13,10 +13,9 @@ import pathlib
 from kinv import cli, errors, runs
 from kinv.inversion import presets
 
-# Each image of a batch is reconstructed several times at once.
+# Each image is reconstructed several times at once.
 VALIDATION_BATCH_SIZE = 100
-# For features, instead of a normalisation that needs the class; learned from
-# sooner than `standardize` (docs/measurements.md).
+# Of features; learned from sooner than `standardize` (docs/measurements.md).
 LAYER_NORMALIZATION = "whiten"
 
 
@@ -66,6 +65,9 @@ def train(options, strategy, chief):
                 classifier.output_shape[-1],
             )
             print(line)
+            print(
+                loading.describe_accuracy(classifier, validation, class_names)
+            )
         # After the classifier, which computes as it always does.
         precision = devices.set_precision(options.precision)
         model = build_model(options, classifier)
@@ -295,15 +297,13 @@ def add_training_flags(group):
         "--generator",
         metavar="FILE",
         help="generator.keras of another run with the same networks, to start "
-        "from, with the discriminator of the checkpoint beside it; such as a "
-        "shorter run's, or a decoder's, trained with discriminator_steps=0",
+        "from, with the discriminator of the checkpoint beside it",
     )
     add(
         "--seed",
         type=errors.seed,
         default=presets.SEED,
-        help="of weights, noise and the order of images (default: "
-        f"{presets.SEED}, the paper's)",
+        help="of weights, noise, order of images (default: %(default)s)",
     )
 
 
@@ -323,14 +323,13 @@ def add_classifier_flags(group):
         "--classifier-weights",
         default="imagenet",
         metavar="WEIGHTS",
-        help="of keras.applications: imagenet, none for random ones, or a file "
-        "(default: %(default)s)",
+        help="of keras.applications: imagenet (the default), none or a file",
     )
     add(
         "--layer",
         metavar="NAME",
-        help="invert the output of this layer of a Keras classifier instead of "
-        "its logits; a name that it does not have prints those that it has",
+        help="invert this layer of a Keras classifier instead of its logits; a "
+        "name that it does not have prints those that it has",
     )
     add(
         "--layer-maps",
@@ -349,9 +348,8 @@ def add_classifier_flags(group):
         "--log-probabilities",
         action="store_true",
         help="the classifier gives probabilities of which no softmax or "
-        "sigmoid can be taken off: take the logarithms of a softmax's, which "
-        "equal the logits but for a constant per image, and the log-odds of "
-        "sigmoids'",
+        "sigmoid can be taken off: take their logarithms, of sigmoids' the "
+        "log-odds",
     )
     add(
         "--class-names",
@@ -378,16 +376,16 @@ def add_input_flags(add):
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="what a .keras file or SavedModel takes the pixel values 0 and "
-        "255 as, such as 0 1 for TF Hub's (default: 0 255)",
+        "255 as, such as 0 1 (default: 0 255)",
     )
     add(
         "--input-mean",
         type=float,
         nargs="+",
         metavar="MEAN",
-        help="taken off pixel values, one number or one for each channel, as "
-        "of a PyTorch network: its pixels are in 0 1 before, if --input-range "
-        "says nothing else (default: 0)",
+        help="taken off pixel values, which are in 0 1 before if no "
+        "--input-range is given; one number or one for each channel "
+        "(default: 0)",
     )
     add(
         "--input-std",

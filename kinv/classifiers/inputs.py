@@ -69,6 +69,12 @@ class Scaling(NamedTuple):
                 )
         normalizes = self.mean or self.std
         low, high = self.range or ((0.0, 1.0) if normalizes else PIXELS)
+        if not low <= min(mean) <= max(mean) <= high and self.mean:
+            raise errors.InputError(
+                f"Expected --input-mean from {low:g} to {high:g}, the range of "
+                f"pixels. Received: {' '.join(map(str, mean))}. Of pixels in "
+                "[0, 255], give --input-range 0 255 as well."
+            )
         if (low, high) == PIXELS and not normalizes:
             return None
         if not normalizes:

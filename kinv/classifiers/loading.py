@@ -3,9 +3,10 @@
 import pathlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from kinv import errors, files
+from kinv import errors, files, intervals
 from kinv.classifiers import (
     applications,
     inputs,
@@ -15,6 +16,8 @@ from kinv.classifiers import (
 )
 from kinv.data import labels
 
+# Held-out images that tell whether a classifier is used rightly.
+ACCURACY_IMAGES = 200
 # Names of files that hold another library's networks.
 _FOREIGN = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".tflite")
 
@@ -32,9 +35,9 @@ def load_classifier(
     A final softmax or sigmoid is taken off: the logits are what comes before.
 
     Args:
-        name: a file written by `keras.Model.save`, of any classifier of
-            images, see `inputs.take_images`; a SavedModel, see
-            `saved_models.load`; `keras.applications:NAME`, such as
+        name: a `keras.Model` of images, see `inputs.take_images`, which stays
+            as it is; a file written by `keras.Model.save` of one; a SavedModel,
+            see `saved_models.load`; `keras.applications:NAME`, such as
             `keras.applications:ResNet50`, whose preprocessing is put in front;
             or an `.npz` file of `robust_resnet.load`.
         weights: of an application: `imagenet`, `none` for random ones, or a
@@ -60,6 +63,9 @@ def load_classifier(
             Keras model or SavedModel, has other inputs or outputs, or ends in
             a softmax that cannot be taken off.
     """
+    if isinstance(name, keras.Model):
+        model = outputs.choose(_copy(name), name.name, output)
+        return _finished(model, name.name, size, scaling, log_probabilities)
     path = pathlib.Path(name)
     files.verify(path)
     if any(scaling) and is_of_imagenet(name):
@@ -74,6 +80,24 @@ def load_classifier(
             saved_models.check_no_sigmoid(model, path)
     else:
         model = outputs.choose(_load(path, weights, size), name, output)
+    return _finished(model, name, size, scaling, log_probabilities)
+
+
+def _copy(model):
+    """The model of layers of its own, which are to be frozen."""
+    try:
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+    # A subclassed one, or layers that cannot be made anew.
+    except Exception as error:
+        raise errors.InputError(
+            "Expected a functional or sequential Keras model. Received: "
+            f"{model.name}: {errors.reason(error)}"
+        ) from error
+    return copy
+
+
+def _finished(model, name, size, scaling, log_probabilities):
     model = inputs.take_images(model, name, size, scaling)
     model = outputs.give_logits(model, name, log_probabilities)
     model.trainable = False
@@ -113,6 +137,42 @@ def is_of_imagenet(name):
     return str(name).startswith(applications.PREFIX) or str(name).endswith(
         ".npz"
     )
+
+
+def describe_accuracy(classifier, source, class_names):
+    """A line about how many of the first held-out images it gets right.
+
+    A classifier that is given other pixel values than it takes, or classes in
+    another order, gets hardly any.
+
+    Args:
+        classifier: keras model, images to logits.
+        source: `data.source.Source` of held-out images.
+        class_names: of the classifier.
+
+    Returns:
+        The line.
+    """
+    labelled, _ = labels.match(source, class_names)
+    size, hits, count = classifier.input_shape[1], 0, 0
+    for images, numbers in labelled.evaluation_batches(
+        size, 50, ACCURACY_IMAGES
+    ):
+        logits = np.asarray(classifier(images, training=False))
+        known = np.asarray(numbers) >= 0
+        hits += np.sum((logits.argmax(axis=-1) == numbers)[known])
+        count += np.sum(known)
+    line = "accuracy of the classifier: "
+    if not count:
+        return f"{line}not measured, for lack of labels"
+    line += f"{hits / count:.1%} of {count} held-out images"
+    low, _ = intervals.wilson_interval(hits, count)
+    if low <= 1 / len(class_names):
+        line += (
+            ", no better than chance: check --input-range, --input-mean, "
+            "--input-std and the order of the classes"
+        )
+    return line
 
 
 def check_gradient(classifier, name):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kinv import devices, pixels
+from kinv import devices, errors, pixels
 from kinv.inversion import conditioning, losses, presets
 
 # Images that the normalisation of the logits is fitted to.
@@ -157,14 +157,20 @@ def _read(model, batches, count):
         limits = tf.reduce_min(images), tf.reduce_max(images)
         return model.condition_of(images), pictures, *limits
 
-    parts, found = [], 0
+    parts, found, highest = [], 0, 0.0
     for images in batches:
         condition, pictures, low, high = (part.numpy() for part in read(images))
         pixels.check_range(low, high)
         parts.append((condition, pictures.astype("float16")))
         found += len(images)
+        highest = max(highest, high)
         if found >= count:
             break
+    if 0 < highest <= 1:
+        raise errors.InputError(
+            "Expected images with values in [0, 255]. Received: values up to "
+            f"{highest:g}. Multiply those in [0, 1] by 255."
+        )
     return [np.concatenate(part)[:count] for part in zip(*parts, strict=True)]
 
 

@@ -20,7 +20,8 @@ def full(images, size, seed):
         `tf.data.Dataset`.
 
     Raises:
-        errors.InputError: if an array has too few images.
+        errors.InputError: if an array has too few images, or they are no
+            colour images.
     """
     if not isinstance(images, tf.data.Dataset):
         if len(images) < size:
@@ -30,7 +31,9 @@ def full(images, size, seed):
             )
         images = tf.data.Dataset.from_tensor_slices(images)
         images = images.shuffle(images.cardinality(), seed).batch(size, True)
-    if tf.nest.flatten(images.element_spec)[0].shape[0] is None:
+    shape = tf.nest.flatten(images.element_spec)[0].shape
+    check_shape(shape)
+    if shape[0] is None:
         return _without_partial(images)
     return images
 
@@ -76,8 +79,30 @@ def targets(images, generator):
     return ops.repeat(grey, 3, axis=-1)
 
 
+def check_shape(shape):
+    """Raises `InputError` unless the shape is one of colour images."""
+    shape = tf.TensorShape(shape)
+    if shape.rank is not None and (
+        shape.rank != 4 or shape[3] not in (3, None)
+    ):
+        raise errors.InputError(
+            "Expected images of shape (examples, height, width, 3). Received: "
+            f"shape {tuple(shape)}. Repeat the channel of grey ones three "
+            "times."
+        )
+
+
 def resize(images, size):
-    """Antialiased resize to `size` pixels; nothing where it fits already."""
+    """Antialiased resize to `size` pixels; nothing where it fits already.
+
+    Of images that are not square the largest centred square.
+
+    Raises:
+        errors.InputError: if they are no colour images.
+    """
+    check_shape(images.shape)
+    if tf.TensorShape(images.shape[1:3]).is_fully_defined():
+        images = pixels.center_crop(images)
     if images.shape[1:3] == (size, size):
         return images
     return ops.image.resize(images, (size, size), antialias=True)

@@ -145,10 +145,8 @@ class InversionGAN(keras.Model):
 
     def _check_settings(self):
         condition_dim = self.classifier.outputs[-1].shape[-1]
-        received = (
-            self.generator.condition_dim,
-            self.discriminator.condition_dim,
-        )
+        both = self.generator, self.discriminator
+        received = tuple(network.condition_dim for network in both)
         if received != (condition_dim, condition_dim):
             kind = "logits" if len(self.classifier.outputs) == 1 else "features"
             raise errors.InputError(
@@ -259,9 +257,13 @@ class InversionGAN(keras.Model):
             **kwargs: of `keras.Model.fit`.
         """
         size = batch_size * (self.discriminator_steps + 1)
-        x = batches.full(x, size, self.seed)
+        given, x = x, batches.full(x, size, self.seed)
         if not self._is_adapted():
             self.adapt(x, kwargs.get("verbose", "auto"))
+        if kwargs.get("steps_per_epoch") and not isinstance(
+            given, tf.data.Dataset
+        ):
+            x = x.repeat()
         return super().fit(x, **{"shuffle": False, **kwargs})
 
     def adapt(self, images, verbose="auto", embedding=True):

@@ -115,7 +115,7 @@ def _check_shapes(inputs, model):
         )
         if not fits:
             raise invalid(
-                f"{name}: expected shape {_written(allowed, batch)}, "
+                f"{name}: expected shape {_written(allowed)}, "
                 f"received {list(array.shape)}"
             )
     if not batch or 0 in inputs["images"].shape:
@@ -162,10 +162,11 @@ def _check_values(inputs):
         )
 
 
-def _written(allowed, batch):
+def _written(allowed):
     words = []
     for sizes in allowed:
-        if sizes is None or not batch:
+        # No image at all leaves their number open.
+        if sizes is None or sizes == {0}:
             words.append("any")
         else:
             words.append(" or ".join(str(size) for size in sorted(sizes)))

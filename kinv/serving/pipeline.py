@@ -342,6 +342,15 @@ def versions(directory):
     }
 
 
+def check_is_no_version(directory):
+    """Raises `InputError` for `exported/NAME/NUMBER` instead of its parent."""
+    if (pathlib.Path(directory) / "saved_model.pb").exists():
+        raise errors.InputError(
+            "Expected a directory of versions, exported/NAME. Received: "
+            f"{directory}, which is a version itself. Name its directory."
+        )
+
+
 def _check_metadata(metadata, path):
     sizes = {name: metadata.get(name) for name in METADATA}
     names = sizes.pop("class_names")

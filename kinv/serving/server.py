@@ -166,6 +166,7 @@ class _Served:
     """One model: its loaded version, its waiting calls, and their thread."""
 
     def __init__(self, name, directory):
+        pipeline.check_is_no_version(directory)
         if not (directory.is_dir() and pipeline.versions(directory)):
             raise errors.InputError(
                 "Expected a directory with versions, exported/NAME. "
