@@ -592,8 +592,9 @@ def test_misclassified_degrades_until_enough_are_wrong(source, monkeypatch):
         lambda logits, noise: np.full((len(noise), 32, 32, 3), 90),
         80,
     )
-    result = run(misclassified, source, model=by_heart)
-    metrics = result.metrics["model"]
+    assert not run(misclassified, source, model=by_heart).claims
+    result = run(misclassified, source, robust=by_heart, standard=by_heart)
+    metrics = result.metrics["robust"]
     assert metrics["noise_strength"] == 10
     assert metrics["wrong_images"] + metrics["right_images"] == IMAGES
     # The right class and nothing beyond it: as good as any other's.
@@ -842,7 +843,8 @@ def test_best_fit_of_pixels_as_logits(source):
     text = "The best-fit shift rises with brightness (robust)."
     assert verdicts[text] == "does not hold"
     text = "The robust model's best-fit scales over sharpness are much larger."
-    assert verdicts[text] == "undecided"
+    # They are as large.
+    assert verdicts[text] == "does not hold"
 
 
 def test_logits_of_one_mean_have_no_shift(source):
@@ -902,11 +904,10 @@ def test_rotation_of_a_model_that_cannot_turn(source):
                 picture[:] = np.rot90(picture, -1, axes=(1, 2))
         return outputs
 
-    found = run(
-        rotation, source, model=pipeline.Pipeline(upright, inverter.metadata)
-    )
-    assert [claim.verdict for claim in found.claims] == ["holds", "holds"]
-    found = found.metrics["model"]
+    model = pipeline.Pipeline(upright, inverter.metadata)
+    found = run(rotation, source, robust=model, standard=model)
+    assert [claim.verdict for claim in found.claims] == ["holds"] * 4
+    found = found.metrics["robust"]
     assert found["texture"]["loss"]["value"] == pytest.approx(0, abs=1e-6)
     assert found["texture"]["kept"]["value"] == pytest.approx(1)
     assert found["shape"]["loss"]["value"] > 0.3
@@ -937,16 +938,15 @@ def test_rotation_that_loses_texture_too(source):
             pictures[:] = random.permutation(pictures)
         return outputs
 
-    found = run(
-        rotation, source, model=pipeline.Pipeline(forgetful, inverter.metadata)
-    )
-    metrics = found.metrics["model"]
+    model = pipeline.Pipeline(forgetful, inverter.metadata)
+    found = run(rotation, source, robust=model, standard=model)
+    metrics = found.metrics["robust"]
     # Shape has more to lose, and nothing is kept of either.
     assert (
         metrics["shape"]["upright"]["low"]
         > (metrics["texture"]["upright"]["high"])
     )
-    kept, more = found.claims
+    kept, more, *_ = found.claims
     assert kept.verdict == "does not hold"
     assert more.verdict != "holds"
     assert "texture" in kept.note
@@ -992,13 +992,39 @@ def test_r_squared_is_that_of_regression():
     random = np.random.default_rng(0)
     x = random.normal(size=400)
     y = 2 * x + random.normal(size=400)
-    found = scene_factors.calibrate(x[:, None], y[:, None])
+
+    def share(readings):
+        errors = scene_factors.residuals(readings, y[:, None])
+        return 1 - errors.sum() / (y.var() * len(y))
+
     expected = np.corrcoef(x, y)[0, 1] ** 2
-    assert scene_factors.r_squared(y[:, None], found) == pytest.approx(
-        expected, abs=0.02
-    )
-    nothing = scene_factors.calibrate(random.normal(size=(400, 1)), y[:, None])
-    assert scene_factors.r_squared(y[:, None], nothing) < 0.02
+    assert share(x[:, None]) == pytest.approx(expected, abs=0.02)
+    assert share(random.normal(size=(400, 1))) < 0.02
+
+
+@pytest.mark.parametrize("samples", [2, 8, 16])
+@pytest.mark.parametrize("known", [0.25, 0.9])
+def test_what_a_perfect_sampler_shows_is_nearly_what_is_known(known, samples):
+    """Of any number of samples, whose mean has noise of its own."""
+    random = np.random.default_rng(0)
+    told = np.sqrt(known) * random.normal(size=(20_000, 1, 1))
+
+    def drawn(count):
+        noise = random.normal(size=(20_000, count, 1))
+        return told + np.sqrt(1 - known) * noise
+
+    code = drawn(1)[:, 0]
+    errors = scene_factors.residuals(3 * drawn(samples) + 1, code)
+    # A slope of 1 would tell all of it.
+    slope = known / (known + (1 - known) / samples)
+    told_of = known * (1 - (1 - slope) ** 2)
+    assert errors.mean() == pytest.approx(1 - told_of, rel=0.03)
+    assert samples < 16 or told_of > 0.97 * known
+    # As a regression on the mean does not say.
+    mean = drawn(samples).mean(axis=1)
+    plain = scene_factors.residuals(mean, code).mean()
+    explained = known**2 / (known + (1 - known) / samples)
+    assert plain == pytest.approx(1 - explained, rel=0.03)
 
 
 def toy_readings(factor, scale, count=4000):
@@ -1066,7 +1092,7 @@ def test_factors_that_the_class_tells_have_no_calibration():
     found = toy_readings("object_hue", 1, 10)
     study = study_lib.Study({}, None, None, 32)
     values = factors._calibration(study, found, "object_hue").values()
-    assert list(values) == [None] * 4
+    assert list(values) == [None] * 5
 
 
 @pytest.mark.slow

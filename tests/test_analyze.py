@@ -144,14 +144,14 @@ def test_the_page_shows_every_row(results):
         for path in results.glob("*/*.csv")
     }
     assert tables == rows
-    # One of every model and factor, with ten measures of it.
+    # One of every model and factor, with eleven measures of it.
     assert rows["factors/factors.csv"] == 1 + 2 * 7
     found = json.loads((results / "metrics.json").read_text())["experiments"]
     header, *table = read_csv(results / "factors/factors.csv")
     for cells in table:
         row = dict(zip(header, cells, strict=True))
         values = found["factors"][row["model"]][row["factor"]]
-        assert len(values) == 10 and len(row) == 2 + 3 * 10
+        assert len(values) == 11 and len(row) == 2 + 3 * 11
         for name, value in values.items():
             for end in ("value", "low", "high"):
                 cell = row[f"{name}_{end}"]

@@ -125,7 +125,7 @@ def test_run_directory_and_resumption(
 
     with pytest.raises(errors.InputError, match="seed = 8. Received: 9"):
         train.main([*command, "--resume", "--seed=9"])
-    with pytest.raises(errors.InputError, match="holds files"):
+    with pytest.raises(errors.InputError, match="holds a run"):
         train.main(command)
     # Another class, in the same folder.
     changed = tmp_path / "changed"

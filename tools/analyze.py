@@ -308,7 +308,7 @@ def run_experiments(study, options, out):
     from kinv.analysis import report, results
 
     skipped, commit = [], runs.git_commit()
-    sizes = {model.image_size for model in study.models.values()}
+    sizes = {study.models[name].image_size for name in study.roles or ()}
     if len(sizes) > 1:
         pixels = " and ".join(map(str, sorted(sizes)))
         skipped.append(

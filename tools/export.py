@@ -331,7 +331,7 @@ def measure(model, batches, bar):
     import numpy as np
 
     from kinv import intervals, measures
-    from kinv.analysis import study
+    from kinv.analysis import results, study
 
     random = np.random.default_rng(SEED)
     samples = measures.ERROR_RATIO_NOISES
@@ -357,7 +357,7 @@ def measure(model, batches, bar):
     return {
         "images": len(same),
         "accuracy": float(np.mean(right)) if right else None,
-        **{name: float(values.mean()) for name, values in found.items()},
+        **{name: results.mean(of)["value"] for name, of in found.items()},
         "agreement_interval": intervals.wilson_interval(same.sum(), len(same)),
         # None where no two images share a class.
         "within_class_r2": (

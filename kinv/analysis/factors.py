@@ -45,9 +45,9 @@ def run(study):
         and `ceiling`, what real images show of the factor by the same
         calibrated readings. Of the factors in `OPEN`: `noise_spread`, the
         readings' standard deviation over noises, over what the logits leave
-        open, the lesser of the error of the best probe and that of the mean
-        reading, whose 16 noises add a sixteenth: 1 where reconstructions vary
-        as images of the same logits do; `rank_distance` of the ranks of the
+        open, the lesser of the error of the best probe and that of the mean of
+        any number of readings: 1 where reconstructions vary as images of the
+        same logits do; `rank_distance` of the ranks of the
         image's reading among the reconstructions' from flat
         (`measures.rank_distance`), of which chance leaves
         `measures.flat_rank_distance`; and `coverage_50` and `coverage_90`,
@@ -148,9 +148,9 @@ def _efficiency(study, per_image, factor):
     total = scene_factors.deviations(codes)
     unknown = scene_factors.deviations(codes, per_image["probed"][:, part])
     unshown, uncontrolled, unseen = (
-        scene_factors.deviations(codes, scene_factors.calibrate(x, codes))
+        scene_factors.residuals(x, codes)
         for x in (
-            readings.mean(axis=1),
+            readings,
             per_image["control"][:, part],
             per_image["image"][:, part],
         )
@@ -195,20 +195,18 @@ def _noise_spread(within, *left_open):
 
 def _calibration(study, per_image, factor):
     """How the readings vary, against the reading of the image itself."""
-    names = "noise_spread", "rank_distance", "coverage_50", "coverage_90"
+    names = (
+        *("noise_spread", "rank_distance", "flat_rank_distance"),
+        *("coverage_50", "coverage_90"),
+    )
     if factor not in OPEN:
         return dict.fromkeys(names)
     part = scene_factors.PARTS[factor]
     image = np.asarray(per_image["image"][:, part], "float64")
     readings = per_image["readings"][:, :, part]
-    # By the best probe, or the mean reading if that tells more.
-    probed, shown = (
-        scene_factors.deviations(image, guess)
-        for guess in (
-            per_image["probed"][:, part],
-            scene_factors.calibrate(readings.mean(axis=1), image),
-        )
-    )
+    # By the best probe, or the readings if they tell more.
+    probed = scene_factors.deviations(image, per_image["probed"][:, part])
+    shown = scene_factors.residuals(readings, image)
     within = readings.var(axis=1, ddof=1).sum(axis=-1)
     values, samples = _ranked(per_image, factor)
     histogram = measures.rank_histogram(
@@ -219,6 +217,9 @@ def _calibration(study, per_image, factor):
             _noise_spread, (within, probed, shown), "noise_spread", factor
         ),
         "rank_distance": results.summary(measures.rank_distance(histogram)),
+        "flat_rank_distance": results.summary(
+            measures.flat_rank_distance(len(values), samples.shape[1])
+        ),
         "coverage_50": _coverage(values, samples, 0.5),
         "coverage_90": _coverage(values, samples, 0.9),
     }

@@ -112,7 +112,7 @@ def _measures(study, name, network):
     if network:
         for factor, part in scene_factors.PARTS.items():
             measured[factor] = scene_factors.explained(
-                study, readings[:, part], codes[:, part], "layers", factor
+                study, readings[..., part], codes[:, part], "layers", factor
             )
     return measured
 
@@ -132,7 +132,7 @@ def _measure(study, model, batch, network):
     if network:
         per_image |= {
             "codes": scene_factors.encode(batch.factors),
-            "readings": scene_factors.read(network, made).mean(axis=1),
+            "readings": scene_factors.read(network, made),
         }
     return per_image
 

@@ -81,7 +81,8 @@ def run(study):
         if shown:
             figures.append(_figure(name, strength, shown))
         same = per_image["agreement"]
-        claims += _claims(study, name, strength, same, errors, right)
+        if name in (study.pair or ()):
+            claims += _claims(study, name, strength, same, errors, right)
     return results.Result(metrics, {"measures": rows}, figures, claims)
 
 

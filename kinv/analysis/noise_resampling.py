@@ -53,12 +53,16 @@ def run(study):
 def _measure(study, model, batch):
     noise = study.noise(model, len(batch.images), SAMPLES, batch.key)
     images = study_lib.target(batch.images, model)
-    between = np.nan
-    if len(images) > 1:
-        between = images.std(axis=0, ddof=1).mean()
+    between, count = np.full(len(images), np.nan), len(images)
+    if count > 1:
+        # The mean is the standard deviation over the batch; what each image
+        # adds to it, for intervals.
+        deviation = np.maximum(images.std(axis=0, ddof=1), 1e-6)
+        squares = (images - images.mean(axis=0)) ** 2 * count / (count - 1)
+        between = (deviation + squares / deviation).mean(axis=(1, 2, 3)) / 2
     return {
         "spread": measures.noise_spread(model.reconstruct(batch.images, noise)),
-        "between": np.full(len(images), between),
+        "between": between,
         **batch.factors,
     }
 

@@ -126,7 +126,7 @@ def filled_bars(groups, y_label):
                 facecolor="none",
                 edgecolor="#333333",
                 linewidth=1.2,
-                label="logits know",
+                label="classifier knows",
                 zorder=3,
             )
             axes.bar(

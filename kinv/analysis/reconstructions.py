@@ -179,6 +179,9 @@ def compare(images, reconstructions, logits, reconstruction_logits):
         reconstruction of the one before.
     """
     read, shuffled = reconstruction_logits, np.roll(reconstructions, 1, axis=0)
+    if len(shuffled) == 1:
+        # There is no other.
+        shuffled = np.full_like(shuffled, np.nan)
     return {
         "agreement": logits.argmax(-1) == read.argmax(-1),
         "logit_cosine": measures.logit_cosine(logits, read),

@@ -52,7 +52,10 @@ def run(study):
                 {"model": name, "measure": kind, "of": key, **value}
                 for key, value in metrics[name][kind].items()
             ]
-        claims += _claims(study, name, pairs, metrics[name]["texture"]["kept"])
+        if name in (study.pair or ()):
+            claims += _claims(
+                study, name, pairs, metrics[name]["texture"]["kept"]
+            )
         figures.append(_figure(study, name))
     return results.Result(metrics, {"measures": rows}, figures, claims)
 
@@ -133,14 +136,24 @@ def similarity(images, reconstructions):
         reconstructions: the same.
 
     Returns:
-        dict of `texture` and `shape`, arrays `(batch,)`.
+        dict of `texture` and `shape`, arrays `(batch,)`, whose mean counts.
     """
     fields = [measures.gradients(x) for x in (images, reconstructions)]
     shuffled = fields[0], np.roll(fields[1], 1, axis=0)
     return {
-        kind: 1 - distance(*fields) / max(distance(*shuffled).mean(), 1e-12)
+        kind: _against_chance(distance(*fields), distance(*shuffled))
         for kind, distance in (("texture", _texture), ("shape", _shape))
     }
+
+
+def _against_chance(own, others):
+    """`1 - own / mean(others)`, and what each image adds to that mean.
+
+    The second part has mean 0: an interval of the first alone would take the
+    batch's mean as known.
+    """
+    chance = max(others.mean(), 1e-12)
+    return 1 - own / chance + own.mean() / chance * (others / chance - 1)
 
 
 def _texture(fields, others):

@@ -1,5 +1,6 @@
 """Which of two models leaves more of the same images open, and where?"""
 
+import functools
 import itertools
 
 import numpy as np
@@ -21,7 +22,7 @@ def run(study):
     Any two, of whatever classifiers: nothing but the images is needed. Each
     measure is taken of both, and of the second minus the first on the same
     images, so that images that are hard for both do not blur the difference.
-    Larger pictures are reduced to the size of the smallest.
+    The larger pictures of two are reduced to the size of the smaller.
 
     `spread` is the standard deviation over 8 noises, root mean square over
     pixels, in grey levels: what a model says is open. `error_of_mean`: how far
@@ -42,16 +43,17 @@ def run(study):
         results.NotApplicable: of a single model.
     """
     study.require(len(study.models) > 1, "two models, --model given twice")
-    size = min(model.image_size for model in study.models.values())
-    per_image = {
-        name: study.per_image(
+
+    @functools.cache
+    def measured(name, size):
+        return study.per_image(
             _measure, name, study.count(IMAGES), label=name, size=size
         )
-        for name in study.models
-    }
+
     metrics, rows, tables, figures = {}, [], {}, []
     for names in itertools.combinations(study.models, 2):
-        both = [per_image[name] for name in names]
+        size = min(study.models[name].image_size for name in names)
+        both = [measured(name, size) for name in names]
         pair = " and ".join(names)
         metrics[pair] = _compare(study, names, both)
         rows += results.rows(metrics[pair], column="of", models=pair)

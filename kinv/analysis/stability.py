@@ -36,7 +36,9 @@ def run(study):
         metrics[name] = {
             "images": len(images),
             "classes": len(np.unique(labels[labels >= 0])),
-            "chance": float(np.mean(np.roll(classes[1], 1) == predicted)),
+            "chance": float(np.mean(np.roll(classes[1], 1) == predicted))
+            if len(images) > 1
+            else None,
         }
         groups = {"all": slice(None)}
         if labelled:

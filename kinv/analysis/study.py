@@ -278,6 +278,15 @@ class Study:
 
     @property
     def pair(self):
+        """Labels of the two models that claims are tested of, or None.
+
+        Of pictures of two sizes errors and spreads cannot be compared.
+        """
+        sizes = {self.models[label].image_size for label in self.roles or ()}
+        return self.roles if len(sizes) == 1 else None
+
+    @property
+    def roles(self):
         """Labels of the robust and of the standard model, or None."""
         pair = []
         for names, pattern in ROLES:
@@ -287,10 +296,8 @@ class Study:
             if not labels:
                 return None
             pair.append(labels[0])
-        # A label with both words; or pictures of two sizes, of which errors
-        # and spreads cannot be compared.
-        sizes = {self.models[label].image_size for label in pair}
-        return pair if pair[0] != pair[1] and len(sizes) == 1 else None
+        # A label with both words is none.
+        return pair if pair[0] != pair[1] else None
 
     def training_images(self, model):
         """Opens the images that a model was trained on, else the study's.

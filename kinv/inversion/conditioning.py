@@ -282,7 +282,7 @@ def _prior_strength(logits, classes, counts, sums):
     means = sums / np.maximum(counts, 1)
     squares = np.square(logits - means[classes]).sum()
     within = squares / max(len(logits) - seen.sum(), 1)
-    between = np.square(means[seen]).sum(axis=-1).mean()
+    between = np.square(means[seen]).sum() / max(seen.sum() - 1, 1)
     between -= within * (1 / counts[seen]).mean()
     known = len(logits) > seen.sum() and between > 0
     return within / between if known else np.inf

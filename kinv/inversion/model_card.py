@@ -111,8 +111,11 @@ def measured(metadata):
             + measures.calibration_verdict(spread_skill)
             + fitted,
         )
+    against = ""
+    # None of a single image.
+    if (shuffled := metrics["shuffled_pixel_mse"]) is not None:
+        against = f" against {shuffled:.0f} shuffled"
     yield (
         "squared error of pixels in [0, 255]",
-        f"{metrics['pixel_mse']:.0f} against "
-        f"{metrics['shuffled_pixel_mse']:.0f} shuffled",
+        f"{metrics['pixel_mse']:.0f}{against}",
     )

@@ -368,7 +368,9 @@ class Discriminator(keras.Model):
         for block in self.blocks:
             x = block(x, training=training)
             resolution = DISCRIMINATOR_ATTENTION[self.image_size]
-            if self.attend and x.shape[1] == resolution:
+            # Once, also where the last blocks leave maps of that size.
+            here = block.downsample and x.shape[1] == resolution
+            if self.attend and here:
                 x = self.attend(x, training=training)
         places = x.shape[1] * x.shape[2]
         features = ops.cast(ops.relu(x), "float32")
