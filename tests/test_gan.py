@@ -87,7 +87,11 @@ def test_pixels_in_another_range_are_told_of():
     model = gan.InversionGAN(
         featured_classifier(), image_size=8, base_channels=4
     )
-    with pytest.warns(UserWarning, match="Multiply those in"):
+    # What is fitted would stay as it is when they are mended.
+    with (
+        pytest.warns(UserWarning, match="Multiply those in"),
+        pytest.raises(errors.InputError, match=r"Multiply those in \[0, 1\]"),
+    ):
         model.adapt(images / 255, verbose=0)
     with pytest.raises(errors.InputError, match=r"in \[0, 255\]"):
         model.adapt(images / 127.5 - 1, verbose=0)
