@@ -76,8 +76,7 @@ def open_run(path, options, may_change=()):
             raise errors.InputError(
                 f"Expected the options that {config} records, to resume the "
                 f"run: {name} = {recorded.get(name)}. Received: {value}. "
-                "Repeat the option, or start a new run in another directory "
-                "(with --generator of this one's, of tools/train.py)."
+                "Repeat the option, or start a new run in another directory."
             )
     return found
 
@@ -144,12 +143,14 @@ def _summarize(directory, options, facts):
     from tensorboard.plugins.hparams import api
 
     hyperparameters = {
-        name: value if isinstance(value, bool | int | float) else _text(value)
+        name: value
+        if isinstance(value, bool | int | float)
+        else files.printable(str(value))
         for name, value in options.items()
         if name not in MAY_CHANGE
     }
     rows = "\n".join(
-        f"| {name} | {_text(value)} |"
+        f"| {name} | {files.printable(str(value))} |"
         for name, value in {**facts, **hyperparameters}.items()
     )
     writer = tf.summary.create_file_writer(str(directory))
@@ -157,11 +158,6 @@ def _summarize(directory, options, facts):
         api.hparams(hyperparameters)
         tf.summary.text("run", f"| what | value |\n|---|---|\n{rows}")
     writer.close()
-
-
-def _text(value):
-    """Text that UTF-8 can express, where a file's name cannot: `?` instead."""
-    return str(value).encode("utf-8", "replace").decode()
 
 
 def write_figures(path, rows, options):

@@ -437,7 +437,6 @@ class Labelled:
     def __init__(self, numbers):
         self.class_names = ["a", "b", "c"]
         self.numbers = np.array(numbers)
-        self.unlabelled = ""
 
     def evaluation_batches(self, size, batch_size, limit):
         images = np.zeros((len(self.numbers), size, size, 3), "float32")
@@ -445,9 +444,6 @@ class Labelled:
         for start in range(0, min(limit, len(images)), batch_size):
             part = slice(start, start + batch_size)
             yield images[part], self.numbers[part]
-
-    def relabelled(self, *arguments):
-        raise AssertionError("labels match already")
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def open_study(options, paths):
             dataset,
         )
     except errors.InputError as error:
-        if options.dataset:
+        if options.dataset or isinstance(error, errors.NoSplitError):
             raise
         raise errors.InputError(
             f"{error} The first model names it as what it was trained on: say "

@@ -133,10 +133,9 @@ def main(argv=None):
         cli.check_output(output)
     cli.check_parent(options.images_out)
     paths = find_readable(options)
+    resolved = {path.resolve() for path in paths}
     for output in (options.out, options.logits_out):
-        if output and pathlib.Path(output).resolve() in map(
-            pathlib.Path.resolve, paths
-        ):
+        if output and pathlib.Path(output).resolve() in resolved:
             raise errors.InputError(
                 "Expected an output that is none of the images. Received: "
                 f"{output}, which would be overwritten. Choose another."

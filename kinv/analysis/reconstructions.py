@@ -82,7 +82,7 @@ def _measure(study, model, batch):
         **compare(images, reconstructions, logits, read_logits),
     }
     if study.perceptual:
-        shuffled = np.roll(reconstructions, 1, axis=0)
+        shuffled = _shuffled(reconstructions)
         per_image |= {
             "perceptual_distance": study.perceptual(images, reconstructions),
             "shuffled_perceptual_distance": study.perceptual(images, shuffled),
@@ -164,6 +164,13 @@ def within_class_r2(study, per_image, *key):
     )
 
 
+def _shuffled(reconstructions):
+    """Those of the images before; NaN where there is no other."""
+    if len(reconstructions) == 1:
+        return np.full_like(reconstructions, np.nan)
+    return np.roll(reconstructions, 1, axis=0)
+
+
 def compare(images, reconstructions, logits, reconstruction_logits):
     """Compares images and their logits with their reconstructions.
 
@@ -178,10 +185,7 @@ def compare(images, reconstructions, logits, reconstruction_logits):
         dict of arrays `(batch,)`; "shuffled" compares each image with the
         reconstruction of the one before.
     """
-    read, shuffled = reconstruction_logits, np.roll(reconstructions, 1, axis=0)
-    if len(shuffled) == 1:
-        # There is no other.
-        shuffled = np.full_like(shuffled, np.nan)
+    read, shuffled = reconstruction_logits, _shuffled(reconstructions)
     return {
         "agreement": logits.argmax(-1) == read.argmax(-1),
         "logit_cosine": measures.logit_cosine(logits, read),

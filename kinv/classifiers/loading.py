@@ -153,7 +153,11 @@ def describe_accuracy(classifier, source, class_names):
     Returns:
         The line.
     """
+    line = "accuracy of the classifier: "
+    unknown = f"{line}not measured, for lack of labels"
     labelled, _ = labels.match(source, class_names)
+    if not labelled.class_names:
+        return unknown
     size, hits, count = classifier.input_shape[1], 0, 0
     for images, numbers in labelled.evaluation_batches(
         size, 50, ACCURACY_IMAGES
@@ -162,9 +166,8 @@ def describe_accuracy(classifier, source, class_names):
         known = np.asarray(numbers) >= 0
         hits += np.sum((logits.argmax(axis=-1) == numbers)[known])
         count += np.sum(known)
-    line = "accuracy of the classifier: "
     if not count:
-        return f"{line}not measured, for lack of labels"
+        return unknown
     line += f"{hits / count:.1%} of {count} held-out images"
     low, _ = intervals.wilson_interval(hits, count)
     if low <= 1 / len(class_names):

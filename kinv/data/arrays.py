@@ -120,9 +120,10 @@ def _read_npz(path, split):
         return arrays[f"x{suffix}"], labels, whole, int(highest)
 
 
-def _read_idx(named, split):
-    path = named
-    if split not in ("train", "validation"):
+def _read_idx(path, split):
+    labels = training_labels = _idx_labels(path)
+    whole = split in ("train", "validation")
+    if not whole:
         starts = ("t10k", split) if split == "test" else (split,)
         others = [
             _existing(path.with_name(start + path.name[len("train") :]))
@@ -133,19 +134,19 @@ def _read_idx(named, split):
         if found is None:
             raise _no_split(path, "train, validation", split)
         path = found
-    images = _idx(path, _IDX_IMAGES)
-    name = _labels_name(path)
-    beside = name != path.name and _existing(path.with_name(name))
-    labels = _idx(beside, _IDX_LABELS) if beside else None
+        labels = _idx_labels(path)
+    highest = -1
     # A split may lack the last class, which the training images have.
-    whole = split in ("train", "validation")
-    beside = beside and _existing(named.with_name(_labels_name(named)))
-    of_all = _idx(beside, _IDX_LABELS) if beside else np.array([])
-    return images, labels, whole, int(of_all.max()) if of_all.size else -1
+    if training_labels is not None and training_labels.size:
+        highest = int(training_labels.max())
+    return _idx(path, _IDX_IMAGES), labels, whole, highest
 
 
-def _labels_name(path):
-    return path.name.replace("images", "labels").replace("idx3", "idx1")
+def _idx_labels(path):
+    """The labels of a file of images; None without those beside it."""
+    name = path.name.replace("images", "labels").replace("idx3", "idx1")
+    beside = name != path.name and _existing(path.with_name(name))
+    return _idx(beside, _IDX_LABELS) if beside else None
 
 
 def _existing(path):
