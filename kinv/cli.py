@@ -1,6 +1,8 @@
 """Flags that several tools have."""
 
+import os
 import pathlib
+import shlex
 import sys
 
 from kinv import errors
@@ -141,6 +143,29 @@ def add_run_flags(group):
         help="of convolutions (default: %(default)s, mixed_bfloat16 where the "
         "device computes in it); what is saved is float32",
     )
+
+
+def loading_tensorflow():
+    """Says what the next seconds go by with, before TensorFlow is imported."""
+    # It logs an error where there is merely no GPU; what is one is raised.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules:
+        print("loading TensorFlow ...", file=sys.stderr)
+
+
+def command(tool, *words):
+    """The command of another tool, called as this one was, for a terminal.
+
+    Args:
+        tool: name of its script, without the ending.
+        *words: its arguments, str or paths.
+    """
+    this = sys.argv[0]
+    if this.startswith("kinv "):
+        start = f"kinv {tool.replace('_', '-')}"
+    else:
+        start = shlex.quote(str(pathlib.Path(this).with_name(f"{tool}.py")))
+    return f"{start} {shlex.join(map(str, words))}"
 
 
 def verbosity():

@@ -1454,11 +1454,15 @@ def test_two_models_side_by_side(source):
     rows = result.tables["images-calm-wild"]
     assert len(rows) == 400
     first = max(rows, key=lambda row: row["distance_of_means"])
-    assert first["image"] == 123
+    assert first["image"] == 123 and first["file"] == "image 123"
     # One of six bands differs, by 90 and what is left of the noise.
     assert first["distance_of_means"] == pytest.approx(90 / np.sqrt(6), rel=0.2)
     assert first["class_calm"] == f"class {means[123].argmax()}"
     assert "calm and wild differ most" in result.figures[0].caption
+    assert [figure.name for figure in result.figures] == [
+        "calm-wild",
+        *(f"calm-wild-{number}" for number in range(8, 48, 8)),
+    ]
     with pytest.raises(results.NotApplicable, match="two models"):
         run(side_by_side, source, one=model(5))
 

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from kinv import cli, errors, measures, pixels, runs
+from kinv import cli, errors, images, measures, pixels, runs
 from kinv.analysis import (
     calibration,
     controls,
@@ -173,8 +173,11 @@ def head_of(directory, experiments, models):
     about = {
         **ABOUT,
         "models": {
-            name: {"path": "p", "metadata": "m", "inverted": "logits", **model}
-            for name, model in models.items()
+            name: {
+                **{"path": "p", "metadata": "m", "inverted": "logits"},
+                "exported": metrics,
+            }
+            for name, metrics in models.items()
         },
     }
     report.write_report(directory, experiments, about)
@@ -187,13 +190,19 @@ def summary(value):
     return {"value": value, "low": value - 0.01, "high": value + 0.01}
 
 
+def exported_ratio(value):
+    interval = [value - 0.01, value + 0.01]
+    return {"error_ratio": value, "error_ratio_interval": interval}
+
+
 def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
     # (1 - e) / (e - 1 / 8): 1, 0.1 / 0.775 and 0.7 / 0.175.
     exported = {
-        "good": {"error_ratio": summary(0.5625)},
-        "narrow": {"error_ratio": summary(0.9)},
-        "wide": {"error_ratio": summary(0.3)},
-        "old": {"error_ratio": None},
+        "good": exported_ratio(0.5625),
+        "narrow": exported_ratio(0.9),
+        "wide": exported_ratio(0.3),
+        "none": {"error_ratio": None, "error_ratio_interval": None},
+        "old": {},
     }
     head = head_of(tmp_path, [], exported)
     good, narrow, wide = head.split("<p ")[1:]
@@ -256,7 +265,7 @@ def test_the_page_begins_with_what_was_found(tmp_path):
     models = {
         name: {
             **{"path": "p", "metadata": "m", "inverted": "logits"},
-            "error_ratio": None,
+            "exported": {},
         }
         for name in ("robust", "standard", "partial")
     }
@@ -289,16 +298,39 @@ def test_the_page_begins_with_what_was_found(tmp_path):
     assert '<p class="findings">' not in page
 
 
-def test_error_ratio_of_an_export():
-    metrics = {"error_ratio": 0.6, "error_ratio_interval": [0.5, 0.7]}
-    assert analyze.exported_error_ratio({"metrics": metrics}) == {
-        "value": 0.6,
-        "low": 0.5,
-        "high": 0.7,
-    }
-    metrics = {"error_ratio": None, "error_ratio_interval": None}
-    for old in ({}, {"metrics": {}}, {"metrics": metrics}):
-        assert analyze.exported_error_ratio(old) is None
+@pytest.mark.parametrize(
+    ("experiment", "metrics", "said"),
+    [
+        (
+            "noise_resampling",
+            {"a": {"relative_spread": summary(0.3)}},
+            "With the noise pictures vary in what tells images apart (0 is not "
+            "at all, 1 as much): those of a by 0.300. ",
+        ),
+        (
+            "side_by_side",
+            {
+                f"a and {other}": {
+                    "a": {"spread": summary(12)},
+                    other: {"spread": summary(level)},
+                    f"{other} minus a": {"spread": summary(level - 12)},
+                }
+                for other, level in (("b", 24), ("c", 30))
+            },
+            "With the noise pictures vary, in grey levels of 255: those of a "
+            "by 12, those of b by 24, those of c by 30. ",
+        ),
+    ],
+)
+def test_what_was_found_without_factors(tmp_path, experiment, metrics, said):
+    """What the exports measured tells whether to trust them."""
+    result = results_lib.Result(metrics, {}, [])
+    report.write_result(tmp_path / experiment, "Title", result)
+    exported = {"a": {**exported_ratio(0.5625), "within_class_r2": 0.05}}
+    head_of(tmp_path, [experiment], exported)
+    page = (tmp_path / "report.html").read_text()
+    assert f'<p class="findings">{said}The inversion of a can be' in page
+    assert "it shows 0.0500 of what is known beyond the class" in page
 
 
 def test_tables_of_the_page(tmp_path, monkeypatch):
@@ -484,7 +516,8 @@ def test_photographs_without_labels(
     monkeypatch.setattr(pipeline.Pipeline, "load", lambda path: model)
     out = tmp_path / "results"
     command = ["--model", "any", "--quick", "--out", str(out)]
-    command += ["--experiments", "misclassified", "stability"]
+    command += ["--model", "other"]
+    command += ["--experiments", "misclassified", "stability", "side_by_side"]
     command += ["--split", "train[:100%]"]
     with pytest.raises(errors.InputError, match="bad.png"):
         analyze.main(command)
@@ -497,6 +530,14 @@ def test_photographs_without_labels(
     # A fifth of 50 classes of ten images each.
     assert metrics["stability"]["any"]["images"] == 100
     assert "right" not in metrics["stability"]["any"]
+    with open(out / "side_by_side" / "images-any-other.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 100
+    for row in rows:
+        image = images.read_image(photographs / row["file"])
+        size = model.metadata["classifier_size"]
+        logits = model.logits(pixels.resize_square(image, size)[None])
+        assert row["class_any"] == model.class_names[logits[0].argmax()]
 
 
 def test_a_data_set_without_factors(

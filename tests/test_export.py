@@ -384,6 +384,16 @@ def test_model_card_tells_the_licence_of_the_images():
     card = model_card.text({**metadata, "dataset_licence": "CC0, by Zoë.\n"})
     assert "licence of these images is below" in card
     assert card.endswith("\n\n## Licence of the images\n\nCC0, by Zoë.\n")
+    card = model_card.text({**metadata, "classifier_licence": "Apache-2.0\n"})
+    assert card.endswith("\n\n## Licence of the classifier\n\nApache-2.0\n")
+    card = model_card.text({**metadata, "dataset": "fashion_mnist:3.0.1"})
+    assert "licence of these images is MIT (Zalando SE)." in card
+    metadata["training"] |= {"preset": "small", "readback_weight": 8.0}
+    metadata["training"] |= {"padding": "edge", "steps_per_epoch": 3}
+    assert (
+        "Training: preset small, updates 500, batch size 32, readback weight "
+        "8.0, begun with the generator `before/generator.keras`.\n"
+    ) in model_card.text(metadata)
 
 
 def test_gradients_of_an_export_are_those_of_small_steps(exported):

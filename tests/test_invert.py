@@ -398,7 +398,7 @@ def test_the_most_different_and_their_deviation(
     monkeypatch.setattr(invert, "CANDIDATES", 20)
     grid = tmp_path / "grid.png"
     single = tmp_path / "single"
-    flags = ("--samples=4", "--diverse", "--uncertainty", f"--out={grid}")
+    flags = ("--diverse=4", "--uncertainty", f"--out={grid}")
     flags += (f"--images-out={single}", f"--model={exported}")
     invert.main([str(pictures / "b.png"), *flags])
     printed = capsys.readouterr().out
@@ -586,7 +586,8 @@ def test_any_file_name_will_do(exported, pictures, tmp_path, name, capsys):
         ["--seed=-1"],
         ["--out=grid.jpg"],
         ["--logits-out=a.txt"],
-        ["--diverse", "--samples=257"],
+        ["--diverse=257"],
+        ["--diverse=1"],
         ["--uncertainty", "--samples=1"],
     ],
 )

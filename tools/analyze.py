@@ -155,7 +155,7 @@ def add_data_flags(add):
 def main(argv=None):
     """Runs the experiments that are missing, and writes the report."""
     options = parse_arguments(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     # NumPy's threads, each of which waits for the others, would wait for
     # TensorFlow's, which have the cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -183,7 +183,7 @@ def analyze(options, words):
                 "path": paths[label],
                 "metadata": report.describe(model.metadata),
                 "inverted": study_lib.inverted(model),
-                "error_ratio": exported_error_ratio(model.metadata),
+                "exported": model.metadata.get("metrics") or {},
             }
             for label, model in study.models.items()
         },
@@ -385,15 +385,6 @@ def open_results(path, settings):
                 "or choose another --out."
             )
     return path
-
-
-def exported_error_ratio(metadata):
-    """The error ratio as exported, with its interval; None of older exports."""
-    metrics = metadata.get("metrics", {})
-    if metrics.get("error_ratio") is None:
-        return None
-    low, high = metrics["error_ratio_interval"]
-    return {"value": metrics["error_ratio"], "low": low, "high": high}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import collections
 import functools
 import json
-import os
 import pathlib
 import resource
 import statistics
@@ -130,7 +129,7 @@ def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
     cli.check_output(options.json)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     if options.gradients:
         benchmark_gradients.prepare(options)
     options.batch_size = options.batch_size or BATCH_SIZE

@@ -13,7 +13,6 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
-import os
 import pathlib
 import re
 import statistics
@@ -56,7 +55,7 @@ def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
     cli.check_output(options.json)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     rows = measure(options)
     if options.json:
         runs.write_figures(options.json, rows, vars(options))

@@ -7,7 +7,6 @@ moment, the same command goes on where it was.
 """
 
 import argparse
-import os
 import pathlib
 import shlex
 import subprocess  # noqa: S404 (only ever runs kinv's own tools)
@@ -15,7 +14,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 TOOLS = pathlib.Path(__file__).parent
 DATASET = "kinv_scenes/32"
@@ -167,7 +166,7 @@ def write_images(folder):
     """
     if folder.exists():
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     from kinv import images
     from kinv.data import datasets
 

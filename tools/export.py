@@ -66,7 +66,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Exports the run and prints the figures and the path."""
     options = parse_arguments(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     # The place first: what cannot be written should not be computed.
     cli.check_output(options.lite)
     from kinv.inversion import model_card
@@ -82,9 +82,8 @@ def main(argv=None):
     print(f"exported: {path} ({size / 1e6:.1f} MB)")
     if options.lite:
         print(f"exported: {options.lite}")
-    print(
-        f"next: tools/invert.py --model {options.out} IMAGE... --out grid.png"
-    )
+    arguments = "--model", options.out, "IMAGE", "--out", "grid.png"
+    print("next:", cli.command("invert", *arguments))
 
 
 def write_version(options):
@@ -272,6 +271,8 @@ def describe(config, classifier, generator):
     }
     if licence := folders.read_licence(trained["dataset"]):
         metadata["dataset_licence"] = licence
+    if licence := folders.read_licence(trained["classifier"]):
+        metadata["classifier_licence"] = licence
     if layer := trained.get("layer"):
         # What the outputs `features` are, and scale and shift act on.
         metadata["layer"] = layer

@@ -8,7 +8,6 @@ Example:
 import argparse
 import csv
 import dataclasses
-import os
 import pathlib
 
 from kinv import cli, errors, files
@@ -56,12 +55,17 @@ def parse_arguments(argv):
         "the first",
     )
     options = parser.parse_args(argv)
-    several = options.diverse or options.uncertainty
-    if several and not 2 <= options.samples <= CANDIDATES // 2:
+    if options.diverse is not None:
+        if not 2 <= options.diverse <= CANDIDATES // 2:
+            parser.error(
+                f"argument --diverse: expected a number from 2 to "
+                f"{CANDIDATES // 2}, received {options.diverse}"
+            )
+        options.samples = options.diverse
+    if options.uncertainty and options.samples < 2:
         parser.error(
-            "argument --samples: expected a number from 2 to "
-            f"{CANDIDATES // 2} with --diverse or --uncertainty, received "
-            f"{options.samples}"
+            "argument --samples: expected at least 2 with --uncertainty, "
+            f"received {options.samples}"
         )
     if not options.out.lower().endswith(".png"):
         parser.error(
@@ -88,10 +92,11 @@ def add_sampling_flags(add):
     )
     add(
         "--diverse",
-        action="store_true",
-        help=f"of {CANDIDATES} noises show the --samples whose reconstructions "
-        "differ most, among those whose logits are no farther from the image's "
-        "than usual",
+        type=errors.positive_int,
+        metavar="NUMBER",
+        help="instead of --samples, as many reconstructions which differ most, "
+        f"of {CANDIDATES} noises, among those whose logits are no farther from "
+        "the image's than usual",
     )
     add(
         "--uncertainty",
@@ -126,7 +131,7 @@ def add_output_flags(add):
 def main(argv=None):
     """Inverts the images and writes the grid."""
     options = parse_arguments(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     from kinv.serving import pipeline
 
     for output in (options.out, options.logits_out):

@@ -147,7 +147,7 @@ def example_images():
 def main(argv=None):
     """Serves until it is told to stop."""
     options = parse_arguments(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kinv").setLevel(logging.INFO)
     cli.check_output(options.page)

@@ -7,7 +7,6 @@ Example:
 """
 
 import argparse
-import os
 import pathlib
 
 from kinv import cli, errors, runs
@@ -22,7 +21,7 @@ LAYER_NORMALIZATION = "whiten"
 def main(argv=None):
     """Trains, and leaves a run directory that `tools/export.py` reads."""
     options = parse_arguments(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     from kinv import devices
 
     # First of all: several workers cannot be set up once TensorFlow has run.
@@ -149,7 +148,8 @@ def train(options, strategy, chief):
     if chief:
         print(callbacks.describe_best(run))
     print(f"run directory: {run}")
-    print(f"next: tools/export.py --run {run} --out exported/{run.name}")
+    arguments = "--run", run, "--out", f"exported/{run.name}"
+    print("next:", cli.command("export", *arguments))
 
 
 def check_batches(options, source, num_replicas):

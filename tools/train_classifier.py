@@ -8,12 +8,8 @@ was stopped at any moment.
 """
 
 import argparse
-import os
 import pathlib
-import shlex
 import time
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from kinv import cli, errors, runs
 
@@ -109,7 +105,7 @@ def add_attack_flags(group):
 def main(argv=None):
     """Trains, measures and saves a classifier."""
     options = parse_arguments(argv)
-    # After the command line is known to be right: TensorFlow takes seconds.
+    cli.loading_tensorflow()
     from kinv import devices
 
     # First of all: several workers cannot be set up once TensorFlow has run.
@@ -293,11 +289,9 @@ def save(options, classifier, source, held_out, minutes):
     checkpoints.save_model(classifier, run / "classifier.keras")
     files.write_json(run / "metrics.json", metrics)
     print(f"wrote {run / 'classifier.keras'} and {run / 'metrics.json'}")
-    print(
-        "next: tools/train.py "
-        f"--dataset {shlex.quote(options.dataset)} --classifier "
-        f"{shlex.quote(str(run / 'classifier.keras'))} --out RUN"
-    )
+    arguments = "--dataset", options.dataset, "--out", "RUN"
+    trained = "--classifier", run / "classifier.keras"
+    print("next:", cli.command("train", *trained, *arguments))
 
 
 def check_splits(options, train, held_out, num_replicas):

@@ -9,9 +9,8 @@ Example:
 """
 
 import argparse
-import os
 
-from kinv import errors, files
+from kinv import cli, errors, files
 
 EPOCHS = 12
 BATCH_SIZE = 128
@@ -37,7 +36,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Trains, and leaves `factors.keras` and its figures."""
     options = parse_arguments(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.loading_tensorflow()
     with files.lock(options.out):
         train(files.new_directory(options.out))
 

@@ -127,8 +127,8 @@ def write_report(directory, experiments, about):
         experiments: names of sub-directories, in the order of the page.
         about: dict of what the results were computed from and how, by name.
             `models` are dicts by label: `path`, `metadata` (a line), `inverted`
-            (`logits` or features of a layer) and `error_ratio` as exported
-            (value, low and high), or None.
+            (`logits` or features of a layer) and what was `exported` as
+            `metrics` of `kinv.json`.
     """
     directory = pathlib.Path(directory)
     written = {
@@ -151,9 +151,7 @@ def write_report(directory, experiments, about):
             _section(directory, name, result)
             for name, result in written.items()
         ],
-        findings=findings(
-            about["models"], measured.get("factors", {}), shown, calibration
-        ),
+        findings=findings(about["models"], measured, calibration),
         claims=claims,
         within_class_r2=shown,
         calibration=calibration,
@@ -207,20 +205,20 @@ def _section(directory, name, result):
     }
 
 
-def findings(models, factors, shown, calibration):
+def findings(models, measured, calibration):
     """What was found, in at most three sentences of plain language.
 
     Args:
         models: dict by label, as of `write_report`.
-        factors: metrics of the experiment `factors`, or empty.
-        shown: summaries of `within_class_r2` by model.
+        measured: metrics by experiment.
         calibration: as of `_calibration`.
 
     Returns:
-        List of sentences: which factors are kept, which are dropped, whether
-        the inversions are to be trusted; without those that nothing was
-        measured for.
+        List of sentences: which factors are kept, which are dropped, or, where
+        none are known, how much varies with the noise; whether the inversions
+        are to be trusted; without those that nothing was measured for.
     """
+    factors = measured.get("factors", {})
     kept, dropped, trust = [], [], []
     for name, by_factor in factors.items():
         lists = {True: [], False: []}
@@ -234,9 +232,12 @@ def findings(models, factors, shown, calibration):
         )
         dropped.append(f"{name} {', '.join(lists[False]) or 'nothing'}")
     for line in calibration:
-        if line["name"] not in shown:
+        name = line["name"]
+        share = models[name]["exported"].get("within_class_r2")
+        if found := measured.get("reconstructions", {}).get(name):
+            share = found["within_class_r2"]["value"]
+        if share is None:
             continue
-        share = shown[line["name"]]["value"]
         warns = line["understates"] or line["overstates"]
         partial = share < KEPT
         if warns:
@@ -247,7 +248,7 @@ def findings(models, factors, shown, calibration):
             trusted = ""
         rest = " (the logits may hold the rest)" * partial
         trust.append(
-            f"{line['name']} can be trusted{trusted}: it shows "
+            f"{name} can be trusted{trusted}: it shows "
             f"{number(share)} of what is known beyond the class{rest}, and "
             f"{line['verdict']}"
         )
@@ -258,9 +259,33 @@ def findings(models, factors, shown, calibration):
             "that can be read; 1 is all).",
             f"What they drop, in part or wholly: {'; '.join(dropped)}.",
         ]
+    else:
+        sentences += _variation(measured)
     if trust:
         sentences.append(f"The inversion of {'; that of '.join(trust)}.")
     return sentences
+
+
+def _variation(measured):
+    """A sentence about how far pictures vary with the noise, or none."""
+    if found := measured.get("noise_resampling"):
+        shares = [
+            f"those of {name} by {number(of['relative_spread']['value'])}"
+            for name, of in found.items()
+        ]
+        known = "what tells images apart (0 is not at all, 1 as much)"
+        yield f"With the noise pictures vary in {known}: {', '.join(shares)}."
+    elif found := measured.get("side_by_side"):
+        # Its last entry is their difference.
+        levels = [
+            f"those of {name} by {number(of['spread']['value'])}"
+            for pair in found.values()
+            for name, of in list(pair.items())[:2]
+        ]
+        yield (
+            "With the noise pictures vary, in grey levels of 255: "
+            f"{', '.join(dict.fromkeys(levels))}."
+        )
 
 
 def _calibration(models, measured):
@@ -277,7 +302,10 @@ def _calibration(models, measured):
     """
     lines = []
     for name, model in models.items():
-        ratio = measured.get(name, model).get("error_ratio")
+        if found := measured.get(name):
+            ratio = found["error_ratio"]
+        else:
+            ratio = _exported_ratio(model["exported"])
         if not ratio:
             continue
         value = math.nan if ratio["value"] is None else ratio["value"]
@@ -293,6 +321,14 @@ def _calibration(models, measured):
             }
         )
     return lines
+
+
+def _exported_ratio(metrics):
+    """The error ratio as exported, with its interval; None of older exports."""
+    if metrics.get("error_ratio") is None:
+        return None
+    low, high = metrics["error_ratio_interval"]
+    return {"value": metrics["error_ratio"], "low": low, "high": high}
 
 
 def number(value):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pathlib
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from kinv.analysis import study as study_lib
 from kinv.serving import diverse
 
 TITLE = "Side by side"
-SHOWN = 8
+# Images in the figures, and in one of them.
+SHOWN = 48
+PER_FIGURE = 8
 IMAGES = 500
 SAMPLES = measures.ERROR_RATIO_NOISES
 
@@ -35,9 +38,9 @@ def run(study):
     Returns:
         `results.Result`. By pair of models: these four, of each and their
         difference, with bootstrap intervals. Tables: the same, and each image
-        with its spreads, errors, classes and the distance of the two mean
-        reconstructions (`diverse.picture_distances`, in grey levels), by which
-        the images shown are chosen.
+        with its file, spreads, errors, classes and the distance of the two mean
+        reconstructions (`diverse.picture_distances`, in grey levels). Figures:
+        at most 48 images, those of the largest distance first.
 
     Raises:
         results.NotApplicable: of a single model.
@@ -60,7 +63,10 @@ def run(study):
         apart = _distances(*(of["mean"] for of in both))
         tables[f"images-{'-'.join(names)}"] = _images(study, names, both, apart)
         farthest = np.argsort(-apart, kind="stable")[:SHOWN]
-        figures.append(_figure(study, names, both, farthest))
+        figures += [
+            _figure(study, names, both, farthest, first)
+            for first in range(0, len(farthest), PER_FIGURE)
+        ]
     return results.Result(metrics, {"differences": rows, **tables}, figures)
 
 
@@ -141,7 +147,8 @@ def _distances(means, others):
 
 def _images(study, names, both, apart):
     """One row for each image, the first one 0."""
-    columns = {"distance_of_means": apart}
+    file_names = [study.source.name_of(i) for i in range(len(apart))]
+    columns = {"file": file_names, "distance_of_means": apart}
     for name, of in zip(names, both, strict=True):
         class_names = study.models[name].class_names
         columns |= {
@@ -152,9 +159,12 @@ def _images(study, names, both, apart):
     return results.image_rows(columns, "image")
 
 
-def _figure(study, names, both, shown):
+def _figure(study, names, both, farthest, first):
+    """Some images, from the `first` of the farthest on."""
+    shown = farthest[first : first + PER_FIGURE]
     grid, row_captions = [both[0]["image"][shown]], ["image"]
-    captions = [[f"image {index}" for index in shown]]
+    file_names = [pathlib.Path(study.source.name_of(i)).name for i in shown]
+    captions = [file_names]
     for name, of in zip(names, both, strict=True):
         class_names = study.models[name].class_names
         grid += [of["reconstruction"][shown], of["deviation"][shown]]
@@ -163,14 +173,19 @@ def _figure(study, names, both, shown):
             [class_names[i] for i in of["logits"][shown].argmax(-1)],
             [f"{np.sqrt(of['variance'][index]):.0f} of 255" for index in shown],
         ]
-    return results.Figure(
-        "-".join(names),
+    caption = (
         "The images of which the mean reconstructions of "
         f"{' and '.join(names)} differ most. Of each model one reconstruction, "
         "below it the class that its classifier gives the image, and the "
         "standard deviation over 8 noises, with its root mean square below: "
         "black where the logits decide, white where it is "
-        f"{grids.WHITE_DEVIATION} grey levels or more.",
+        f"{grids.WHITE_DEVIATION} grey levels or more."
+    )
+    if first:
+        caption = f"Those that differ most after the first {first} images."
+    return results.Figure(
+        "-".join([*names, *([str(first)] if first else [])]),
+        caption,
         grids.captioned_grid(
             grid, captions, row_captions=row_captions, cell_size=96
         ),

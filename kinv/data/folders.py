@@ -76,6 +76,9 @@ def open_folder(directory, split, skip_unreadable):
         unlabelled=unlabelled,
         left_out=images.describe_left_out(left_out, f"left out of {root}: "),
         place=(os.path.realpath(root), borders),
+        name_of=lambda number: files.printable(
+            paths[readable[number]].relative_to(root)
+        ),
     )
 
 
@@ -253,10 +256,11 @@ def _digest(root, paths):
 
 
 def read_licence(directory):
-    """What a folder of images says of their licence.
+    """What a folder of images, or of a classifier, says of its licence.
 
     Args:
-        directory: of images; or anything else that a data set may be called.
+        directory: the folder; or anything else that a data set or classifier
+            may be called.
 
     Returns:
         The text of its file `LICENSE` or `LICENCE`, `.md`, `.txt` or plain;
@@ -272,7 +276,7 @@ def read_licence(directory):
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise errors.InputError(
-                "Expected the licence of images as UTF-8 text. Received: "
+                "Expected a licence as UTF-8 text. Received: "
                 f"{path} ({errors.reason(error)})."
             ) from None
     return None

@@ -30,6 +30,7 @@ class Source:
         place: what `folders.may_overlap` compares: where the images are, and
             which of these they are: (first, last) in percent of the order of
             `folders.part`, or the name of a split. None where nothing is known.
+        name_of: function of an example's number to the name of its file.
 
     Attributes:
         class_numbers: labels that the examples may have.
@@ -48,6 +49,7 @@ class Source:
         left_out="",
         grey=False,
         place=None,
+        name_of="image {}".format,
     ):
         self.examples = examples
         self.decode = decode
@@ -60,6 +62,7 @@ class Source:
         self.left_out = left_out
         self.grey = grey
         self.place = place
+        self.name_of = name_of
         self.class_numbers = list(range(len(self.class_names)))
         self._own_class_names = self.class_names
 

@@ -1,7 +1,13 @@
 """The model card of an export: what it is, how good it is, what it is not."""
 
 from kinv import measures
+from kinv.inversion import presets
 
+# Of data sets that carry no file about it, by the first part of their names.
+LICENCES = {
+    "kinv_scenes": "Apache-2.0 (kinv renders them)",
+    "fashion_mnist": "MIT (Zalando SE)",
+}
 LIMITS = """\
 A reconstruction shows what the generator reads of the classifier's {condition},
 no more: what it does not show, the classifier may still know. Compare the share
@@ -24,7 +30,8 @@ def text(metadata):
     if layer := metadata.get("layer"):
         condition = f"features of the layer {layer}"
     licence = metadata.get("dataset_licence")
-    below = "is below" if licence else "is their owner's"
+    known = LICENCES.get(metadata["dataset"].split("/")[0].split(":")[0])
+    terms = "below" if licence else known or "their owner's"
     rows = "\n".join(
         f"| {name} | {value} |" for name, value in measured(metadata)
     )
@@ -39,7 +46,7 @@ Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
 * Classifier: `{training.get("classifier")}`, {metadata["num_classes"]} classes
   ({shown}), images of {metadata["classifier_size"]} pixels.
 * Trained on: `{metadata["dataset"]}`, split `{training["train_split"]}`. The
-  licence of these images {below}; kinv's own scenes are Apache-2.0.
+  licence of these images is {terms}.
 * Training: {_recipe(training)}.
 * Pictures: {metadata["image_size"]} pixels, float32 in [0, 255].
 
@@ -50,18 +57,26 @@ Invariance via Feedforward Inversion of Discriminatively Trained Classifiers*
 ## Limits
 
 {LIMITS.format(condition=condition)}
-{_licence_section(licence)}"""
+{_licence_section("images", licence)}\
+{_licence_section("classifier", metadata.get("classifier_licence"))}"""
 
 
-def _licence_section(licence):
-    """What the data set says of its licence, if it does."""
-    return f"\n## Licence of the images\n\n{licence}" if licence else ""
+def _licence_section(owned, licence):
+    """What images or a classifier say of their licence, if they do."""
+    return f"\n## Licence of the {owned}\n\n{licence}" if licence else ""
 
 
 def _recipe(training):
-    """The settings that matter most, of those that are known."""
+    """The settings that matter most, and those that are not the preset's."""
     taken = "updates" if "updates" in training else "steps"
     names = ("preset", taken, "batch_size", "seed")
+    preset = presets.PRESETS.get(training.get("preset"), {})
+    names += tuple(
+        name
+        for name in preset
+        if name not in (*presets.FLAGS, "validation_images")
+        and training.get(name, preset[name]) != preset[name]
+    )
     known = [f"{name} {training[name]}" for name in names if name in training]
     recipe = ", ".join(known).replace("_", " ")
     if before := training.get("generator"):
