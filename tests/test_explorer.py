@@ -15,9 +15,9 @@ from PIL import Image
 from playwright import sync_api
 
 from kinv import images, pixels
-from kinv.analysis import grids
+from kinv.analysis import diversity, grids
 from kinv.data import rendering, scenes
-from kinv.serving import diverse, pipeline
+from kinv.serving import pipeline
 from tools import serve
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -187,6 +187,98 @@ def test_a_file_that_is_no_picture(served, page, tmp_path):
     assert not message.is_visible()
 
 
+def drop(page, *paths):
+    """Files dropped together."""
+    contents = [
+        [path.name, base64.b64encode(path.read_bytes()).decode()]
+        for path in paths
+    ]
+    page.evaluate(
+        """contents => {
+          const types = {
+            png: "image/png", svg: "image/svg+xml", txt: "text/plain",
+          };
+          const dataTransfer = new DataTransfer();
+          for (const [name, data] of contents) {
+            const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+            const type = types[name.split(".").pop()];
+            dataTransfer.items.add(new File([bytes], name, { type }));
+          }
+          window.dispatchEvent(new DragEvent("drop", { dataTransfer }));
+        }""",
+        contents,
+    )
+
+
+def test_what_is_dropped(served, page, tmp_path):
+    red, words, drawn = (tmp_path / n for n in ("r.png", "w.txt", "d.svg"))
+    images.write_image(red, np.full((40, 40, 3), (200, 0, 0), "uint8"))
+    words.write_text("words")
+    drawn.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    open_page(page, served.rest)
+    message = page.locator("#message")
+    do(page, lambda: drop(page, words, red))
+    sync_api.expect(message).to_have_text("Of 2 files r.png was taken.")
+    np.testing.assert_allclose(own_pixels(page)[16, 16], [200, 0, 0], atol=1)
+    # It has no pixels of its own: browsers would make a white one.
+    drop(page, drawn)
+    sync_api.expect(message).to_contain_text("d.svg is not a picture")
+    drop(page)
+    sync_api.expect(message).to_contain_text("another site cannot be read")
+    # An answer that was under way does not take the message away.
+    page.locator("#resample").click()
+    sync_api.expect(page.locator("#status")).to_contain_text("asking")
+    drop(page, words)
+    sync_api.expect(message).to_contain_text("w.txt is not a picture")
+    answered(page)
+    assert message.is_visible()
+
+
+def test_the_last_picture_that_was_opened_counts(served, page, tmp_path):
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    noise = np.random.default_rng(0).integers(0, 255, (3000, 3000, 3), "uint8")
+    images.write_image(large, noise)
+    images.write_image(small, np.full((40, 40, 3), (0, 0, 200), "uint8"))
+    open_page(page, served.rest)
+    page.locator("#file").set_input_files(large)
+    do(page, lambda: page.locator("#file").set_input_files(small))
+    page.wait_for_timeout(1500)
+    answered(page)
+    np.testing.assert_allclose(own_pixels(page)[16, 16], [0, 0, 200], atol=1)
+
+
+def test_nothing_old_is_shown_after_a_failure(served, page):
+    open_page(page, served.rest)
+    page.route("**/*:predict", lambda route: route.fulfill(status=503))
+    page.locator("#examples button").nth(3).click()
+    message = page.locator("#message")
+    sync_api.expect(message).to_contain_text("The server refused (503)")
+    assert page.locator(".pictures canvas").count() == 0
+    page.unroute("**/*:predict")
+    do(page, page.locator("#examples button").nth(3).click)
+    assert page.locator(".pictures canvas").count() == 9
+
+
+def test_a_choice_that_changes_nothing_is_none_to_go_back_from(served, page):
+    open_page(page, served.rest)
+    do(page, page.locator("#examples button").nth(2).click)
+    before = page.evaluate("history.length")
+    do(page, page.locator("#examples button").nth(2).click)
+    do(page, page.locator("#reset").click)
+    assert page.evaluate("history.length") == before
+    # No model stands beside itself.
+    do(page, lambda: page.locator("#other").select_option("scenes32-standard"))
+    do(page, lambda: page.locator("#model").select_option("scenes32-standard"))
+    assert page.locator(".result").count() == 1
+
+
+def test_a_page_of_one_server_names_why_it_may_ask_no_other(served, page):
+    other = served.rest.replace("127.0.0.1", "localhost").rstrip("/")
+    page.goto(f"{served.rest}?server={other}")
+    message = page.locator("#message")
+    sync_api.expect(message).to_contain_text("tools/serve.py --page")
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
 def test_sharpness_is_that_of_pillow(served, page, factor):
     open_page(page, served.rest)
@@ -231,7 +323,7 @@ def test_the_widest_is_chosen_as_by_invert(served, page):
     image = images.read_image(ROOT / "docs/images/7-purple-cube.png")
     noise = np.random.default_rng(0).standard_normal((1, 12, model.noise_dim))
     pictures = model.reconstruct(image[None], noise.astype("float32"))[0]
-    expected = diverse.picture_distances(pictures)
+    expected = diversity.picture_distances(pictures)
     found = page.evaluate(
         """pictures => {
           const rows = pictures.map(bands);
@@ -241,8 +333,10 @@ def test_the_widest_is_chosen_as_by_invert(served, page):
         pictures.tolist(),
     )
     np.testing.assert_allclose(found[0], expected, atol=1e-3)
-    assert found[1] == diverse.farthest(expected, 5).tolist()
-    assert found[2] == pytest.approx(diverse.mean_distance(expected), rel=1e-5)
+    assert found[1] == diversity.farthest(expected, 5).tolist()
+    assert found[2] == pytest.approx(
+        diversity.mean_distance(expected), rel=1e-5
+    )
     np.testing.assert_allclose(
         found[3],
         grids.deviation_map(pictures.std(axis=0, ddof=1)),
@@ -259,9 +353,9 @@ def test_the_widest_view(served, page):
     image = own_pixels(page)[None]
     pictures = model.reconstruct(image, np.array([noise], "float32"))[0]
     away = np.linalg.norm(model.logits(pictures) - model.logits(image), axis=1)
-    distances = diverse.picture_distances(pictures)
+    distances = diversity.picture_distances(pictures)
     near = np.flatnonzero(away <= np.median(away))
-    chosen = near[diverse.farthest(distances[np.ix_(near, near)], 6)]
+    chosen = near[diversity.farthest(distances[np.ix_(near, near)], 6)]
     do(page, lambda: page.locator("input[value=widest]").check())
     shown = [
         shown_pixels(page, i) for i in range(page.locator("figure b").count())
@@ -272,11 +366,12 @@ def test_the_widest_view(served, page):
         page.locator(".summary").inner_text(),
     )
     widest, usual = map(int, told.groups())
-    expected = diverse.mean_distance(distances[np.ix_(chosen, chosen)])
+    expected = diversity.mean_distance(distances[np.ix_(chosen, chosen)])
     assert widest == pytest.approx(expected, abs=1)
-    assert usual == pytest.approx(diverse.mean_distance(distances), abs=1)
+    assert usual == pytest.approx(diversity.mean_distance(distances), abs=1)
     assert widest == pytest.approx(
-        diverse.mean_distance(diverse.picture_distances(np.array(shown))), abs=1
+        diversity.mean_distance(diversity.picture_distances(np.array(shown))),
+        abs=1,
     )
     # The same again from its address.
     first = shown_pixels(page)

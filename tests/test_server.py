@@ -385,7 +385,7 @@ def test_rest_rejects(served, body, message):
         ("GET", f"/v1/models/{NAME}/versions/9", 404),
         ("GET", "/v1/models/nothing/metadata", 404),
         ("GET", "/v1/models", 400),
-        ("GET", "/anything", 400),
+        ("GET", "/anything", 404),
         ("POST", f"/v1/models/{NAME}", 400),
         ("POST", f"/v1/models/{NAME}:classify", 400),
         ("POST", f"/v1/models/{NAME}:nothing", 400),
@@ -393,8 +393,8 @@ def test_rest_rejects(served, body, message):
         ("POST", f"/v1/models/{NAME}/versions/{'9' * 40}:predict", 400),
         ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404),
         ("GET", "/v1/models/../../../etc/passwd", 400),
-        ("GET", "/%2e%2e/%2e%2e/etc/passwd", 400),
-        ("DELETE", f"/v1/models/{NAME}", 405),
+        ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
+        ("DELETE", f"/v1/models/{NAME}", 400),
     ],
 )
 def test_rest_paths(served, method, path, status):
@@ -1050,10 +1050,12 @@ def start_web():
     """Starts the HTTP server alone, in this process."""
     stops = []
 
-    def start():
-        nothing = types.SimpleNamespace(names=[], limits=limits.Limits())
+    def start(page="page"):
+        nothing = types.SimpleNamespace(
+            names=[], limits=limits.Limits(), version=lambda *args: None
+        )
         opened = serve.bind("127.0.0.1", 0)
-        stop = web.start(nothing, lambda: "page", opened)
+        stop = web.start(nothing, lambda: page, opened)
         stops.append(stop)
         return opened.getsockname(), stop
 
@@ -1094,6 +1096,51 @@ def test_a_client_that_sends_no_more_is_sent_away(
     with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(sent)
         assert received(connection)[:12] == answer
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3.0])
+def test_a_client_that_reads_no_more_is_sent_away(
+    start_web, monkeypatch, seconds
+):
+    monkeypatch.setattr(web, "READ_SECONDS", 0.5)
+    # More than the sockets of both sides hold.
+    address, _ = start_web("x" * 2**25)
+    with socket.create_connection(address, timeout=30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(seconds)
+        try:
+            whole = len(received(connection)) > 2**25
+        except ConnectionResetError:
+            whole = False
+    assert whole == (seconds == 0)
+
+
+def test_large_bodies_are_read_one_at_a_time(start_web, monkeypatch):
+    """They hold what every other call waits for."""
+    reading, most = [], []
+
+    def parse_request(body, version):
+        reading.append(body)
+        most.append(len(reading))
+        time.sleep(0.2)
+        reading.remove(body)
+        raise limits.invalid("read")
+
+    monkeypatch.setattr(web.rest, "parse_request", parse_request)
+    (host, port), _ = start_web()
+    address = f"http://{host}:{port}/v1/models/x:predict"
+    large = b" " * (web.LARGE_BYTES + 1)
+    packed = {"Content-Encoding": "gzip"}
+    calls = [(large, {})] * 2 + [(gzip.compress(b" "), packed)] * 2
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        answers = pool.map(
+            lambda call: requests.post(
+                address, data=call[0], headers=call[1], timeout=60
+            ),
+            calls,
+        )
+    assert [answer.json() for answer in answers] == [{"error": "read"}] * 4
+    assert most == [1] * 4
 
 
 def test_a_client_that_sends_no_more_does_not_outlive_the_grace(start_web):
@@ -1224,7 +1271,7 @@ def test_the_server_lives_after_all_that_and_does_not_grow(served):
     [
         (["--model", "exported"], "Received: exported, which holds none"),
         (["--model", "no/where"], "Received: no/where, which holds none"),
-        (["--model", "a:b=exported/scenes32-robust"], "without '/' or ':'"),
+        (["--model", "a:b=exported/scenes32-robust"], "an address can hold"),
         (
             ["--model", "exported/scenes32-robust", "--rest-port", "{rest}"],
             "Expected an address of this machine and a free port",
@@ -1335,7 +1382,7 @@ def test_names():
 
 @pytest.mark.parametrize("model", ["a:b=exported/a", "exported/a:b"])
 def test_a_name_that_no_address_can_hold_is_refused(model):
-    with pytest.raises(errors.InputError, match="without '/' or ':'"):
+    with pytest.raises(errors.InputError, match="an address can hold"):
         serve.main(["--model", model])
 
 

@@ -108,7 +108,7 @@ def add_limits(parser):
         default=Limits.samples,
         metavar="NUMBER",
         help="reconstructions of a request at most, of 32 x 32 pixels; fewer "
-        "of larger ones",
+        "of larger ones. kinv's own clients ask for up to 256",
     )
 
 
@@ -272,10 +272,10 @@ def directories_of(arguments):
     """Directories by the names under which they are served."""
     directories = cli.named_models(arguments)
     for name, directory in directories.items():
-        if set(name) & set("/:"):
+        if set(name) & set("/:?#%"):
             raise errors.InputError(
-                "Expected a name without '/' or ':'. Received: --model "
-                f"{name}={directory}."
+                "Expected a name that an address can hold, without any of "
+                f"/:?#%. Received: --model {name}={directory}."
             )
     return directories
 

@@ -38,7 +38,9 @@ def page(models, examples):
                 "classNames": model.class_names,
                 "conditionDim": model.condition_dim,
                 "noiseDim": model.noise_dim,
-                "inputSize": model.metadata["classifier_size"],
+                "inputSize": model.metadata.get(
+                    "classifier_size", model.image_size
+                ),
             }
             for name, model in models.items()
         },

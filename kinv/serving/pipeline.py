@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from kinv import errors, files
+from kinv import errors, files, measures, pixels
 from kinv.serving import arguments
 from kinv.serving.signature import (
     FEATURES,
@@ -134,6 +134,22 @@ class Pipeline:
             return {name: value.numpy() for name, value in outputs.items()}
 
         return cls(predict, metadata, signature)
+
+    @property
+    def inverted(self):
+        """What it inverts, in words."""
+        return f"features of {self.layer}" if self.layer else "logits"
+
+    def target(self, images):
+        """Images as the model would reconstruct them ideally.
+
+        At its size and, where its pictures are grey, of the images' luminance.
+        """
+        images = pixels.resize(images, self.image_size)
+        if self.metadata.get("channels", 3) == 3:
+            return images
+        grey = measures.luminance(images)[..., None]
+        return grey.repeat(3, axis=-1).astype("float32")
 
     def logits(self, images):
         """Classifies images.
@@ -267,9 +283,7 @@ class Pipeline:
         size = self._largest_image
         if size and images.shape[1] > size:
             # As the signature does itself.
-            images = tf.image.resize(
-                tf.cast(images, tf.float32), (size, size), antialias=True
-            )
+            images = pixels.resize(images, size)
         if logit_scale is None:
             logit_scale = np.ones((batch, 1), "float32")
             logit_shift = np.zeros((batch, 1, 1), "float32")

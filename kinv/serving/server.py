@@ -45,10 +45,7 @@ class Version:
         saved = saved_model_pb2.SavedModel()
         saved.ParseFromString((path / "saved_model.pb").read_bytes())
         size = model.image_size
-        model.reconstruct(
-            np.zeros((1, size, size, 3), "float32"),
-            np.zeros((1, 1, model.noise_dim), "float32"),
-        )
+        model.reconstruct(np.zeros((1, size, size, 3), "float32"), seed=0)
         signatures = dict(saved.meta_graphs[0].signature_def)
         return cls(int(path.name), model, signatures)
 

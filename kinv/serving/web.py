@@ -34,11 +34,16 @@ HTTP_STATUS = {
     # Of a client that has gone: nobody reads the answer.
     grpc.StatusCode.CANCELLED: 400,
 }
+# All but those of proxies.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # For load balancers, which ask nothing but whether to send calls.
 HEALTH_PATH = "/healthz"
 # In which a client has to send a request, from the first byte of a connection
 # or the end of the last answer; and, from then on, its body.
 READ_SECONDS = 60
+# Bodies above are read one at a time: a second each, of which nothing else
+# comes in, and twenty times their size in memory.
+LARGE_BYTES = 2**20
 # Answers below fit into one packet.
 COMPRESSED_BYTES = 1400
 # As fast as it gets: digits compress by half at any level.
@@ -86,8 +91,11 @@ def start(server, page, opened, allow_origins=()):
 class _Protocol(h11_impl.H11Protocol):
     """HTTP on one connection, closed when no request comes in time.
 
-    uvicorn alone waits for ever for the first one, and for one that has begun.
+    uvicorn alone waits for ever for the first one, for one that has begun, and
+    for a client to read an answer.
     """
+
+    _reader = None
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -101,6 +109,26 @@ class _Protocol(h11_impl.H11Protocol):
     def connection_lost(self, exc):
         super().connection_lost(exc)
         self._timer.cancel()
+        if self._reader:
+            self._reader.cancel()
+
+    def pause_writing(self):
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self):
+        super().resume_writing()
+        self._reader.cancel()
+
+    def _await_reader(self, left_before=None):
+        """Drops a client that for so long reads nothing of its answer."""
+        left = self.transport.get_write_buffer_size()
+        if left == left_before:
+            self.transport.abort()
+            return
+        self._reader = self.loop.call_later(
+            READ_SECONDS, self._await_reader, left
+        )
 
     def _await_request(self):
         self._timer = self.loop.call_later(READ_SECONDS, self._close_if_idle)
@@ -112,11 +140,6 @@ class _Protocol(h11_impl.H11Protocol):
 
 def make_app(server, page, allow_origins=()):
     """Builds the application.
-
-    Args:
-        server: `server_lib.Server`.
-        page: function without arguments to the HTML to answer at `/`.
-        allow_origins: origins whose pages may call, such as `*`.
 
     Returns:
         ASGI application.
@@ -153,22 +176,28 @@ def make_app(server, page, allow_origins=()):
     async def metrics():
         return fastapi.Response(monitoring.page(), media_type="text/plain")
 
+    reading = asyncio.Semaphore(1)
+
     # One route: paths are TensorFlow Serving's, with colons and in any case.
-    @app.api_route("/{path:path}", methods=["GET", "POST"])
+    @app.api_route("/{path:path}", methods=METHODS)
     async def answer(request: fastapi.Request):
-        return await _answer(server, request)
+        return await _answer(server, request, reading)
 
     return app
 
 
-async def _answer(server, request):
+async def _answer(server, request, reading):
     path = request.scope["raw_path"].decode("latin-1")
     headers = {}
     try:
+        if not path.lower().startswith("/v1/"):
+            raise _Refused(404, f"Not found: {path}")
         if request.method == "POST":
-            content = await _post(server, path, request, headers)
-        else:
+            content = await _post(server, path, request, headers, reading)
+        elif request.method == "GET":
             content = _get(server, path)
+        else:
+            raise limits.invalid(f"Malformed request: {request.method} {path}")
         status = 200
     except limits.ServingError as error:
         content = orjson.dumps({"error": error.message})
@@ -214,18 +243,24 @@ def _get(server, path):
     )
 
 
-async def _post(server, path, request, headers):
+async def _post(server, path, request, headers, reading):
     """Answers a call; adds to the headers of the answer."""
     name, number, method = _parse(PREDICT_PATH, "POST", path)
-    body = await _read(request, server.limits.body_bytes)
+    body, compressed = await _read(request, server.limits.body_bytes)
     with monitoring.request(server, name, "REST"):
         version = server.version(name, number)
         if method.lower() != "predict":
             raise limits.wrong_method(method.lower())
-        # Beside the event loop: a large body takes a second.
-        inputs, by_row = await asyncio.to_thread(
-            rest.parse_request, body, version
-        )
+        large = compressed or len(body) > LARGE_BYTES
+        async with reading if large else contextlib.nullcontext():
+            if compressed:
+                body = await asyncio.to_thread(
+                    _decompress, body, server.limits.body_bytes
+                )
+            inputs, by_row = await asyncio.to_thread(
+                rest.parse_request, body, version
+            )
+        del body
         outputs = await _unless_gone(
             request, server.submit(name, version, inputs)
         )
@@ -279,7 +314,7 @@ def _takes_gzip(request):
 
 
 async def _read(request, limit):
-    """The body, decompressed."""
+    """The body, and whether it is compressed."""
     try:
         body = await asyncio.wait_for(_receive(request, limit), READ_SECONDS)
     except asyncio.TimeoutError:
@@ -291,13 +326,11 @@ async def _read(request, limit):
     except starlette.requests.ClientDisconnect:
         raise _Refused(400, "The client went away") from None
     encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding == "gzip":
-        return await asyncio.to_thread(_decompress, body, limit)
-    if encoding != "identity":
+    if encoding not in ("identity", "gzip"):
         raise _Refused(
             415, "Expected a request without Content-Encoding, or with gzip"
         )
-    return body
+    return body, encoding == "gzip"
 
 
 async def _receive(request, limit):
