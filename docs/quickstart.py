@@ -33,8 +33,7 @@ accuracy = model.evaluate(held_out, labels, verbose=0)[1]
 print(f"accuracy: {accuracy:.1%}")
 
 # %% The same as kinv takes it: three equal channels in, logits out.
-model.save("digits.keras")
-classifier = kinv.load_classifier("digits.keras")
+classifier = kinv.load_classifier(model)
 train, held_out = (np.repeat(x, 3, axis=-1) for x in (train, held_out))
 
 # %% Its inversion. A step takes two batches of 32 images: 23 steps an epoch.

@@ -97,11 +97,7 @@ def _mirrored_strategy(devices):
 
 
 def is_chief(strategy):
-    """Whether this process is the one worker that writes files.
-
-    Args:
-        strategy: the `tf.distribute` strategy of the run.
-    """
+    """Whether this process is the one worker that writes files."""
     resolver = strategy.cluster_resolver
     if resolver is None or resolver.task_type in (None, "chief"):
         return True
@@ -111,11 +107,7 @@ def is_chief(strategy):
 
 
 def wait_for_workers(strategy):
-    """Waits until all workers have come here; of one alone, not at all.
-
-    Args:
-        strategy: the `tf.distribute` strategy of the run.
-    """
+    """Waits until all workers have come here; of one alone, not at all."""
     if isinstance(strategy, _MultiWorkerStrategy):
         strategy.reduce("SUM", strategy.run(lambda: tf.ones(())))
 
@@ -147,9 +139,6 @@ def of_first_worker(strategy, arrays):
 def explain_lost_workers(strategy):
     """Context in which the loss of another worker is an error of one line.
 
-    Args:
-        strategy: the `tf.distribute` strategy of the run.
-
     Raises:
         errors.LostWorkerError: where TensorFlow tells of a lost connection.
     """
@@ -176,13 +165,33 @@ _LOST = (
 )
 
 
-def compiles(strategy):
+def compiles(strategy, classifier=None):
     """Whether XLA compiles a training under a `tf.distribute` strategy.
 
-    It is slower on CPU, and fails on several replicas.
+    It is slower on CPU, and fails on several replicas, and where images are
+    stretched for a classifier that is not square.
     """
     one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
-    return one_gpu and strategy.num_replicas_in_sync == 1
+    layers = classifier._flatten_layers() if classifier else ()
+    stretches = any(isinstance(x, keras.layers.Resizing) for x in layers)
+    return one_gpu and strategy.num_replicas_in_sync == 1 and not stretches
+
+
+def evaluation_batches(source, image_size, batch_size, limit, strategy):
+    """Held-out batches, of which no replica of a strategy gets an empty share.
+
+    On CPUs TensorFlow's convolutions give nothing the wrong shape.
+
+    Args:
+        source: `data.source.Source`.
+        image_size, batch_size, limit: of its `evaluation_batches`.
+        strategy: `tf.distribute` strategy.
+    """
+    count = min(limit, source.num_examples)
+    rest = count % batch_size
+    if rest < strategy.num_replicas_in_sync:
+        count -= rest
+    return source.evaluation_batches(image_size, batch_size, count)
 
 
 def set_precision(name):
@@ -195,7 +204,18 @@ def set_precision(name):
 
     Returns:
         The name of the policy that was set.
+
+    Raises:
+        errors.InputError: of `mixed_float16` on several replicas, of which
+            Keras asks the first alone whether its gradients are finite.
     """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if name == "mixed_float16" and replicas > 1:
+        raise errors.InputError(
+            "Expected mixed_bfloat16 or float32 on several devices. Received: "
+            f"mixed_float16 on {replicas}, whose loss scaling looks at the "
+            "first alone."
+        )
     if name == "auto":
         name = "mixed_bfloat16" if _has_bfloat16_units() else "float32"
     keras.mixed_precision.set_dtype_policy(name)

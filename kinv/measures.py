@@ -185,7 +185,7 @@ def error_ratio(of_mean, of_single):
     return float(of_mean / of_single) if of_single > 0 else math.nan
 
 
-def spread_skill(error_ratio, num_samples):
+def spread_skill(error_ratio, num_samples=ERROR_RATIO_NOISES):
     """Spread of the noise over what the generator leaves open.
 
     `sqrt((1 - e) / (e - 1 / K))`, which is `s / sqrt(A)` of `error_ratio`: 1 is

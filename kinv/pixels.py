@@ -95,15 +95,28 @@ def resize(images, size):
     return tf.image.resize(images, (size, size), antialias=True).numpy()
 
 
+def resize_weights(old_size, new_size):
+    """The antialiased resize of a line of pixels, as a matrix.
+
+    Triangles around the places of the new pixels, as wide as these, or as the
+    old ones where these are wider.
+
+    Returns:
+        float32 `(new_size, old_size)`, whose rows sum to 1.
+    """
+    scale = old_size / new_size
+    centers = (np.arange(new_size) + 0.5) * scale - 0.5
+    distances = np.abs(np.arange(old_size) - centers[:, None])
+    weights = np.maximum(0.0, 1.0 - distances / max(scale, 1.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
+
+
 def adjust_brightness(images, factor):
     """Multiplies pixel values, as `PIL.ImageEnhance.Brightness`.
 
     Args:
         images: `(..., height, width, 3)` in [0, 255].
         factor: 0 gives black, 1 the image. What exceeds 255 is clipped.
-
-    Returns:
-        float32 of the same shape.
     """
     return np.clip(np.asarray(images, "float32") * factor, 0, 255)
 
@@ -117,9 +130,6 @@ def adjust_sharpness(images, factor):
     Args:
         images: `(..., height, width, 3)` in [0, 255].
         factor: 0 gives the smoothed image, 1 the image, 2 a sharpened one.
-
-    Returns:
-        float32 of the same shape, in [0, 255].
     """
     images = np.asarray(images, "float32")
     height, width = images.shape[-3:-1]

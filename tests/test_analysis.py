@@ -38,7 +38,7 @@ from kinv.analysis import (
 )
 from kinv.analysis import study as study_lib
 from kinv.data import source as source_lib
-from kinv.serving import diverse, pipeline
+from kinv.serving import pipeline
 from tools import analyze
 
 IMAGES = 120
@@ -225,7 +225,7 @@ def test_the_widest_reconstructions(source, monkeypatch):
     for number in classes[:IMAGES]:
         alike = images[classes == number]
         if len(alike) > 1:
-            apart = diverse.picture_distances(alike)
+            apart = diversity.picture_distances(alike)
             shares.append(
                 expected / apart[~np.eye(len(alike), dtype=bool)].mean()
             )

@@ -10,7 +10,7 @@ from keras import layers
 from keras.src.utils import file_utils
 
 from kinv import errors, pixels
-from kinv.classifiers import applications, inputs, loading, small
+from kinv.classifiers import applications, loading, small
 from kinv.classifiers import features as features_lib
 from kinv.inversion import export, networks
 
@@ -277,7 +277,7 @@ def test_applications_are_checked(tmp_path):
         loading.load_classifier(
             "keras.applications:MobileNetV2",
             "none",
-            scaling=inputs.Scaling(mean=[0.5]),
+            input_mean=[0.5],
         )
     (tmp_path / "no.weights.h5").write_bytes(b"no")
     with pytest.raises(errors.InputError, match="--classifier-weights none"):
@@ -347,8 +347,7 @@ def test_load_rejects_other_inputs(tmp_path, shape, message):
 def test_images_of_any_size_and_of_another_range(tmp_path):
     stack = [layers.GlobalAveragePooling2D(), layers.Dense(3)]
     path = save(tmp_path, *stack, shape=(None, None, 3))
-    scaling = inputs.Scaling((-1, 1))
-    loaded = loading.load_classifier(path, size=10, scaling=scaling)
+    loaded = loading.load_classifier(path, size=10, input_range=(-1, 1))
     assert loaded.input_shape == (None, 10, 10, 3)
     images = np.random.default_rng(0).uniform(0, 255, (2, 10, 10, 3))
     expected = keras.models.load_model(path)(images / 127.5 - 1)
@@ -366,14 +365,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     [
         # As torchvision's ToTensor and Normalize.
         (
-            inputs.Scaling(mean=MEAN, std=STD),
+            {"input_mean": MEAN, "input_std": STD},
             lambda images: (images / 255 - MEAN) / STD,
         ),
         (
-            inputs.Scaling((0, 255), (123.68, 116.779, 103.939)),
+            {
+                "input_range": (0, 255),
+                "input_mean": (123.68, 116.779, 103.939),
+            },
             lambda images: images - (123.68, 116.779, 103.939),
         ),
-        (inputs.Scaling(std=[0.5]), lambda images: images / 255 / 0.5),
+        ({"input_std": [0.5]}, lambda images: images / 255 / 0.5),
     ],
 )
 def test_means_and_standard_deviations(tmp_path, scaling, expected):
@@ -384,7 +386,7 @@ def test_means_and_standard_deviations(tmp_path, scaling, expected):
     model.export(tmp_path / "model", verbose=False)
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
     for name in ("model.keras", "model"):
-        loaded = loading.load_classifier(tmp_path / name, scaling=scaling)
+        loaded = loading.load_classifier(tmp_path / name, **scaling)
         np.testing.assert_allclose(
             loaded(images), model(expected(images)), rtol=1e-4, atol=1e-4
         )
@@ -393,14 +395,14 @@ def test_means_and_standard_deviations(tmp_path, scaling, expected):
 def test_means_of_other_channels_are_named(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     for scaling, message in (
-        (inputs.Scaling(mean=(1, 2)), "--input-mean of one number, or one"),
-        (inputs.Scaling(std=(1, 1, 0)), ", above 0. Received: 1 1 0"),
+        ({"input_mean": (1, 2)}, "input mean of one number, or one"),
+        ({"input_std": (1, 1, 0)}, ", above 0. Received: 1 1 0"),
         # Of pixels in [0, 255].
-        (inputs.Scaling(mean=(125, 123, 114)), "from 0 to 1.*range 0 255"),
-        (inputs.Scaling((0, 255), mean=(-1,)), "from 0 to 255"),
+        ({"input_mean": (125, 123, 114)}, "from 0 to 1.*range 0 255"),
+        ({"input_range": (0, 255), "input_mean": (-1,)}, "from 0 to 255"),
     ):
         with pytest.raises(errors.InputError, match=message):
-            loading.load_classifier(path, scaling=scaling)
+            loading.load_classifier(path, **scaling)
 
 
 def test_a_model_of_a_notebook_stays_as_it_is():
@@ -412,7 +414,7 @@ def test_a_model_of_a_notebook_stays_as_it_is():
             layers.Dense(3, activation="softmax"),
         ]
     )
-    loaded = loading.load_classifier(model, scaling=inputs.Scaling((0, 1)))
+    loaded = loading.load_classifier(model, input_range=(0, 1))
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
     np.testing.assert_allclose(
         softmax(np.asarray(loaded(images), "float64")),
@@ -565,7 +567,7 @@ def test_logarithms_of_probabilities(tmp_path):
     kernel[0] = (-0.2, 0.3, 0.0)
     dense.set_weights([kernel, np.zeros(3)])
     model.save(path)
-    with pytest.raises(errors.InputError, match="with --log-probabilities"):
+    with pytest.raises(errors.InputError, match="by --log-probabilities"):
         loading.load_classifier(path)
     loaded = loading.load_classifier(path, log_probabilities=True)
     loaded.save(tmp_path / "again.keras")

@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -203,3 +204,22 @@ def test_precision_of_a_tpu(monkeypatch):
         lambda kind: ["tpu"] if kind == "TPU" else [],
     )
     assert devices.set_precision("auto") == "mixed_bfloat16"
+
+
+def test_loss_scaling_on_several_replicas_is_refused():
+    with devices.make_strategy("mirrored").scope():
+        with pytest.raises(errors.InputError, match="mixed_float16 on 2"):
+            devices.set_precision("mixed_float16")
+
+
+@pytest.mark.parametrize("count, read", [(21, 20), (22, 22), (40, 40)])
+def test_no_replica_is_left_without_images(rendered, count, read):
+    source, strategy = rendered("validation", count), mock_strategy(2)
+    found = devices.evaluation_batches(source, 8, 20, 1000, strategy)
+    assert sum(len(images) for images, _ in found) == read
+    found = devices.evaluation_batches(source, 8, 20, 1000, mock_strategy(1))
+    assert sum(len(images) for images, _ in found) == count
+
+
+def mock_strategy(replicas):
+    return types.SimpleNamespace(num_replicas_in_sync=replicas)

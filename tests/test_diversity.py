@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import distance
 
-from kinv.serving import diverse
+from kinv.analysis import diversity
 
 
 def test_distances_of_pictures_are_those_of_their_bands():
@@ -21,7 +21,7 @@ def test_distances_of_pictures_are_those_of_their_bands():
         for x in bands
     ]
     np.testing.assert_allclose(
-        diverse.picture_distances(pictures),
+        diversity.picture_distances(pictures),
         np.sqrt(np.mean(squares, axis=0)),
         atol=1e-5,
     )
@@ -30,9 +30,9 @@ def test_distances_of_pictures_are_those_of_their_bands():
 def test_the_farthest_of_points_on_a_line():
     points = np.array([0.0, 1.0, 2.0, 5.1, 10.0])
     distances = np.abs(points[:, None] - points)
-    assert sorted(diverse.farthest(distances, 2)) == [0, 4]
-    assert sorted(diverse.farthest(distances, 3)) == [0, 3, 4]
-    assert diverse.mean_distance(distances[:3, :3]) == pytest.approx(4 / 3)
+    assert sorted(diversity.farthest(distances, 2)) == [0, 4]
+    assert sorted(diversity.farthest(distances, 3)) == [0, 3, 4]
+    assert diversity.mean_distance(distances[:3, :3]) == pytest.approx(4 / 3)
 
 
 class Model:
@@ -50,7 +50,7 @@ class Model:
 
 def test_the_chosen_are_the_extremes_that_say_the_same():
     made = []
-    found = diverse.find(
+    found = diversity.find(
         Model(),
         np.full((2, 2, 3), 128.0),
         2,

@@ -330,7 +330,7 @@ def test_concurrent_exports_take_different_versions(tmp_path):
 
 def test_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(errors.InputError, match="can be written"):
+    with pytest.raises(errors.InputError, match="directory to write to"):
         with export.new_version(tmp_path / "file"):
             pass
 

@@ -1,5 +1,6 @@
 """The training step: what it updates, on how many replicas, and how exactly."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,8 +11,17 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
-from kinv import devices, errors
-from kinv.inversion import checkpoints, gan, networks, training_step, validation
+from kinv import devices, errors, pixels
+from kinv.classifiers import loading
+from kinv.inversion import (
+    batches,
+    checkpoints,
+    gan,
+    layers,
+    networks,
+    training_step,
+    validation,
+)
 from kinv.inversion import losses as losses_lib
 
 BATCH = 8
@@ -670,7 +680,7 @@ def test_images_of_a_notebook():
     model = make_model()
     images, _ = make_data()
     assert len(images) == 24
-    grey = "Received: shape .*8, 8.*Repeat the channel"
+    grey = "Received: shape .*8, 8.*repeat the channel"
     for wrong in (images[..., 0], images[..., :1]):
         with pytest.raises(errors.InputError, match=grey):
             model.fit(wrong, batch_size=4, verbose=0)
@@ -752,3 +762,144 @@ def test_a_fitted_embedding_begins_without_noise():
         assert embedded[0].std(axis=0).min() > 1e-3
         after = network.embed_condition.get_weights()
         assert not any(map(np.array_equal, before[:1], after[:1]))
+
+
+def test_probabilities_are_no_logits():
+    classifier = keras.Sequential(
+        [
+            keras.Input((SIZE, SIZE, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5, "softmax"),
+        ]
+    )
+    images = np.random.default_rng(0).uniform(0, 255, (8, SIZE, SIZE, 3))
+    with pytest.raises(errors.InputError, match=r"kinv.load_classifier\("):
+        make_model(classifier=classifier).adapt(images.astype("float32"))
+    classifier = loading.load_classifier(classifier)
+    make_model(classifier=classifier).adapt(images.astype("float32"))
+
+
+def test_the_average_has_the_vectors_of_the_generator():
+    """Random ones would change its pictures from call to call."""
+    model = make_model()
+    fit(model)
+    noise = np.random.default_rng(0).standard_normal((BATCH, 120))
+    images = make_data(1)[0]
+    vectors = [
+        layers.spectral_vectors(network)
+        for network in (model.averaged_generator, model.generator)
+    ]
+    for own, other in zip(*vectors, strict=True):
+        np.testing.assert_array_equal(own, other)
+    first = np.array(model.reconstruct(images, noise))
+    for _ in range(30):
+        last = np.array(model.reconstruct(images, noise))
+    assert np.abs(first - last).max() < 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_images_are_cropped_and_resized_where_xla_compiles(known):
+    images = np.random.default_rng(0).uniform(0, 255, (2, 24, 31, 3))
+    images = images.astype("float32")
+    shape = images.shape if known else (None, None, None, 3)
+    resize = tf.function(
+        lambda x: batches.resize(x, 9),
+        [tf.TensorSpec(shape)],
+        # TensorFlow's own antialiased resize has no kernel there.
+        jit_compile=known,
+    )
+    expected = pixels.resize(images[:, :, 3:27], 9)
+    np.testing.assert_allclose(resize(images), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, y: x,
+        lambda x, y: (x, y),
+        lambda x, y: {"image": x, "label": y},
+        lambda x, y: ({"images": x}, y),
+    ],
+)
+def test_batches_with_and_without_labels(make):
+    images, labels = make_data(1)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).map(make)
+    found, logits = batches.unpack(next(iter(data.batch(len(images)))))
+    np.testing.assert_array_equal(found, images)
+    assert logits is None
+    full = batches.full(data.batch(5), 5, 0)
+    assert int(full.cardinality()) == len(images) // 5
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda x, y: (x, y, y), r"Received: \(an array, an array, an array"),
+        (lambda x, y: ((x, y), y), "alone or with labels"),
+        (lambda x, y: {"pixels": x}, "a dict of pixels"),
+    ],
+)
+def test_other_batches_are_refused(make, message):
+    images, labels = make_data(1)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).map(make)
+    with pytest.raises(errors.InputError, match=message):
+        make_model().fit(data.batch(BATCH), verbose=0)
+
+
+def test_data_that_is_none_is_refused():
+    empty = tf.data.Dataset.from_tensor_slices(np.zeros((0, SIZE, SIZE, 3)))
+    for data, message in (
+        (empty.batch(4), "an empty data set"),
+        ((image for image in ()), "a generator"),
+        (np.zeros((SIZE, SIZE, 3)), "Make batches of single ones"),
+    ):
+        with pytest.raises(errors.InputError, match=message):
+            batches.full(data, 4, 0)
+
+
+def test_an_endless_data_set_is_fitted_to_as_far_as_it_is_read():
+    data = tf.data.Dataset.from_tensor_slices(make_data(1)[0]).batch(4)
+    endless = data.repeat()
+    seen = batches.at_most(
+        batches.full(endless, 4, 0), endless, epochs=3, steps_per_epoch=2
+    )
+    assert len(list(seen)) == 6
+    assert batches.at_most(data, data, epochs=3) is data
+
+
+def test_trained_networks_keep_what_was_fitted():
+    options = {"normalization": "class-centered", **SMALL}
+    model = make_model(**options)
+    images = make_data(1)[0]
+    model.adapt(images, verbose=0)
+    other = make_model(**options)
+    networks = "generator", "averaged_generator", "discriminator"
+    for name in networks:
+        getattr(other, name).set_weights(getattr(model, name).get_weights())
+    assert not other.is_adapted()
+    other.adapt(255 - images, verbose=0)
+    assert other.is_adapted()
+    for name in networks:
+        for one, two in zip(
+            getattr(model, name).get_weights(),
+            getattr(other, name).get_weights(),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_held_out_images_on_several_replicas():
+    """Noises, means and ratios are those of one replica."""
+    images = make_data(1)[0]
+    strategy = devices.make_strategy("mirrored")
+    measured = []
+    for scope in (contextlib.nullcontext(), strategy.scope()):
+        with scope:
+            model = make_model(graph=True)
+        data = tf.data.Dataset.from_tensor_slices(images).batch(len(images))
+        measured.append(model.evaluate(data, return_dict=True, verbose=0))
+    one, two = measured
+    # A replica's moments are those of all; a neighbour is its own.
+    for name in ("agreement", "pixel_mse", "error_ratio", "energy_score"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3), name

@@ -12,9 +12,10 @@ import pytest
 from ai_edge_litert import interpreter as litert
 
 from kinv import errors, images, pixels
+from kinv.analysis import diversity
 from kinv.classifiers import small
 from kinv.inversion import export, model_card, networks, noise_scale
-from kinv.serving import diverse, pipeline
+from kinv.serving import pipeline
 from tools import benchmark, benchmark_serving, invert, serve
 from tools import export as export_tool
 
@@ -404,7 +405,7 @@ def test_the_most_different_and_their_deviation(
     printed = capsys.readouterr().out
     model = pipeline.Pipeline.load(exported)
     image = images.read_image(pictures / "b.png")
-    found = diverse.find(model, image, 4, 20)
+    found = diversity.find(model, image, 4, 20)
     for path, picture in zip(
         sorted(single.iterdir()), found.reconstructions, strict=True
     ):
@@ -470,7 +471,9 @@ def test_no_image_is_overwritten(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(images.list_images(pictures)[0][0], "mine.png")
     content = pathlib.Path("mine.png").read_bytes()
-    with pytest.raises(errors.InputError, match="would be overwritten"):
+    with pytest.raises(
+        errors.InputError, match="neither images nor each other"
+    ):
         invert.main(
             [*("--model", "none", "./mine.png"), *("--out", "mine.png")]
         )

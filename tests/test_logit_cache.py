@@ -29,10 +29,11 @@ def classifier(classifier_file):
 
 
 def everything(source, start=0):
-    """Arrays of images, labels and logits of two passes, in training order."""
+    """Images, logits and labels of two passes, in training order."""
     batches = source.training_batches(SIZE, 12, seed=3, start=start)
     batches = batches.take((2 * source.num_examples - start) // 12)
-    return [np.concatenate(x) for x in zip(*batches, strict=True)]
+    flat = map(tf.nest.flatten, batches)
+    return [np.concatenate(x) for x in zip(*flat, strict=True)]
 
 
 def test_cache_holds_what_the_classifier_says_in_the_same_order(
@@ -42,7 +43,7 @@ def test_cache_holds_what_the_classifier_says_in_the_same_order(
     cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
     for start in (0, 60):
         images, labels = everything(source, start)
-        cached_images, cached_labels, logits = everything(cached, start)
+        cached_images, logits, cached_labels = everything(cached, start)
         # These images are stored at that size in whole numbers.
         np.testing.assert_array_equal(cached_images, images)
         np.testing.assert_array_equal(cached_labels, labels)
@@ -55,7 +56,8 @@ def test_other_sizes_are_rounded_to_whole_numbers(source, classifier, tmp_path):
     logit_cache.write(source, classifier, None, 16, tmp_path)
     cached = logit_cache.read(source, classifier, None, 16, tmp_path)
     images = next(iter(source.training_batches(SIZE, 12, seed=3)))[0]
-    targets = next(iter(cached.training_batches(16, 12, seed=3)))[0]
+    batch = next(iter(cached.training_batches(16, 12, seed=3)))
+    targets = batch[0]["images"]
     # Antialiasing by two, as Pillow's.
     expected = keras.ops.image.resize(images, (16, 16), antialias=True)
     np.testing.assert_allclose(targets, expected, atol=0.501)
@@ -178,7 +180,7 @@ def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
     model = features_lib.add_features(classifier, "pooled", "pool")
     logit_cache.write(source, model, "pooled", SIZE, tmp_path)
     cached = logit_cache.read(source, model, "pooled", SIZE, tmp_path)
-    images, _, features = everything(cached)
+    images, features, _ = everything(cached)
     expected = np.array(model(images)[1])
     np.testing.assert_allclose(features, expected, rtol=2**-11, atol=1e-6)
 

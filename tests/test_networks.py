@@ -155,6 +155,30 @@ def test_pictures_larger_than_what_is_seen_are_told(size, told, caplog):
     assert ("32 pixels will be made of images" in caplog.text) == told
 
 
+@pytest.mark.parametrize(
+    "classes, normalization, told",
+    [
+        (80, "class-centered", False),
+        (1000, "class-centered", True),
+        (1000, "standardize", False),
+    ],
+)
+def test_settings_that_do_not_suit_many_classes_are_told(
+    classes, normalization, told, caplog
+):
+    classifier = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(classes),
+        ]
+    )
+    settings = {**presets.PRESETS["small"], "base_channels": 4}
+    settings |= {"image_size": 8, "logit_normalization": normalization}
+    presets.make_networks(classifier, settings)
+    assert ("with the 1,000 of this classifier" in caplog.text) == told
+
+
 def test_score_is_affine_in_the_logits():
     discriminator = networks.Discriminator(32, 5, 4)
     images = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3))

@@ -72,3 +72,13 @@ def test_rotation_is_that_of_tensorflow_addons():
     np.testing.assert_array_equal(
         np.rot90(square, axes=(1, 2)), values["rotation"]
     )
+
+
+@pytest.mark.parametrize("old, new", [(224, 64), (96, 32), (33, 32), (8, 20)])
+def test_resize_weights_are_those_of_tensorflow(old, new):
+    images = np.random.default_rng(0).uniform(0, 255, (2, old, old, 3))
+    weights = pixels.resize_weights(old, new)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    found = np.einsum("iy,jx,byxc->bijc", weights, weights, images)
+    expected = pixels.resize(images.astype("float32"), new)
+    np.testing.assert_allclose(found, expected, atol=5e-3)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 from kinv import errors
-from kinv.classifiers import inputs, loading
+from kinv.classifiers import loading
 from kinv.serving import pipeline
 from tools import export as export_tool
 from tools import train
@@ -102,9 +102,7 @@ def write_first_version(model, path):
 def test_logits_and_gradients_are_the_models(tmp_path, write):
     model = make_model()
     write(model, str(tmp_path / "model"))
-    loaded = loading.load_classifier(
-        tmp_path / "model", scaling=inputs.Scaling((0.0, 1.0))
-    )
+    loaded = loading.load_classifier(tmp_path / "model", input_range=(0.0, 1.0))
     # The directory is not needed any more, nor is the first copy.
     shutil.rmtree(tmp_path / "model")
     loaded.save(tmp_path / "first.keras")

@@ -171,3 +171,8 @@ def test_a_worker_ends_with_a_killed_parent():
             return
         time.sleep(0.1)
     raise AssertionError("the worker outlived its parent")
+
+
+def test_systems_without_affinity_have_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert scenes._num_cores() == os.cpu_count()

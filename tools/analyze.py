@@ -167,7 +167,6 @@ def analyze(options, words):
     """As `main`; `words` are those of the command."""
     from kinv import devices
     from kinv.analysis import report
-    from kinv.analysis import study as study_lib
 
     devices.configure_keras()
     paths = cli.named_models(options.model)
@@ -182,7 +181,7 @@ def analyze(options, words):
             label: {
                 "path": paths[label],
                 "metadata": report.describe(model.metadata),
-                "inverted": study_lib.inverted(model),
+                "inverted": model.inverted,
                 "exported": model.metadata.get("metrics") or {},
             }
             for label, model in study.models.items()

@@ -18,7 +18,6 @@ SCALE_EXAMPLES = 2000
 FEWEST_SCALE_EXAMPLES = 100
 # Of the noise, and of the order of images.
 SEED = 0
-
 # Options of a run that tell about the machine, not about the model.
 # `data_dir`: in run directories of former versions.
 PRIVATE_OPTIONS = {"data_dir", "resume", "strategy"}
@@ -336,19 +335,21 @@ def measure(model, batches, bar):
 
     random = np.random.default_rng(SEED)
     samples = measures.ERROR_RATIO_NOISES
-    found, pairs, errors_of, right = [], [], [], []
+    per_image, pairs, errors_of, right = [], [], [], []
     for images, labels in batches:
         shape = len(images), samples, model.noise_dim
         noise = random.standard_normal(shape, "float32")
         parts = measure_batch(model, np.asarray(images), noise)
-        for rows, part in zip((found, pairs, errors_of), parts, strict=True):
+        for rows, part in zip(
+            (per_image, pairs, errors_of), parts, strict=True
+        ):
             rows.append(part)
         predicted = pairs[-1]["logits"].argmax(-1)
         labels = np.asarray(labels)
         right.extend((predicted == labels)[labels >= 0])
         bar.add(len(images))
-    found, pairs = study.concatenate(found), study.concatenate(pairs)
-    same = found["agreement"]
+    per_image, pairs = map(study.concatenate, (per_image, pairs))
+    same = per_image["agreement"]
     own, other = measures.within_class_errors(**pairs)
     errors_of = tuple(study.concatenate(errors_of).values())
     ratio, low, high = intervals.bootstrap_interval(
@@ -358,7 +359,7 @@ def measure(model, batches, bar):
     return {
         "images": len(same),
         "accuracy": float(np.mean(right)) if right else None,
-        **{name: results.mean(of)["value"] for name, of in found.items()},
+        **{key: results.mean(x)["value"] for key, x in per_image.items()},
         "agreement_interval": intervals.wilson_interval(same.sum(), len(same)),
         # None where no two images share a class.
         "within_class_r2": (
@@ -383,16 +384,16 @@ def measure_batch(model, images, noise):
         Three dicts of arrays.
     """
     from kinv import measures
-    from kinv.analysis import reconstructions, study
+    from kinv.analysis import reconstructions
 
     logits = model.logits(images)
     made = model.reconstruct(images, noise)
-    again = model.logits(made[:, 0])
-    images = study.target(images, model)
+    read = model.logits(made[:, 0])
+    images = model.target(images)
     of_mean, of_single = measures.reconstruction_errors(images, made)
-    found = reconstructions.compare(images, made[:, 0], logits, again)
-    pairs = {"logits": logits, "reconstruction_logits": again}
-    return found, pairs, {"mean": of_mean, "single": of_single}
+    pairs = {"logits": logits, "reconstruction_logits": read}
+    per_image = reconstructions.compare(images, made[:, 0], **pairs)
+    return per_image, pairs, {"mean": of_mean, "single": of_single}
 
 
 if __name__ == "__main__":

@@ -138,13 +138,17 @@ def main(argv=None):
         cli.check_output(output)
     cli.check_parent(options.images_out)
     paths = find_readable(options)
-    resolved = {path.resolve() for path in paths}
-    for output in (options.out, options.logits_out):
-        if output and pathlib.Path(output).resolve() in resolved:
+    taken = {path.resolve() for path in paths}
+    for output in filter(
+        None, (options.out, options.logits_out, options.images_out)
+    ):
+        place = pathlib.Path(output).resolve()
+        if place in taken:
             raise errors.InputError(
-                "Expected an output that is none of the images. Received: "
-                f"{output}, which would be overwritten. Choose another."
+                "Expected outputs that are neither images nor each other. "
+                f"Received: {output} twice. Choose another."
             )
+        taken.add(place)
     model = pipeline.Pipeline.load(options.model)
     if options.images_out:
         files.new_directory(options.images_out)
@@ -207,8 +211,7 @@ def invert(options, model, paths, results):
     import numpy as np
 
     from kinv import images, pixels
-    from kinv.analysis import grids
-    from kinv.serving import diverse
+    from kinv.analysis import diversity, grids
 
     bar = keras.utils.Progbar(
         len(paths) * (CANDIDATES if options.diverse else 1)
@@ -218,7 +221,7 @@ def invert(options, model, paths, results):
         image = pixels.center_crop(images.read_image(path))[None]
         before = model.logits(image)
         if options.diverse:
-            found = diverse.find(
+            found = diversity.find(
                 model,
                 image[0],
                 options.samples,

@@ -47,9 +47,9 @@ def train(options, strategy, chief):
     resumed = chief and runs.open_run(run, vars(options), may_change)
 
     source, validation, data = datasets.open_splits(vars(options), resumed)
-    check_batches(options, source, strategy.num_replicas_in_sync)
+    replicas = strategy.num_replicas_in_sync
+    images_per_step = check_batches(options, source, replicas)
     epochs = -(-options.steps // options.steps_per_epoch)
-    images_per_step = options.batch_size * (options.discriminator_steps + 1)
     keras.utils.set_random_seed(options.seed)
     with strategy.scope():
         classifier = load_classifier(options)
@@ -69,6 +69,8 @@ def train(options, strategy, chief):
             )
         # After the classifier, which computes as it always does.
         precision = devices.set_precision(options.precision)
+        # To load a classifier draws numbers, to load it again does not.
+        keras.utils.set_random_seed(options.seed)
         model = build_model(options, classifier)
         steps = 0 if constant else epochs * options.steps_per_epoch
         model.compile(
@@ -77,22 +79,19 @@ def train(options, strategy, chief):
                 options.discriminator_learning_rate,
                 steps * options.discriminator_steps,
             ),
-            jit_compile=devices.compiles(strategy),
+            jit_compile=devices.compiles(strategy, classifier),
         )
     if not checkpoints.existing(run):
+        if options.generator:
+            checkpoints.start_from(model, options.generator)
         # A short run is not to wait for more images than it trains on.
         most = options.steps * images_per_step
         limit = max(adaptation.STATISTICS_IMAGES, most)
         model.adapt(
             source.evaluation_batches(classifier.input_shape[1], 500, limit),
             cli.verbosity(),
-            embedding=not options.generator,
         )
-        # Its networks keep the map of logits that they were trained with.
-        if options.generator:
-            checkpoints.start_from(model, options.generator)
 
-    # The run directory, its options first.
     if chief and not resumed:
         runs.record(
             run,
@@ -107,16 +106,16 @@ def train(options, strategy, chief):
     if chief:
         checkpoints.save_model(classifier, run / "classifier.keras")
 
-    # Where a previous process stopped.
     first_epoch = checkpoints.restore(model, run)
     if first_epoch:
         print(f"continuing after step {first_epoch * options.steps_per_epoch}")
 
     training, size = source, classifier.input_shape[1]
-    validation_batches = validation.evaluation_batches(
-        size, VALIDATION_BATCH_SIZE, options.validation_images
+    limit = options.validation_images
+    validation_batches = devices.evaluation_batches(
+        validation, size, VALIDATION_BATCH_SIZE, limit, strategy
     )
-    if options.cache_logits:
+    if options.cache_logits and first_epoch < epochs:
         training, size = cache_logits(options, model, source, strategy)
     if first_epoch < epochs:
         model.fit(
@@ -148,16 +147,16 @@ def train(options, strategy, chief):
     if chief:
         print(callbacks.describe_best(run))
     print(f"run directory: {run}")
-    arguments = "--run", run, "--out", f"exported/{run.name}"
-    print("next:", cli.command("export", *arguments))
+    out = f"exported/{run.name}"
+    print("next:", cli.command("export", "--run", run, "--out", out))
 
 
 def check_batches(options, source, num_replicas):
-    """Raises `InputError` unless the batches fit the images and devices."""
-    feed_size = options.batch_size * (options.discriminator_steps + 1)
-    if feed_size > source.num_examples:
+    """Images of a step; `InputError` unless they fit data and devices."""
+    images = options.batch_size * (options.discriminator_steps + 1)
+    if images > source.num_examples:
         raise errors.InputError(
-            f"Expected at least {feed_size} training images, one step's worth. "
+            f"Expected at least {images} training images, one step's worth. "
             f"Received: {source.num_examples}. Lower --batch-size."
         )
     parts = num_replicas * options.micro_batches
@@ -167,11 +166,12 @@ def check_batches(options, source, num_replicas):
             f"{options.micro_batches} micro-batches on each of {num_replicas} "
             f"devices. Received: --batch-size {options.batch_size}."
         )
+    return images
 
 
 def load_classifier(options):
     """The classifier of the run, or, of a new one, that of the flags."""
-    from kinv.classifiers import inputs, loading
+    from kinv.classifiers import loading
 
     # A run keeps its classifier: what it was made of may be gone.
     own = pathlib.Path(options.out) / "classifier.keras"
@@ -183,9 +183,9 @@ def load_classifier(options):
             options.classifier_weights,
             options.output,
             options.classifier_size,
-            inputs.Scaling(
-                options.input_range, options.input_mean, options.input_std
-            ),
+            options.input_range,
+            options.input_mean,
+            options.input_std,
             options.log_probabilities,
         )
     if options.readback_weight or options.class_readback_weight:

@@ -125,7 +125,8 @@ def train(options, strategy, chief):
 
     run = pathlib.Path(options.out)
     resumed = chief and runs.open_run(run, vars(options))
-    policy = devices.set_precision(options.precision)
+    with strategy.scope():
+        policy = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
 
     source, held_out, data = datasets.open_splits(vars(options), resumed)
@@ -166,32 +167,32 @@ def train(options, strategy, chief):
             callbacks.Scalars(run / "tensorboard"),
             checkpoints.Checkpoint(run),
         ]
+
+    def labelled(batches):
+        return labels.require(seen(batches, channels), options.dataset)
+
     start = time.monotonic()
     model.fit(
-        labels.require(
-            seen(
-                source.training_batches(
-                    options.image_size,
-                    options.batch_size,
-                    options.seed,
-                    start=epochs_done * steps * options.batch_size,
-                    crop=options.crop,
-                ),
-                channels,
-            ),
-            options.dataset,
+        labelled(
+            source.training_batches(
+                options.image_size,
+                options.batch_size,
+                options.seed,
+                start=epochs_done * steps * options.batch_size,
+                crop=options.crop,
+            )
         ),
         epochs=options.epochs,
         initial_epoch=epochs_done,
         steps_per_epoch=steps,
-        validation_data=labels.require(
-            seen(
-                held_out.evaluation_batches(
-                    options.image_size, options.batch_size, limit=2000
-                ),
-                channels,
-            ),
-            options.dataset,
+        validation_data=labelled(
+            devices.evaluation_batches(
+                held_out,
+                options.image_size,
+                options.batch_size,
+                2000,
+                strategy,
+            )
         ),
         shuffle=False,
         callbacks=[

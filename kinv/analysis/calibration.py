@@ -4,7 +4,6 @@ import numpy as np
 
 from kinv import errors, measures, pixels
 from kinv.analysis import plots, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Calibration"
 IMAGES = 500
@@ -113,11 +112,9 @@ def _directions(residuals, components):
 
 def _measure(study, model, batch, num_samples=SAMPLES):
     """What is measured of each image; samples beyond 8 tell its spread."""
-    noise = study.noise(
-        model, len(batch.images), num_samples, "calibration", batch.key
-    )
-    made = model.reconstruct(batch.images, noise)
-    images = study_lib.target(batch.images, model)
+    key = "calibration", batch.key
+    made = study.reconstruct(model, batch.images, num_samples, *key)
+    images = model.target(batch.images)
     first, others = np.split(made, [measures.ERROR_RATIO_NOISES], axis=1)
     of_mean, of_single = measures.reconstruction_errors(images, first)
     per_image = {"of_mean": of_mean, "of_single": of_single}
@@ -168,7 +165,7 @@ def _ratios(study, per_image, rows, *key):
 
 def _spread_skill(error_ratio):
     error_ratio = np.nan if error_ratio is None else error_ratio
-    return measures.spread_skill(error_ratio, measures.ERROR_RATIO_NOISES)
+    return measures.spread_skill(error_ratio)
 
 
 def _error_ratio(spread_skill):
@@ -232,16 +229,9 @@ def _figures(metrics, ranks):
         groups.append("training images")
     unknown = {"error_ratio": results.summary(np.nan)}
     series = {
-        name: np.array(
-            [
-                list(
-                    measured["groups"]
-                    .get(group, unknown)["error_ratio"]
-                    .values()
-                )
-                for group in groups
-            ],
-            "float64",
+        name: results.curve(
+            measured["groups"].get(group, unknown)["error_ratio"]
+            for group in groups
         )
         for name, measured in metrics.items()
     }

@@ -46,7 +46,7 @@ def run(study):
     for name, model in study.models.items():
         images = study.first(study.count(IMAGES), name).images
         logits = model.logits(images)
-        targets = study_lib.target(images, model)
+        targets = model.target(images)
         metrics[name], grid = {}, [images[:SHOWN]]
         for way, make in _ways(study, name, images).items():
             made, seconds = make()
@@ -70,7 +70,7 @@ def run(study):
             results.Figure(
                 name,
                 f"{name}: images, their inversion, and other pictures made for "
-                f"the same {study_lib.inverted(study.models[name])}: "
+                f"the same {study.models[name].inverted}: "
                 + ", ".join(WAYS[way] for way in list(metrics[name])[1:])
                 + ".",
                 grids.captioned_grid(
@@ -146,7 +146,7 @@ def _training_images(study, name, places):
             found[place] = batch.images[place - start]
         start = stop
     images = np.stack([found[place] for place in places])
-    return study_lib.target(images, study.models[name])
+    return study.models[name].target(images)
 
 
 def optimise(study, model, condition):

@@ -70,10 +70,9 @@ def run(study):
 
 
 def _measure(study, model, batch, features_of):
-    noise = study.noise(model, len(batch.images), 1, batch.key)
-    made = model.reconstruct(batch.images, noise)[:, 0]
+    made = study.reconstruct(model, batch.images, 1, batch.key)[:, 0]
     return {
-        "images": features_of(study_lib.target(batch.images, model)),
+        "images": features_of(model.target(batch.images)),
         "made": features_of(made),
         "logits": model.logits(batch.images),
         "reconstruction_logits": model.logits(made),
@@ -138,10 +137,6 @@ def frechet_distance(first, second):
 
 def kernel_distance(first, second):
     """Unbiased squared maximum mean discrepancy of features.
-
-    Args:
-        first: `(examples, width)`, at least two.
-        second: `(examples, width)`, at least two.
 
     Returns:
         Of the cubic kernel `(x y / width + 1)^3`: the kernel Inception

@@ -4,7 +4,6 @@ import numpy as np
 
 from kinv import measures
 from kinv.analysis import cache, plots, probes, results, scene_factors
-from kinv.analysis import study as study_lib
 
 TITLE = "Which factors survive"
 IMAGES = 1000
@@ -90,7 +89,7 @@ def run(study):
             )
             for factor in OPEN
         }
-    inverted = dict.fromkeys(map(study_lib.inverted, study.models.values()))
+    inverted = dict.fromkeys(model.inverted for model in study.models.values())
     return results.Result(
         metrics,
         _tables(metrics, ranks),
@@ -100,16 +99,14 @@ def run(study):
 
 def _measure(study, model, batch, network):
     logits, condition = model.classify(batch.images)
-    noise = study.noise(model, len(logits), SAMPLES, batch.key)
-    image = study_lib.target(batch.images, model)[:, None]
+    made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
+    image = model.target(batch.images)[:, None]
     return {
         "condition": condition,
         "classes": logits.argmax(-1),
         "codes": scene_factors.encode(batch.factors),
         "image": scene_factors.read(network, image)[:, 0],
-        "readings": scene_factors.read(
-            network, model.reconstruct(batch.images, noise)
-        ),
+        "readings": scene_factors.read(network, made),
     }
 
 

@@ -1,7 +1,5 @@
 """What is lost from layer to layer of one classifier."""
 
-import numpy as np
-
 from kinv.analysis import (
     grids,
     plots,
@@ -9,7 +7,6 @@ from kinv.analysis import (
     results,
     scene_factors,
 )
-from kinv.analysis import study as study_lib
 
 TITLE = "Layer by layer"
 IMAGES = 500
@@ -68,7 +65,7 @@ def run(study):
     metrics, rows = {}, []
     for name, model in study.models.items():
         about = {
-            "layer": study_lib.inverted(model),
+            "layer": model.inverted,
             "numbers": model.condition_dim,
         }
         measured = _measures(study, name, network)
@@ -86,8 +83,7 @@ def _pictures(study):
     rows, names = [study.first(SHOWN).images], ["image"]
     for name, model in study.models.items():
         images = study.first(SHOWN, name).images
-        noise = study.noise(model, len(images), SHOWN_SAMPLES, "shown")
-        made = model.reconstruct(images, noise)
+        made = study.reconstruct(model, images, SHOWN_SAMPLES, "shown")
         rows += list(made.swapaxes(0, 1))
         names += [f"{name}, noise {i + 1}" for i in range(SHOWN_SAMPLES)]
     return results.Figure(
@@ -123,7 +119,7 @@ def _measure(study, model, batch, network):
     noise = study.noise(model, len(batch.images), SAMPLES, batch.key)
     made = model.reconstruct(batch.images, noise[:, :samples])
     logits, read = model.logits(batch.images), model.logits(made[:, 0])
-    images = study_lib.target(batch.images, model)
+    images = model.target(batch.images)
     per_image = {
         "logits": logits,
         "reconstruction_logits": read,
@@ -145,8 +141,8 @@ def _figure(group, metrics):
         plots.curves(
             range(len(metrics)),
             {
-                key.replace("_", " "): np.array(
-                    [list(of[key].values()) for of in metrics.values()], float
+                key.replace("_", " "): results.curve(
+                    measured[key] for measured in metrics.values()
                 )
                 for key in keys
             },

@@ -36,7 +36,7 @@ def run(study):
             reconstructions = interpolate(model, *pair, noise)
             parts.append(_smoothness(model, reconstructions))
             if index < SHOWN:
-                start, stop = study_lib.target(np.stack(pair), model)
+                start, stop = model.target(np.stack(pair))
                 grid.append([start, *reconstructions, stop])
         per_pair = study_lib.concatenate(parts)
         lengths[name] = per_pair["pixel_length"]
@@ -105,7 +105,7 @@ def _figure(name, model, grid):
     steps = [f"{t:.3g}" for t in np.linspace(0, 1, STEPS)]
     return results.Figure(
         name,
-        f"{name}: linear interpolation between the {study_lib.inverted(model)} "
+        f"{name}: linear interpolation between the {model.inverted} "
         "of two images with one noise. The ends, left and right, are the "
         "images themselves; beside them their reconstructions.",
         grids.captioned_grid(

@@ -4,7 +4,6 @@ import numpy as np
 
 from kinv import measures
 from kinv.analysis import grids, plots, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Logit manipulation"
 SHOWN = 3
@@ -50,7 +49,7 @@ def run(study):
         study.require(
             not model.layer,
             f"models that invert logits, {name} inverts the "
-            f"{study_lib.inverted(model)}: to shift or scale them all alike "
+            f"{model.inverted}: to shift or scale them all alike "
             "means nothing",
         )
     count = study.count(IMAGES)
@@ -172,7 +171,7 @@ def _grid(study, name, units):
     noise = study.noise(model, len(images), 1, "shown")
     rows, names, captions = [], [], []
     for kind in ("shift", "scale", "perturb"):
-        columns = [study_lib.target(images, model)]
+        columns = [model.target(images)]
         for value in VALUES[kind]:
             # The same direction at every strength.
             random = study.random("directions", "shown")
@@ -198,10 +197,7 @@ def _plot(effect, metrics):
         f"{kind}, {'factor' if kind == 'scale' else 'standard deviations'}": (
             values,
             {
-                name: np.array(
-                    [list(row[effect].values()) for row in measured[kind]],
-                    float,
-                )
+                name: results.curve(row[effect] for row in measured[kind])
                 for name, measured in metrics.items()
             },
             IDENTITY[kind],

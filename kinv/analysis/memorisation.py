@@ -38,12 +38,12 @@ def run(study):
         pictures = study.first(study.count(IMAGES), name).images
         source, training_set = study.training_images(model)
         channels = model.metadata.get("channels", 3)
-        noise = study.noise(model, len(pictures), 1, "memorisation")
         *_, reconstructions = searches.setdefault(
             (training_set, study.size(name), model.image_size, channels),
-            (source, name, study_lib.target(pictures, model), {}),
+            (source, name, model.target(pictures), {}),
         )
-        reconstructions[name] = model.reconstruct(pictures, noise)[:, 0]
+        made = study.reconstruct(model, pictures, 1, "memorisation")
+        reconstructions[name] = made[:, 0]
     metrics, rows, figures = {}, [], []
     for (training_set, *_), search in searches.items():
         source, first, images, reconstructions = search
@@ -92,7 +92,6 @@ def _nearest(study, source, name, groups):
     """The training images nearest to groups of images, in one pass.
 
     Args:
-        study: `study.Study`.
         source: `source.Source` of the training images.
         name: label of the model as whose pictures they are taken.
         groups: `(groups, images, size, size, 3)`.
@@ -109,7 +108,7 @@ def _nearest(study, source, name, groups):
     for batch in study.read(
         TRAINING_IMAGES, source, study_lib.TRAINING_BATCH_SIZE, name
     ):
-        images = study_lib.target(batch.images, study.models[name])
+        images = study.models[name].target(batch.images)
         for measure, rows in _compared(images, shrink).items():
             distances = measures.squared_distances(flat[measure], rows)
             closest = distances.min(axis=1)

@@ -5,7 +5,6 @@ import scipy.stats
 
 from kinv import measures
 from kinv.analysis import grids, reconstructions, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Misclassified images"
 SHOWN = 8
@@ -119,7 +118,6 @@ def degrade(study, batch, strength):
     """Adds Gaussian noise to pixels, the same on every call.
 
     Args:
-        study: `study.Study`.
         batch: `study.Batch`.
         strength: standard deviation in grey levels.
     """
@@ -130,15 +128,14 @@ def degrade(study, batch, strength):
 
 def _measure(study, model, batch, strength, shown):
     images = degrade(study, batch, strength)
-    noise = study.noise(model, len(images), 1, batch.key)
-    made = model.reconstruct(images, noise)[:, 0]
+    made = study.reconstruct(model, images, 1, batch.key)[:, 0]
     logits, read = model.logits(images), model.logits(made)
     right, known = logits.argmax(-1) == batch.labels, batch.labels >= 0
     classes = batch.labels, logits.argmax(-1), read.argmax(-1)
     for row in np.flatnonzero(~right & known)[: SHOWN - len(shown)]:
         names = [model.class_names[of[row]] for of in classes]
         shown.append((images[row], made[row], *names))
-    targets = study_lib.target(batch.images, model)
+    targets = model.target(batch.images)
     per_image = {
         "right": right,
         **reconstructions.compare(targets, made, logits, read),

@@ -4,7 +4,6 @@ import numpy as np
 
 from kinv import measures
 from kinv.analysis import grids, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Noise interpolation"
 SHOWN = 4
@@ -98,12 +97,12 @@ def between(ends, steps):
 
 def _figure(study, name):
     model, batch = study.models[name], study.first(SHOWN, name)
-    images = study_lib.target(batch.images, model)
+    images = model.target(batch.images)
     steps = [f"{t:.3g}" for t in np.linspace(0, 1, STEPS)]
     return results.Figure(
         name,
         f"{name}: linear interpolation between two noises. Left, the image of "
-        f"whose {study_lib.inverted(model)} all reconstructions in its row are "
+        f"whose {model.inverted} all reconstructions in its row are "
         "made.",
         grids.captioned_grid(
             [

@@ -4,7 +4,6 @@ import numpy as np
 
 from kinv import measures
 from kinv.analysis import grids, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Noise resampling"
 BLOCKS = 4
@@ -51,8 +50,8 @@ def run(study):
 
 
 def _measure(study, model, batch):
-    noise = study.noise(model, len(batch.images), SAMPLES, batch.key)
-    images = study_lib.target(batch.images, model)
+    made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
+    images = model.target(batch.images)
     between, count = np.full(len(images), np.nan), len(images)
     if count > 1:
         # The mean is the standard deviation over the batch; what each image
@@ -61,7 +60,7 @@ def _measure(study, model, batch):
         squares = (images - images.mean(axis=0)) ** 2 * count / (count - 1)
         between = (deviation + squares / deviation).mean(axis=(1, 2, 3)) / 2
     return {
-        "spread": measures.noise_spread(model.reconstruct(batch.images, noise)),
+        "spread": measures.noise_spread(made),
         "between": between,
         **batch.factors,
     }
@@ -71,14 +70,8 @@ def _figure(study):
     grid = []
     for name, model in study.models.items():
         images = study.first(BLOCKS, name).images
-        noise = study.noise(model, len(images), 8, "shown")
-        blocks = np.concatenate(
-            [
-                study_lib.target(images, model)[:, None],
-                model.reconstruct(images, noise),
-            ],
-            axis=1,
-        )
+        made = study.reconstruct(model, images, 8, "shown")
+        blocks = np.concatenate([model.target(images)[:, None], made], axis=1)
         grid.append([grids.mosaic(block, columns=3, gap=1) for block in blocks])
     return results.Figure(
         "blocks",

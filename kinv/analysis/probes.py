@@ -22,7 +22,6 @@ def training_features(study, name, count):
     """What a classifier finds in training images, kept for the next report.
 
     Args:
-        study: `study.Study`.
         name: label of the model.
         count: number of training images, the first ones, at most.
 
@@ -90,7 +89,6 @@ def predict(study, name, features, condition, classes):
     too few for as many numbers.
 
     Args:
-        study: `study.Study`.
         name: label of the model.
         features: as of `training_features`, of images with known factors.
         condition: `(images, condition_dim)`.

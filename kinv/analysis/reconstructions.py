@@ -4,7 +4,6 @@ import numpy as np
 
 from kinv import measures
 from kinv.analysis import grids, plots, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Reconstructions"
 SHOWN = 10
@@ -67,11 +66,11 @@ def run(study):
 
 
 def _measure(study, model, batch):
-    noise = study.noise(model, len(batch.images), 1, "measured", batch.key)
-    reconstructions = model.reconstruct(batch.images, noise)[:, 0]
+    made = study.reconstruct(model, batch.images, 1, "measured", batch.key)
+    reconstructions = made[:, 0]
     logits, condition = model.classify(batch.images)
     read_logits, read_condition = model.classify(reconstructions)
-    images = study_lib.target(batch.images, model)
+    images = model.target(batch.images)
     per_image = {
         "logits": logits,
         "reconstruction_logits": read_logits,
@@ -95,8 +94,7 @@ def _figure(study):
     grid, captions, marked = [list(batch.images)], [[]], [[]]
     for name, model in study.models.items():
         images = study.first(SHOWN, name).images
-        noise = study.noise(model, len(images), 1, "shown")
-        reconstructions = model.reconstruct(images, noise)[:, 0]
+        reconstructions = study.reconstruct(model, images, 1, "shown")[:, 0]
         before, after = (
             model.logits(x).argmax(-1) for x in (images, reconstructions)
         )
@@ -124,10 +122,7 @@ def _figure(study):
 
 def _power_figure(power):
     series = {
-        name: np.array(
-            [list(found.values()) for found in by_band.values()], float
-        )
-        for name, by_band in power.items()
+        name: results.curve(by_band.values()) for name, by_band in power.items()
     }
     bands = range(len(measures.BANDS))
     return results.Figure(
@@ -150,7 +145,6 @@ def within_class_r2(study, per_image, *key):
     """Share of what logits know beyond the class that reconstructions show.
 
     Args:
-        study: `study.Study`.
         per_image: dict from which `logits` and `reconstruction_logits`,
             `(images, num_classes)`, are taken.
         *key: of the bootstrap's seed.
@@ -176,7 +170,7 @@ def compare(images, reconstructions, logits, reconstruction_logits):
 
     Args:
         images: `(batch, image_size, image_size, 3)` in [0, 255], as of
-            `study.target`.
+            `Pipeline.target`.
         reconstructions: of that shape.
         logits: `(batch, num_classes)` of the images.
         reconstruction_logits: `(batch, num_classes)`.

@@ -269,23 +269,19 @@ def findings(models, measured, calibration):
 def _variation(measured):
     """A sentence about how far pictures vary with the noise, or none."""
     if found := measured.get("noise_resampling"):
-        shares = [
-            f"those of {name} by {number(of['relative_spread']['value'])}"
-            for name, of in found.items()
-        ]
-        known = "what tells images apart (0 is not at all, 1 as much)"
-        yield f"With the noise pictures vary in {known}: {', '.join(shares)}."
-    elif found := measured.get("side_by_side"):
-        # Its last entry is their difference.
-        levels = [
-            f"those of {name} by {number(of['spread']['value'])}"
-            for pair in found.values()
-            for name, of in list(pair.items())[:2]
-        ]
-        yield (
-            "With the noise pictures vary, in grey levels of 255: "
-            f"{', '.join(dict.fromkeys(levels))}."
-        )
+        spreads = {name: of["relative_spread"] for name, of in found.items()}
+        unit = " in what tells images apart (0 is not at all, 1 as much)"
+    elif pairs := measured.get("side_by_side"):
+        # The last entry of each is a difference.
+        each = [of for pair in pairs.values() for of in list(pair.items())[:2]]
+        spreads = {name: of["spread"] for name, of in each}
+        unit = ", in grey levels of 255"
+    else:
+        return
+    texts = [
+        f"those of {k} by {number(v['value'])}" for k, v in spreads.items()
+    ]
+    yield f"With the noise pictures vary{unit}: {', '.join(texts)}."
 
 
 def _calibration(models, measured):
@@ -309,7 +305,7 @@ def _calibration(models, measured):
         if not ratio:
             continue
         value = math.nan if ratio["value"] is None else ratio["value"]
-        skill = measures.spread_skill(value, measures.ERROR_RATIO_NOISES)
+        skill = measures.spread_skill(value)
         warns = not measures.is_calibrated(skill)
         lines.append(
             {

@@ -136,6 +136,12 @@ def image_rows(per_image, column, **columns):
     ]
 
 
+def curve(summaries):
+    """Summaries as rows `(value, low, high)`, NaN for None, as plots take."""
+    rows = [list(found.values()) for found in summaries]
+    return np.array(rows, "float64")
+
+
 def ends(measured):
     """Summaries by measure as cells NAME_value, NAME_low and NAME_high."""
     return {

@@ -5,7 +5,6 @@ import scipy.stats
 
 from kinv import measures
 from kinv.analysis import grids, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Rotation by 90 degrees"
 SHOWN = 6
@@ -62,12 +61,13 @@ def run(study):
 
 def _reconstruct(study, model, batch):
     """Images at the model's size, and their two reconstructions."""
-    noise = study.noise(model, len(batch.images), 1, batch.key)
-    rotated = np.rot90(batch.images, axes=(1, 2))
-    rotated = model.reconstruct(rotated, noise)[:, 0]
+    upright, rotated = (
+        study.reconstruct(model, images, 1, batch.key)[:, 0]
+        for images in (batch.images, np.rot90(batch.images, axes=(1, 2)))
+    )
     return (
-        study_lib.target(batch.images, model),
-        model.reconstruct(batch.images, noise)[:, 0],
+        model.target(batch.images),
+        upright,
         np.rot90(rotated, -1, axes=(1, 2)),
     )
 

@@ -119,7 +119,6 @@ def explained(study, readings, codes, *key):
     """Summary of the share of codes' variance that readings explain.
 
     Args:
-        study: `study.Study`.
         readings, codes: as of `residuals`.
         *key: of the bootstrap's seed.
     """

@@ -7,9 +7,7 @@ import pathlib
 import numpy as np
 
 from kinv import measures, pixels
-from kinv.analysis import grids, results
-from kinv.analysis import study as study_lib
-from kinv.serving import diverse
+from kinv.analysis import diversity, grids, results
 
 TITLE = "Side by side"
 # Images in the figures, and in one of them.
@@ -39,7 +37,7 @@ def run(study):
         `results.Result`. By pair of models: these four, of each and their
         difference, with bootstrap intervals. Tables: the same, and each image
         with its file, spreads, errors, classes and the distance of the two mean
-        reconstructions (`diverse.picture_distances`, in grey levels). Figures:
+        reconstructions (`diversity.picture_distances`, grey levels). Figures:
         at most 48 images, those of the largest distance first.
 
     Raises:
@@ -71,11 +69,10 @@ def run(study):
 
 
 def _measure(study, model, batch, label, size):
-    noise = study.noise(model, len(batch.images), SAMPLES, label, batch.key)
-    made = model.reconstruct(batch.images, noise)
+    made = study.reconstruct(model, batch.images, SAMPLES, label, batch.key)
     logits = model.logits(batch.images)
     reconstruction_logits = model.logits(made[:, 0])
-    images = pixels.resize(study_lib.target(batch.images, model), size)
+    images = pixels.resize(model.target(batch.images), size)
     made = pixels.resize(made.reshape(-1, *made.shape[2:]), size)
     made = made.reshape(len(images), SAMPLES, size, size, 3)
     of_mean, of_single = measures.reconstruction_errors(images, made)
@@ -141,7 +138,7 @@ def _distances(means, others):
     """Of the two models' mean reconstructions, one for each image."""
     pairs = zip(means, others, strict=True)
     return np.array(
-        [diverse.picture_distances(np.stack(pair))[0, 1] for pair in pairs]
+        [diversity.picture_distances(np.stack(pair))[0, 1] for pair in pairs]
     )
 
 

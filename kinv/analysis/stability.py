@@ -55,7 +55,7 @@ def run(study):
             {"model": name, "passes": number, **share}
             for number, share in zip(PASSES, shares, strict=True)
         ]
-        curves[name] = np.array([list(share.values()) for share in shares])
+        curves[name] = results.curve(shares)
     figure = results.Figure(
         "passes",
         "Share of images whose class is still that of the original after so "
@@ -81,8 +81,7 @@ def _classes_after(study, name, images):
     """Predicted classes `(images,)` by the number of passes."""
     model, classes = study.models[name], {}
     for number in study.progress(range(1, max(PASSES) + 1), max(PASSES), name):
-        noise = study.noise(model, len(images), 1, str(number))
-        images = model.reconstruct(images, noise)[:, 0]
+        images = study.reconstruct(model, images, 1, str(number))[:, 0]
         if number in PASSES:
             classes[number] = model.logits(images).argmax(-1)
     return classes
@@ -94,7 +93,6 @@ def choose(study, name):
     Of images without labels the first.
 
     Args:
-        study: `study.Study`.
         name: label of the model that they are for; the same for all models.
 
     Returns:

@@ -1,5 +1,6 @@
 """What every experiment is given: models, images, noise."""
 
+import dataclasses
 import math
 import re
 import zlib
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from kinv import errors, intervals, measures, pixels, runs
+from kinv import errors, intervals, runs
 from kinv.analysis import results
 
 BATCH_SIZE = 50
@@ -50,6 +51,7 @@ class Batch(NamedTuple):
     key: str
 
 
+@dataclasses.dataclass(eq=False)
 class Study:
     """Models beside each other, on the same images.
 
@@ -73,29 +75,18 @@ class Study:
             `(batch,)`, as of `features.load_perceptual`; or None.
     """
 
-    def __init__(
-        self,
-        models,
-        source,
-        training_source: Callable,
-        image_size,
-        seed=0,
-        quick=False,
-        features=None,
-        perceptual=None,
-    ):
-        self.models = models
-        self.source = source
-        self.training_source = training_source
-        self.image_size = image_size
-        self.seed = seed
-        self.quick = quick
-        self.features = features
-        self.perceptual = perceptual
-        # Of the experiment that runs, for its progress bars.
-        self.title = ""
-        # Held-out images by size, as of `_elements`.
-        self._kept = {}
+    models: dict
+    source: object
+    training_source: Callable
+    image_size: int
+    seed: int = 0
+    quick: bool = False
+    features: tuple | None = None
+    perceptual: Callable | None = None
+    # Title of the experiment that runs, for its progress bars.
+    title: str = ""
+    # Held-out images by size, as of `_elements`.
+    _kept: dict = dataclasses.field(default_factory=dict)
 
     def count(self, full):
         """Number of images to take where `full` is the default."""
@@ -111,6 +102,11 @@ class Study:
         """N(0, 1), float32 `(num_images, num_samples, noise_dim)`."""
         shape = (num_images, num_samples, model.noise_dim)
         return self.random("noise", *key).standard_normal(shape, "float32")
+
+    def reconstruct(self, model, images, num_samples, *key):
+        """Reconstructions, `num_samples` of each image, by a key's noise."""
+        noise = self.noise(model, len(images), num_samples, *key)
+        return model.reconstruct(images, noise)
 
     def size(self, name):
         """Height and width at which images are read for a model, in pixels.
@@ -338,23 +334,6 @@ class Study:
         return all(
             np.allclose(first, other, rtol=1e-3, atol=1e-3) for other in others
         )
-
-
-def inverted(model):
-    """What a model inverts, in words."""
-    return f"features of {model.layer}" if model.layer else "logits"
-
-
-def target(images, model):
-    """Images as the model would reconstruct them ideally.
-
-    At its size and, where its pictures are grey, of the images' luminance.
-    """
-    images = pixels.resize(images, model.image_size)
-    if model.metadata.get("channels", 3) == 3:
-        return images
-    grey = measures.luminance(images)[..., None]
-    return grey.repeat(3, axis=-1).astype("float32")
 
 
 def concatenate(parts):

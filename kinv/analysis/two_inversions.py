@@ -64,8 +64,7 @@ def run(study):
 
 def _measure(study, model, batch, label, network):
     # Each model its own noise: an accident must not look like agreement.
-    noise = study.noise(model, len(batch.images), SAMPLES, label, batch.key)
-    made = model.reconstruct(batch.images, noise)
+    made = study.reconstruct(model, batch.images, SAMPLES, label, batch.key)
     per_image = {
         "logits": model.logits(batch.images),
         "half": made[:, : SAMPLES // 2].mean(axis=1),

@@ -160,7 +160,9 @@ class AdversarialTraining(keras.Model):
             logits = self.classifier(adversarial, training=True)
             loss = tf.reduce_mean(_cross_entropy(labels, logits))
             # Gradients are summed over the replicas.
-            scaled_loss = loss / self._num_replicas()
+            scaled_loss = (
+                loss / tf.distribute.get_strategy().num_replicas_in_sync
+            )
             scaled_loss = self.optimizer.scale_loss(scaled_loss)
         variables = self.classifier.trainable_variables
         self.optimizer.apply(tape.gradient(scaled_loss, variables), variables)
@@ -197,9 +199,6 @@ class AdversarialTraining(keras.Model):
         first = shape[0] * tf.cast(context.replica_id_in_sync_group, tf.int32)
         offsets = offsets[first : first + shape[0]]
         return self.attack(self.classifier, images, labels, offsets)
-
-    def _num_replicas(self):
-        return tf.distribute.get_replica_context().num_replicas_in_sync
 
 
 def accuracy(classifier, batches, attack=None, seed=0):

@@ -63,17 +63,17 @@ class Scaling(NamedTuple):
             wrong = positive and min(values) <= 0
             if len(values) not in (1, channels) or wrong:
                 raise errors.InputError(
-                    f"Expected --input-{option} of one number, or one for each "
-                    f"of the {channels} channels of {name}{positive}. "
+                    f"Expected an input {option} of one number, or one for "
+                    f"each of the {channels} channels of {name}{positive}. "
                     f"Received: {' '.join(map(str, values))}."
                 )
         normalizes = self.mean or self.std
         low, high = self.range or ((0.0, 1.0) if normalizes else PIXELS)
         if not low <= min(mean) <= max(mean) <= high and self.mean:
             raise errors.InputError(
-                f"Expected --input-mean from {low:g} to {high:g}, the range of "
-                f"pixels. Received: {' '.join(map(str, mean))}. Of pixels in "
-                "[0, 255], give --input-range 0 255 as well."
+                f"Expected an input mean from {low:g} to {high:g}, the range "
+                f"of pixels. Received: {' '.join(map(str, mean))}. Of pixels "
+                "in [0, 255], give the input range 0 255 as well."
             )
         if (low, high) == PIXELS and not normalizes:
             return None

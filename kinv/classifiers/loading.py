@@ -27,7 +27,9 @@ def load_classifier(
     weights="imagenet",
     output=None,
     size=None,
-    scaling=inputs.Scaling(),
+    input_range=None,
+    input_mean=None,
+    input_std=None,
     log_probabilities=False,
 ):
     """Loads a classifier to be inverted.
@@ -46,8 +48,11 @@ def load_classifier(
         size: side in pixels of the images that a classifier gets which takes
             any. Defaults to its own; of applications and `.npz` files, to
             that which they were trained at.
-        scaling: `inputs.Scaling`, what a file or SavedModel takes pixel values
-            as.
+        input_range: what pixel values 0 and 255 become, such as `(0, 1)`, where
+            the classifier takes other ones than [0, 255].
+        input_mean: what is subtracted then, one number or one for each channel;
+            with it the range is (0, 1) if none is given, as in PyTorch.
+        input_std: what they are divided by in the end.
         log_probabilities: whether the outputs are probabilities. Of those that
             sum to 1 the logarithms are the logits but for a constant per
             image, of others the log-odds. Those below the smallest normal
@@ -63,6 +68,7 @@ def load_classifier(
             Keras model or SavedModel, has other inputs or outputs, or ends in
             a softmax that cannot be taken off.
     """
+    scaling = inputs.Scaling(input_range, input_mean, input_std)
     if isinstance(name, keras.Model):
         model = outputs.choose(_copy(name), name.name, output)
         return _finished(model, name.name, size, scaling, log_probabilities)
@@ -70,9 +76,9 @@ def load_classifier(
     files.verify(path)
     if any(scaling) and is_of_imagenet(name):
         raise errors.InputError(
-            "Expected --input-range, --input-mean and --input-std for a "
-            f"classifier without preprocessing. Received: {name}, which gets "
-            "its own. Leave them out."
+            "Expected an input range, mean or std for a classifier without "
+            f"preprocessing. Received: {name}, which gets its own. Leave them "
+            "out."
         )
     if path.is_dir():
         model = saved_models.load(path, output, size)
@@ -172,8 +178,8 @@ def describe_accuracy(classifier, source, class_names):
     low, _ = intervals.wilson_interval(hits, count)
     if low <= 1 / len(class_names):
         line += (
-            ", no better than chance: check --input-range, --input-mean, "
-            "--input-std and the order of the classes"
+            ", no better than chance: check the input range, mean and std, "
+            "and the order of the classes"
         )
     return line
 

@@ -41,7 +41,9 @@ def give_logits(model, name, log_probabilities):
             "keras.Model that returns only the logits."
         )
     if not log_probabilities:
-        model = _without_activation(model)
+        before = _before_activation(model.outputs[0])
+        if before is not model.outputs[0]:
+            model = keras.Model(model.inputs[0], before, name=model.name)
     noise = _outputs_of_noise(model, name)
     if log_probabilities:
         _check_probabilities(noise, name)
@@ -51,15 +53,16 @@ def give_logits(model, name, log_probabilities):
         raise errors.InputError(
             f"Expected a classifier that returns logits. Received: {name}, "
             f"whose {shapes[0][1]} outputs are probabilities, of a softmax "
-            "that cannot be taken off. Take their logarithms for logits with "
-            "--log-probabilities: they equal the logits but for a constant per "
-            "image. Or save it without the softmax."
+            "that cannot be taken off. Take their logarithms for logits, by "
+            "--log-probabilities or log_probabilities=True: they equal the "
+            "logits but for a constant per image. Or save it without the "
+            "softmax."
         )
     if not np.ptp(noise, axis=0).any():
         raise errors.InputError(
             "Expected a classifier that tells images apart. Received: "
             f"{name}, which gives all of six images of noise the same outputs. "
-            "Check that its weights were loaded, or say with --input-range "
+            "Check that its weights were loaded, or say, by the input range, "
             "which pixel values it takes."
         )
     logits = model.outputs[0]
@@ -101,14 +104,6 @@ def choose(model, name, output):
     chosen = saved_models.choose_output(output, list(named), name)
     inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
     return keras.Model(inputs, named[chosen], name=model.name)
-
-
-def _without_activation(model):
-    """The model up to what its final softmax or sigmoid is applied to."""
-    before = _before_activation(model.outputs[0])
-    if before is model.outputs[0]:
-        return model
-    return keras.Model(model.inputs[0], before, name=model.name)
 
 
 def _before_activation(output):
@@ -181,7 +176,7 @@ def _outputs_of_noise(model, name):
         raise errors.InputError(
             f"Expected a classifier whose outputs are numbers. Received: {name}"
             ", which gives NaN or infinity for noise in [0, 255]. Mend what it "
-            "does to pixel values, or say with --input-range which it takes."
+            "does to pixel values, or say, by the input range, which it takes."
         )
     return outputs
 

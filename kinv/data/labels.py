@@ -1,5 +1,6 @@
 """Which of a classifier's classes the labels of a data set are."""
 
+import collections
 import inspect
 import pathlib
 import re
@@ -54,19 +55,18 @@ def match(source, class_names):
     own, unlabelled = source.class_names, source.unlabelled
     num_classes = len(class_names)
     if own:
-        keys, known = [_key(name) for name in own], _keys(class_names)
+        keys, numbers = [_key(name) for name in own], _numbers(class_names)
         named = not all(map(_PLACEHOLDER.fullmatch, class_names))
         numbered = own == [str(index) for index in range(len(own))]
-        by_name = named and set(keys) <= set(known)
-        if own == list(class_names) or by_name:
-            numbers = [_place(known, key) for key in keys]
-            if own == list(class_names):
-                numbers = range(num_classes)
+        same = own == list(class_names)
+        if same or (named and set(keys) <= set(numbers)):
+            order = range(num_classes)
+            chosen = order if same else [numbers[key] for key in keys]
             line = (
                 f"labels: the data set's {len(own)} classes are found by name "
                 f"among the classifier's {num_classes}"
             )
-            return source.relabelled(class_names, numbers), line
+            return source.relabelled(class_names, chosen), line
         if len(own) == num_classes and (numbered or not named):
             whose = "data set's" if named else "classifier's"
             line = (
@@ -119,26 +119,12 @@ def _key(name):
     return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
 
 
-def _keys(class_names):
-    """The keys of a classifier's classes."""
+def _numbers(class_names):
+    """Classes by key; -1 where several have the key, as ImageNet's cranes."""
     keys = [_key(name) for name in class_names]
-    # The first and the last of ImageNet's, whose numbers are known.
+    counts = collections.Counter(keys)
+    numbers = {k: i if counts[k] == 1 else -1 for i, k in enumerate(keys)}
+    # The first and the last of ImageNet's, whose WordNet numbers are known.
     if len(keys) == 1000 and (keys[0], keys[-1]) == ("tench", "toilet tissue"):
-        imagenet = imagenet_class_names()
-        return {
-            **{key: [i] for i, key in enumerate(imagenet)},
-            **_places(keys),
-        }
-    return _places(keys)
-
-
-def _places(keys):
-    places = {}
-    for index, key in enumerate(keys):
-        places.setdefault(key, []).append(index)
-    return places
-
-
-def _place(places, key):
-    """Where the class is; -1 where several are, as ImageNet's cranes."""
-    return places[key][0] if len(places[key]) == 1 else -1
+        numbers |= {k: i for i, k in enumerate(imagenet_class_names())}
+    return numbers

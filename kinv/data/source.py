@@ -1,6 +1,8 @@
 """A split of a data set as streams of batches."""
 
 import copy
+import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +11,7 @@ import tensorflow as tf
 SHUFFLE_BUFFER = 10_000
 
 
+@dataclasses.dataclass(eq=False)
 class Source:
     """Images and labels of one split, read as a stream in constant memory.
 
@@ -36,33 +39,21 @@ class Source:
         class_numbers: labels that the examples may have.
     """
 
-    def __init__(
-        self,
-        examples,
-        decode,
-        class_names,
-        num_examples,
-        factor_names=(),
-        num_skipped=0,
-        identity=None,
-        unlabelled="",
-        left_out="",
-        grey=False,
-        place=None,
-        name_of="image {}".format,
-    ):
-        self.examples = examples
-        self.decode = decode
-        self.class_names = list(class_names)
-        self.num_examples = num_examples
-        self.factor_names = list(factor_names)
-        self.num_skipped = num_skipped
-        self.identity = identity
-        self.unlabelled = unlabelled
-        self.left_out = left_out
-        self.grey = grey
-        self.place = place
-        self.name_of = name_of
+    examples: tf.data.Dataset
+    decode: Callable
+    class_names: list
+    num_examples: int
+    factor_names: list = ()
+    num_skipped: int = 0
+    identity: Callable | None = None
+    unlabelled: str = ""
+    left_out: str = ""
+    grey: bool = False
+    place: tuple | None = None
+    name_of: Callable = "image {}".format
+
+    def __post_init__(self):
+        self.class_names = list(self.class_names)
         self.class_numbers = list(range(len(self.class_names)))
         self._own_class_names = self.class_names
 
@@ -122,9 +113,9 @@ class Source:
 
         Returns:
             `tf.data.Dataset` of float32 images `(batch_size, image_size,
-            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`;
-            float32 logits `(batch_size, num_classes)` as well where the
-            examples have them.
+            image_size, 3)` in [0, 255] and int64 labels `(batch_size,)`; where
+            the examples have logits a dict of `images` and these, float32
+            `(batch_size, num_classes)`, instead of images.
         """
         first_pass, offset = divmod(start, self.num_examples)
 
@@ -141,10 +132,9 @@ class Source:
             if crop == "random":
                 image = _random_square(image, tf.stack([seed, index]))
             image = _to_square(image, image_size)
-            elements = (image, example["label"])
             if "logits" in example:
-                return *elements, example["logits"]
-            return elements
+                image = {"images": image, "logits": example["logits"]}
+            return image, example["label"]
 
         passes = tf.data.Dataset.range(first_pass, np.iinfo("int64").max)
         examples = passes.flat_map(one_pass).skip(offset).enumerate(start)

@@ -29,27 +29,29 @@ FAINT = 0.02
 PART = 10_000
 
 
-def adapt(model, batches, verbose, embedding):
+def adapt(model, batches, verbose):
     """Fits the normalisation of the logits, and a first embedding of them.
 
-    The embedding, where it has hidden layers, by `regress` on small pictures.
+    The embedding of normalised logits, where it has hidden layers, by `regress`
+    on small pictures.
+    A model that was made of trained networks keeps theirs.
 
     Args:
         model: `gan.InversionGAN`.
         batches: `tf.data.Dataset` of float32 images `(batch, size, size, 3)` in
             [0, 255]. The first 10,000 are used, 120,000 for an embedding.
         verbose: of `keras.Model.fit`.
-        embedding: whether to fit one.
 
     Raises:
-        errors.InputError: if the classifier gives NaN or infinity, or pixels
-            are not in [0, 255].
+        errors.InputError: if the classifier gives NaN, infinity or
+            probabilities, or pixels are not in [0, 255].
     """
     generator = model.generator
-    regresses = embedding and generator.embedding_layers > 0
-    if not (
-        regresses or generator.normalize_condition or model.readback_weight
-    ):
+    # One that was given, and has its map of logits.
+    normalization = generator.normalize_condition
+    trained = not model.is_adapted() and normalization and normalization.fitted
+    regresses = normalization and not trained and generator.embedding_layers
+    if not (normalization or model.readback_weight):
         return
     count = STATISTICS_IMAGES
     if regresses:
@@ -61,11 +63,27 @@ def adapt(model, batches, verbose, embedding):
             )
     condition, pictures = _read(model, batches, count)
     conditioning.finite(condition)
-    model.set_logit_statistics(condition[:STATISTICS_IMAGES])
+    sum_to_one = np.allclose(condition.sum(axis=-1), 1, atol=1e-3)
+    if (
+        sum_to_one
+        and condition.min() >= 0
+        and len(model.classifier.outputs) < 2
+    ):
+        raise errors.InputError(
+            "Expected a classifier that returns logits. Received: one whose "
+            "outputs are probabilities, 1 in all. Take its softmax off with "
+            "kinv.load_classifier(classifier)."
+        )
+    statistics = condition[:STATISTICS_IMAGES]
+    if trained:
+        model.class_centered_whitening.set_statistics(statistics)
+        if not model.discriminator.normalize_condition.fitted:
+            model.discriminator.normalize_condition.set_statistics(statistics)
+    else:
+        model.set_logit_statistics(statistics)
     if not regresses:
         return
-    if generator.normalize_condition:
-        condition = _in_parts(generator.normalize_condition, condition)
+    condition = _in_parts(normalization, condition)
     # No noise: it tells nothing of the images.
     noise_dim = generator.noise_dim // (len(generator.blocks) + 1)
     condition = np.pad(condition, [(0, 0), (0, noise_dim)])
@@ -180,24 +198,20 @@ def _bands(pictures):
     Every band has the same share in their variance, 1, and within a band every
     value, but those that hardly vary.
     """
-    bands = _pyramid(pictures)
-    vectors = [band.reshape(len(band), -1) for band in bands]
+    parts = [
+        losses.laplacian_pyramid(part.astype("float32") / 127.5 - 1)
+        for part in _parts(pictures)
+    ]
+    vectors = [
+        np.concatenate(bands).reshape(len(pictures), -1)
+        for bands in zip(*parts, strict=True)
+    ]
     for band in vectors:
         band -= band.mean(axis=0)
         band /= (band.std(axis=0) + FAINT) * np.sqrt(band.shape[-1])
     vectors = np.concatenate(vectors, axis=-1)
     vectors /= max(np.sqrt(np.square(vectors).mean()), 1e-12)
     return vectors
-
-
-def _pyramid(pictures):
-    """Bands of pictures in [-1, 1], the finest first."""
-
-    parts = [
-        losses.laplacian_pyramid(part.astype("float32") / 127.5 - 1)
-        for part in _parts(pictures)
-    ]
-    return [np.concatenate(bands) for bands in zip(*parts, strict=True)]
 
 
 def _length(embedding, condition):

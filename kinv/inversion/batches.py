@@ -1,5 +1,6 @@
 """Batches as `InversionGAN.fit` takes them: images, with or without labels."""
 
+import keras
 import tensorflow as tf
 from keras import ops
 
@@ -11,8 +12,8 @@ def full(images, size, seed):
 
     Args:
         images: array `(examples, height, width, 3)`, which is shuffled, or a
-            `tf.data.Dataset` of batches. Whether its last one is full is found
-            by reading a data set of known length once.
+            `tf.data.Dataset` of batches, as of `unpack`. Whether its last one
+            is full is found by reading a data set of known length once.
         size: images of a batch, of an array.
         seed: of the order of an array.
 
@@ -20,10 +21,18 @@ def full(images, size, seed):
         `tf.data.Dataset`.
 
     Raises:
-        errors.InputError: if an array has too few images, or they are no
-            colour images.
+        errors.InputError: if an array has too few images, they are no colour
+            images, or it is neither.
     """
     if not isinstance(images, tf.data.Dataset):
+        if isinstance(images, keras.utils.PyDataset) or not hasattr(
+            images, "__len__"
+        ):
+            raise errors.InputError(
+                "Expected an array of images, or a tf.data.Dataset of batches. "
+                f"Received: a {type(images).__name__}. "
+                "tf.data.Dataset.from_generator makes one of it."
+            )
         if len(images) < size:
             raise errors.InputError(
                 f"Expected at least {size} images, one step's worth. "
@@ -31,11 +40,25 @@ def full(images, size, seed):
             )
         images = tf.data.Dataset.from_tensor_slices(images)
         images = images.shuffle(images.cardinality(), seed).batch(size, True)
-    shape = tf.nest.flatten(images.element_spec)[0].shape
+    shape = _parts(images.element_spec)[0].shape
     check_shape(shape)
-    if shape[0] is None:
+    if shape.rank is None or shape[0] is None:
         return _without_partial(images)
     return images
+
+
+def at_most(batches, given, epochs=1, steps_per_epoch=None, **_):
+    """What `fit` will read of an endless data set; others as they are.
+
+    Args:
+        batches: `full` of what was given.
+        given: array or `tf.data.Dataset`.
+        epochs, steps_per_epoch: of `keras.Model.fit`.
+    """
+    endless = tf.data.INFINITE_CARDINALITY
+    if isinstance(given, tf.data.Dataset) and given.cardinality() == endless:
+        return batches.take(epochs * (steps_per_epoch or 1))
+    return batches
 
 
 def _without_partial(batches):
@@ -44,7 +67,10 @@ def _without_partial(batches):
     def size(*batch):
         return tf.shape(tf.nest.flatten(batch)[0])[0]
 
-    full_size = size(next(iter(batches)))
+    first = next(iter(batches), None)
+    if first is None:
+        raise errors.InputError("Expected images. Received: an empty data set.")
+    full_size = size(first)
     count = int(batches.cardinality())
     if count < 0:
         return batches.filter(lambda *batch: size(*batch) == full_size)
@@ -57,12 +83,40 @@ def unpack(batch):
     """Images of a batch, float32, and their logits where they are known.
 
     Args:
-        batch: images, or a tuple of images, labels and, where known, logits.
+        batch: images, or a dict of them as `image` or `images`, which may have
+            `logits`, too; or a tuple of these and labels.
+
+    Raises:
+        errors.InputError: if it is anything else.
     """
-    if not isinstance(batch, (tuple, list)):
-        batch = (batch,)
-    images = ops.cast(batch[0], "float32")
-    return images, batch[2] if len(batch) == 3 else None
+    images, logits = _parts(batch)
+    return ops.cast(images, "float32"), logits
+
+
+def _parts(batch):
+    """Images and logits, or None, of a batch or of its specification."""
+    images, logits = batch, None
+    if isinstance(images, (tuple, list)) and len(images) in (1, 2):
+        images = images[0]
+    if isinstance(images, dict):
+        logits = images.get("logits")
+        images = images.get("images", images.get("image"))
+    if not hasattr(images, "shape"):
+        raise errors.InputError(
+            "Expected images, alone or with labels, or dicts with an `image`. "
+            f"Received: {_structure(batch)}. Weights of examples or classes "
+            "are not used."
+        )
+    return images, logits
+
+
+def _structure(batch):
+    """The shape of a batch in words."""
+    if isinstance(batch, dict):
+        return f"a dict of {', '.join(map(str, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"({', '.join(map(_structure, batch))})"
+    return "an array" if hasattr(batch, "shape") else type(batch).__name__
 
 
 def targets(images, generator):
@@ -87,8 +141,8 @@ def check_shape(shape):
     ):
         raise errors.InputError(
             "Expected images of shape (examples, height, width, 3). Received: "
-            f"shape {tuple(shape)}. Repeat the channel of grey ones three "
-            "times."
+            f"shape {tuple(shape)}. Make batches of single ones; repeat the "
+            "channel of grey ones three times."
         )
 
 
@@ -101,8 +155,15 @@ def resize(images, size):
         errors.InputError: if they are no colour images.
     """
     check_shape(images.shape)
-    if tf.TensorShape(images.shape[1:3]).is_fully_defined():
-        images = pixels.center_crop(images)
-    if images.shape[1:3] == (size, size):
+    if not tf.TensorShape(images.shape[1:3]).is_fully_defined():
+        _, height, width, _ = tf.unstack(tf.shape(images))
+        side = tf.minimum(height, width)
+        images = tf.image.resize_with_crop_or_pad(images, side, side)
+        return tf.image.resize(images, (size, size), antialias=True)
+    images = pixels.center_crop(images)
+    if images.shape[1] == size:
         return images
-    return ops.image.resize(images, (size, size), antialias=True)
+    # TensorFlow's own operation has no kernel on GPUs, in XLA and on TPUs.
+    weights = pixels.resize_weights(images.shape[1], size)
+    images = ops.einsum("iy,byxc->bixc", weights, images)
+    return ops.einsum("jx,bixc->bijc", weights, images)

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from kinv import errors, measures
 from kinv.inversion import checkpoints, noise_scale
-from kinv.pixels import to_uint8
+from kinv.pixels import resize, to_uint8
 
 # What `best_epoch` allows: so much less than the best agreement, and the range
 # of what the noise says of what is left open. It need not be calibrated, since
@@ -158,9 +158,7 @@ class ReconstructionSummary(keras.callbacks.Callback):
         rows = [
             self.model.reconstruct(self.images, noise) for noise in self.noise
         ]
-        originals = tf.image.resize(
-            self.images, rows[0].shape[1:3], antialias=True
-        )
+        originals = resize(self.images, rows[0].shape[1])
         captions = ["image", "reconstruction"]
         captions += [f"noise {2 + i}" for i in range(len(rows) - 1)]
         # Each row: caption, images side by side; then the rows on each other.

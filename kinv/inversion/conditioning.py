@@ -140,6 +140,11 @@ class LogitNormalization(keras.layers.Layer):
         if self.deviation:
             self.deviation.build(input_shape)
 
+    @property
+    def fitted(self):
+        """Whether it is no longer the identity."""
+        return bool(np.any(self.mean))
+
     def set_statistics(self, logits):
         """Fits the map to logits of training images.
 

@@ -121,15 +121,9 @@ def new_version(directory):
     Raises:
         errors.InputError: if `directory` cannot be written to.
     """
-    directory = pathlib.Path(directory)
+    directory = files.make_directory(directory)
     temporary = directory / f"{files.WRITING}{uuid.uuid4().hex}"
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise errors.InputError(
-            f"Expected a directory that can be written. Received: {directory}: "
-            f"{error.strerror}."
-        ) from None
+    temporary.mkdir()
     final = []
     try:
         yield temporary, final

@@ -258,15 +258,16 @@ class InversionGAN(keras.Model):
         """
         size = batch_size * (self.discriminator_steps + 1)
         given, x = x, batches.full(x, size, self.seed)
-        if not self._is_adapted():
-            self.adapt(x, kwargs.get("verbose", "auto"))
+        if not self.is_adapted():
+            seen = batches.at_most(x, given, **kwargs)
+            self.adapt(seen, kwargs.get("verbose", "auto"))
         if kwargs.get("steps_per_epoch") and not isinstance(
             given, tf.data.Dataset
         ):
             x = x.repeat()
         return super().fit(x, **{"shuffle": False, **kwargs})
 
-    def adapt(self, images, verbose="auto", embedding=True):
+    def adapt(self, images, verbose="auto"):
         """Fits to images what does not learn, and a first embedding.
 
         The normalisation of the logits, the read-back's units, and the
@@ -277,15 +278,13 @@ class InversionGAN(keras.Model):
                 which the first 10,000 images are used, 120,000 for an
                 embedding that has hidden layers.
             verbose: of `keras.Model.fit`.
-            embedding: whether to fit one; of no use before another's weights
-                are loaded.
         """
         if not isinstance(images, tf.data.Dataset):
             images = tf.data.Dataset.from_tensor_slices(images).batch(500)
         images = images.map(lambda *batch: batches.unpack(batch)[0])
-        adaptation.adapt(self, images, verbose, embedding)
+        adaptation.adapt(self, images, verbose)
 
-    def _is_adapted(self):
+    def is_adapted(self):
         transform = np.asarray(self.class_centered_whitening.transform)
         return not np.array_equal(transform, np.eye(len(transform)))
 
@@ -389,10 +388,7 @@ class InversionGAN(keras.Model):
         results = validation.measure(images, samples, logits, readings)
         for tracker in self.validation_trackers:
             tracker.update_state(*results[tracker.name])
-        means = {
-            tracker.name: tracker.result()
-            for tracker in self.validation_trackers
-        }
+        means = validation.means(self.validation_trackers)
         return {**means, **validation.shares(means, len(samples))}
 
 

@@ -5,9 +5,27 @@ whatever the dtype policy; convolutions, attention and what is done to each
 value of a map run in the policy's compute dtype.
 """
 
+import inspect
+
 import keras
 import numpy as np
 from keras import ops
+
+
+def settings_of(layer):
+    """What a layer or model was made with, for `get_config`.
+
+    Arguments of its constructor, each kept as the attribute of its name.
+    """
+    names = inspect.signature(type(layer).__init__).parameters
+    own = [name for name in names if name not in ("self", "kwargs")]
+    return {name: getattr(layer, name) for name in own}
+
+
+def spectral_vectors(network):
+    """Variables that power iterations move when a network is trained."""
+    variables = network.non_trainable_variables
+    return [v for v in variables if v.name == "spectral_vector"]
 
 
 class SpectralLayer(keras.layers.Layer):
@@ -126,12 +144,7 @@ class SpectralDense(SpectralLayer):
         return outputs + self.bias if self.use_bias else outputs
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "use_bias": self.use_bias,
-            "kernel_initializer": self.kernel_initializer,
-        }
+        return {**super().get_config(), **settings_of(self)}
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -218,15 +231,7 @@ class SpectralConv2D(SpectralLayer):
         return outputs + self.bias if self.use_bias else outputs
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "use_bias": self.use_bias,
-            "upsampling": self.upsampling,
-            "pool": self.pool,
-            "padding": self.padding,
-        }
+        return {**super().get_config(), **settings_of(self)}
 
 
 def _pad(inputs, padding):
@@ -236,14 +241,7 @@ def _pad(inputs, padding):
 
 
 def insert_zeros(inputs):
-    """Doubles height and width; values go to even rows and columns.
-
-    Args:
-        inputs: tensor `(batch, height, width, channels)`.
-
-    Returns:
-        Tensor `(batch, 2 * height, 2 * width, channels)`.
-    """
+    """Doubles height and width; values go to even rows and columns."""
     _, height, width, channels = inputs.shape
     # Behind the channels of each value, then behind each row: LiteRT pads at
     # most five axes.
@@ -254,14 +252,7 @@ def insert_zeros(inputs):
 
 
 def repeat_pixels(inputs):
-    """Doubles height and width; every value stands four times.
-
-    Args:
-        inputs: tensor `(batch, height, width, channels)`.
-
-    Returns:
-        Tensor `(batch, 2 * height, 2 * width, channels)`.
-    """
+    """Doubles height and width; every value stands four times."""
     return ops.repeat(ops.repeat(inputs, 2, axis=1), 2, axis=2)
 
 

@@ -1,6 +1,8 @@
-"""The losses, one value per example: scores, logits read back, adversaries.
+"""The losses, one value `(batch,)` per example; of adversaries, per score.
 
-Pictures are in [0, 255], as everywhere outside of the networks.
+Pictures are `(batch, size, size, 3)` in [0, 255], as everywhere outside of the
+networks; logits `(batch, num_classes)`; scores of the discriminator `(batch,
+places)`, of images and of reconstructions with the same logits.
 """
 
 from keras import ops
@@ -25,15 +27,6 @@ def energy_score(first, second, images):
     term is what asks for spread; two samples estimate it without bias. `| |`
     is `picture_distance`.
 
-    Args:
-        first: float tensor `(batch, size, size, 3)` in [0, 255],
-            reconstructions.
-        second: the same of other noise, `(batch, size, size, 3)`.
-        images: the images that the logits are of, `(batch, size, size, 3)`.
-
-    Returns:
-        Float tensor `(batch,)`; may be negative.
-
     Reference:
         Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and
         Estimation (2007), section 4.3; Lang et al., AIFS-CRPS (2024), who
@@ -56,13 +49,6 @@ def picture_distance(difference):
     right, those of the whole picture how all of it varies together. A band of
     `size` pixels counts `3 (size / 8)^0.7` times: the finer, the less it
     varies. What the bands leave counts 1.5 times.
-
-    Args:
-        difference: float tensor `(batch, size, size, 3)`, of two pictures in
-            [0, 255]; `size` is a multiple of 4.
-
-    Returns:
-        Float tensor `(batch,)`, at least 0, about in units of [-1, 1].
     """
     difference = difference / 127.5
     size = difference.shape[1]
@@ -112,13 +98,6 @@ def readback_loss(differences):
 
     Grows slowly where a difference is large: what a small network cannot
     reproduce anyway does not drown what it can.
-
-    Args:
-        differences: float tensor `(batch, num_classes)`, of the logits that
-            reconstructions were made of and those read from them, scaled.
-
-    Returns:
-        Float tensor `(batch,)`, at least 0.
     """
     return ops.mean(ops.log1p(ops.square(differences)), axis=-1)
 
@@ -129,14 +108,6 @@ def readback_score(first, second, logits):
     For a classifier that sees more pixels than a reconstruction has: that of a
     perfect sample still differs from the image's, and by how much is to be
     learned as well. Where nothing is left open it is the distance.
-
-    Args:
-        first: float tensor `(batch, num_classes)`, logits read, scaled.
-        second: the same from reconstructions of other noise.
-        logits: those of the images, `(batch, num_classes)`, scaled.
-
-    Returns:
-        Float tensor `(batch,)`; may be negative.
     """
 
     def distance(difference):
@@ -151,14 +122,6 @@ def class_divergence(read, expected):
 
     `sum(p log(p / q))` of those expected, `p`, and read, `q`. Of a thousand
     classes few are likely, and a distance of the logits is one of the others.
-
-    Args:
-        read: float tensor `(batch, num_classes)`, logits read from
-            reconstructions.
-        expected: the same of their images.
-
-    Returns:
-        Float tensor `(batch,)`, at least 0.
     """
     expected = ops.log_softmax(expected)
     differences = expected - ops.log_softmax(read)
@@ -170,13 +133,6 @@ def pixel_loss(reconstructions, images):
 
     Smallest for the mean of all images of the same logits: noise, and all that
     the logits leave open, only adds to it.
-
-    Args:
-        reconstructions: float tensor `(batch, size, size, 3)` in [0, 255].
-        images: the same, `(batch, size, size, 3)`.
-
-    Returns:
-        Float tensor `(batch,)`, at least 0.
     """
     squares = ops.square((reconstructions - images) / 127.5)
     return ops.mean(squares, axis=(1, 2, 3))
@@ -184,15 +140,6 @@ def pixel_loss(reconstructions, images):
 
 def relativistic_discriminator_loss(real_scores, fake_scores):
     """`log(1 + exp(fake - real))`: real ones should score higher.
-
-    Args:
-        real_scores: float tensor `(batch, places)`, scores of images with
-            their own logits.
-        fake_scores: float tensor `(batch, places)`, scores of reconstructions
-            with the same logits.
-
-    Returns:
-        Float tensor `(batch, places)`, at least 0.
 
     Reference:
         Jolicoeur-Martineau, The Relativistic Discriminator, ICLR 2019; paired
@@ -208,17 +155,7 @@ def relativistic_generator_loss(real_scores, fake_scores):
 
 
 def hinge_discriminator_loss(real_scores, fake_scores):
-    """`max(0, 1 - real) + max(0, 1 + fake)`.
-
-    Args:
-        real_scores: float tensor `(batch, places)`, scores of images with
-            their own logits.
-        fake_scores: float tensor `(batch, places)`, scores of reconstructions
-            with the logits they were made from.
-
-    Returns:
-        Float tensor `(batch, places)`, at least 0. The sum of both halves, not
-        their average, as in compare_gan.
+    """`max(0, 1 - real) + max(0, 1 + fake)`: the sum, not the average.
 
     Reference:
         Supplementary, section 7.2 (`loss.fn = @hinge`, `penalty.fn =
@@ -228,12 +165,5 @@ def hinge_discriminator_loss(real_scores, fake_scores):
 
 
 def hinge_generator_loss(fake_scores):
-    """`-fake`, of `hinge_discriminator_loss`; the paper's L_G.
-
-    Args:
-        fake_scores: float tensor `(batch, places)`, scores of reconstructions.
-
-    Returns:
-        Float tensor `(batch, places)`.
-    """
+    """`-fake`, of `hinge_discriminator_loss`; the paper's L_G."""
     return -fake_scores

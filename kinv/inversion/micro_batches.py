@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from kinv.inversion import layers
+
 
 def split(batch, num_parts, results, networks):
     """Yields the parts of a batch, each after `results` of the ones before.
@@ -21,10 +23,9 @@ def split(batch, num_parts, results, networks):
         Lists of tensors, a part of each in `batch`.
     """
     vectors = [
-        variable
+        vector
         for network in networks
-        for variable in network.non_trainable_variables
-        if variable.name == "spectral_vector"
+        for vector in layers.spectral_vectors(network)
     ]
     starts = [tf.identity(vector.value) for vector in vectors]
     parts = (tf.split(tensor, num_parts) for tensor in batch)

@@ -115,7 +115,7 @@ def measured(metadata):
         )
     if (ratio := metrics.get("error_ratio")) is not None:
         low, high = metrics["error_ratio_interval"]
-        spread_skill = measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
+        spread_skill = measures.spread_skill(ratio)
         scaled_by = metadata.get("export", {}).get("noise_scaled_by", {})
         fitted = ""
         if scaled_by.get("among_measured"):

@@ -251,23 +251,7 @@ class Generator(keras.Model):
         self.embed_condition.longest = float(longest)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "image_size": self.image_size,
-            "condition_dim": self.condition_dim,
-            "base_channels": self.base_channels,
-            "noise_dim": self.noise_dim,
-            "embedding_dim": self.embedding_dim,
-            "embedding_layers": self.embedding_layers,
-            "gain_offset": self.gain_offset,
-            "norms_per_block": self.norms_per_block,
-            "attention": self.attention,
-            "logit_normalization": self.logit_normalization,
-            "upsampling": self.upsampling,
-            "padding": self.padding,
-            "bounded_noise": self.bounded_noise,
-            "channels": self.channels,
-        }
+        return {**super().get_config(), **layers.settings_of(self)}
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -387,13 +371,4 @@ class Discriminator(keras.Model):
         return self.score(features, training=training)[..., 0] + similarity
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "image_size": self.image_size,
-            "condition_dim": self.condition_dim,
-            "base_channels": self.base_channels,
-            "attention": self.attention,
-            "logit_normalization": self.logit_normalization,
-            "patch_scores": self.patch_scores,
-            "sees_detail": self.sees_detail,
-        }
+        return {**super().get_config(), **layers.settings_of(self)}

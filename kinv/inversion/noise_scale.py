@@ -80,7 +80,7 @@ def _spread(generator, pairs, seed, progress):
         progress.add(1)
     of_mean, of_single = np.concatenate(errors, axis=1)
     ratio = measures.error_ratio(of_mean, of_single)
-    return measures.spread_skill(ratio, measures.ERROR_RATIO_NOISES)
+    return measures.spread_skill(ratio)
 
 
 def _with_noise(generator, pairs, seed):

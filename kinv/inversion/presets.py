@@ -233,6 +233,8 @@ PRESETS["paper-small"] = {
 }
 # Of weights, noise and the order of images.
 SEED = 8
+# From here on the means of classes are those of few images.
+MANY_CLASSES = 300
 # What a cosine ends at, over what it starts at.
 LAST_LEARNING_RATE = 0.02
 
@@ -285,18 +287,27 @@ def describe():
 def make_networks(classifier, settings):
     """Generator and discriminator for a classifier, not trained.
 
-    For one that sees the luminance alone, a generator of grey images. A warning
-    is logged of pictures that are larger than what the classifier sees needs.
+    For one that sees the luminance alone, a generator of grey images. Warnings
+    are logged of pictures that are larger than what the classifier sees needs,
+    and of settings that are known not to suit it.
 
     Args:
         classifier: as of `gan.InversionGAN`.
         settings: dict that has the `NETWORK_SETTINGS`, and may have others.
-    """
 
+    Raises:
+        errors.InputError: of a classifier of images of any size.
+    """
     # Tools read the table before they load TensorFlow.
     from kinv.inversion import networks
 
     seen, size = classifier.input_shape[1], settings["image_size"]
+    if seen is None:
+        raise errors.InputError(
+            "Expected a classifier of images of one size. Received: "
+            f"{classifier.name} for {classifier.input_shape}. Choose one: "
+            "kinv.load_classifier(classifier, size=64)."
+        )
     if any(seen <= other < size for other in networks.GENERATOR_CHANNELS):
         LOGGER.warning(
             "Pictures of %s pixels will be made of images enlarged from the %s "
@@ -304,6 +315,16 @@ def make_networks(classifier, settings):
             "classifier of larger images.",
             size,
             seen,
+        )
+
+    classes = classifier.outputs[0].shape[-1]
+    normalization = settings["logit_normalization"]
+    if classes > MANY_CLASSES and normalization == "class-centered":
+        LOGGER.warning(
+            "The preset small was chosen on 80 classes. docs/classifiers.md "
+            "(Many classes) has settings that hold with the %s of this "
+            "classifier.",
+            f"{classes:,}",
         )
 
     def chosen(names):

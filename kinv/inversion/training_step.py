@@ -1,7 +1,10 @@
 """One step of the training: section 7 of the paper, and kinv's objective.
 
 All are functions of a `gan.InversionGAN`, which holds the networks, their
-optimizers and the weights of the losses.
+optimizers and the weights of the losses; of `images`, targets `(batch,
+image_size, image_size, 3)` in [0, 255]; of `reconstructions` `(batch * noises,
+image_size, image_size, 3)`, those of an image as neighbours; and of the
+`condition` that these were made of, `(batch * noises, condition_dim)`.
 
 The generator's loss is a weighted sum. The adversary is the paper's whole loss;
 it rewards pictures that look real, and neither that they show what the logits
@@ -18,7 +21,7 @@ import functools
 import tensorflow as tf
 from keras import ops
 
-from kinv.inversion import losses, micro_batches
+from kinv.inversion import layers, losses, micro_batches
 
 DISCRIMINATOR_LOSSES = {
     "hinge": losses.hinge_discriminator_loss,
@@ -63,14 +66,7 @@ def run(model, images, condition=None):
 
 
 def update_discriminator(model, images, condition, batch):
-    """Descends the discriminator's loss of one batch; returns the loss.
-
-    Args:
-        model: `gan.InversionGAN`.
-        images: targets, `(batch, image_size, image_size, 3)` in [0, 255].
-        condition: `(batch, condition_dim)`, of the images.
-        batch: which of the step's batches it is.
-    """
+    """Descends the discriminator's loss of one batch; returns the loss."""
     noise = draw_noise(model, condition, batch)
     # Outside the tape: these reconstructions are constants.
     reconstructions = _in_parts(
@@ -96,13 +92,7 @@ def update_discriminator(model, images, condition, batch):
 
 
 def update_generator(model, images, condition):
-    """Descends the generator's loss of one batch; returns the loss.
-
-    Args:
-        model: `gan.InversionGAN`.
-        images: targets, `(batch, image_size, image_size, 3)` in [0, 255].
-        condition: `(batch, condition_dim)`, of the images.
-    """
+    """Descends the generator's loss of one batch; returns the loss."""
     # Neighbours, so that replicas and micro-batches share out both.
     condition = ops.repeat(condition, model.noises, axis=0)
     noise = draw_noise(model, condition, model.discriminator_steps)
@@ -148,15 +138,7 @@ def update_generator(model, images, condition):
 
 
 def adversarial_loss(model, images, reconstructions, condition):
-    """What the discriminator's scores say, `(batch * noises, places)`.
-
-    Args:
-        model: `gan.InversionGAN`.
-        images: targets, `(batch, image_size, image_size, 3)` in [0, 255].
-        reconstructions: `(batch * noises, image_size, image_size, 3)`, those of
-            an image as neighbours.
-        condition: `(batch * noises, condition_dim)`, which they were made of.
-    """
+    """What the discriminator's scores say, `(batch * noises, places)`."""
     fake_scores = _score(model, reconstructions, condition)
     if model.adversary == "hinge":
         return losses.hinge_generator_loss(fake_scores)
@@ -170,9 +152,6 @@ def read_back(model, images, reconstructions, condition):
 
     Where it sees more pixels than `image_size`, no picture of that size has the
     image's logits: what it reads from the image at that size is expected.
-
-    Args:
-        model, images, reconstructions, condition: as of `adversarial_loss`.
 
     Returns:
         Two pairs, as `InversionGAN.classify` gives them, of `batch * noises`
@@ -196,11 +175,6 @@ def readback_loss(model, read, expected):
     In units of what logits vary within a class, or features in their principal
     components. Of a classifier that sees more pixels than `image_size` an
     energy score of two reconstructions.
-
-    Args:
-        model: `gan.InversionGAN`.
-        read: `(batch * noises, condition_dim)`, read from reconstructions.
-        expected: the same of their images.
 
     Returns:
         Float tensor `(batch * noises,)`, or `(batch,)` of an energy score.
@@ -253,6 +227,13 @@ def update_average(model):
         strict=True,
     ):
         average.assign(average + weight * (variable - average))
+    # Those of its own would be random until calls have moved them.
+    for vector, moved in zip(
+        layers.spectral_vectors(model.averaged_generator),
+        layers.spectral_vectors(model.generator),
+        strict=True,
+    ):
+        vector.assign(moved)
 
 
 def _generate(model, condition, noise):

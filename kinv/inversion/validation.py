@@ -1,4 +1,8 @@
-"""What is measured of held-out images after every epoch."""
+"""What is measured of held-out images after every epoch.
+
+`images` are `(batch, size, size, 3)` in [0, 255]; `samples` a list of as many
+reconstructions, of one noise each; logits and readings `(batch, num_classes)`.
+"""
 
 import tensorflow as tf
 from keras import ops
@@ -23,11 +27,6 @@ MEASURES = (
 def samples(generator, condition, seed):
     """Reconstructions of each image, of the same noises in every epoch.
 
-    Args:
-        generator: `networks.Generator`.
-        condition: `(batch, condition_dim)`, what it is given of the images.
-        seed: of the noise.
-
     Returns:
         List of `measures.ERROR_RATIO_NOISES` tensors `(batch, image_size,
         image_size, 3)` in [0, 255], of one noise each.
@@ -35,9 +34,13 @@ def samples(generator, condition, seed):
     noises = measures.ERROR_RATIO_NOISES
     # All at once, attention to larger pictures would fill the memory.
     calls = 1 if generator.image_size <= 32 else noises
+    # Several replicas share out what one would draw.
+    context = tf.distribute.get_replica_context()
+    shape = noises, context.num_replicas_in_sync, tf.shape(condition)[0]
     noise = tf.random.stateless_normal(
-        (noises * tf.shape(condition)[0], generator.noise_dim), seed=[seed, -1]
-    )
+        (*shape, generator.noise_dim), seed=[seed, -1]
+    )[:, context.replica_id_in_sync_group]
+    noise = ops.reshape(noise, (-1, generator.noise_dim))
     condition = ops.tile(condition, (noises // calls, 1))
     made = [
         generator({"condition": condition, "noise": part}, training=True)
@@ -60,13 +63,6 @@ def measure(images, samples, logits, readings):
       reconstructions: how near they come to the distribution of images of these
       logits, the lower, the better; `mean_error`: the squared error of the mean
       reconstruction, `single_error` that of single ones.
-
-    Args:
-        images: float tensor `(batch, size, size, 3)` in [0, 255].
-        samples: list of tensors of that shape, reconstructions with one noise
-            each, an even number.
-        logits: `(batch, num_classes)`, of the images.
-        readings: `(batch, num_classes)`, of the first reconstructions.
 
     Returns:
         dict by `MEASURES` of `(values, weights)`, tensors `(batch,)`, or None
@@ -102,6 +98,16 @@ def measure(images, samples, logits, readings):
     return dict(zip(MEASURES, values, strict=True))
 
 
+def means(trackers):
+    """Their means over all replicas, by name."""
+    context = tf.distribute.get_replica_context()
+    sums = [(tracker.total.value, tracker.count.value) for tracker in trackers]
+    return {
+        tracker.name: ops.divide_no_nan(*context.all_reduce("SUM", list(sum_)))
+        for tracker, sum_ in zip(trackers, sums, strict=True)
+    }
+
+
 def shares(means, num_samples):
     """What the means say.
 
@@ -112,10 +118,6 @@ def shares(means, num_samples):
       that vary as images of the same logits do;
     * `spread_skill`: how much of what is left open the noise says, as
       `measures.spread_skill`, but always finite.
-
-    Args:
-        means: dict by `MEASURES` of scalars.
-        num_samples: reconstructions of each image.
 
     Returns:
         dict of scalars.
