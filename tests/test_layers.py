@@ -400,3 +400,76 @@ def test_no_embedding_is_longer_than_the_longest():
     layer.longest = float(np.median(lengths))
     shortened = np.minimum(1, layer.longest / lengths)[:, None]
     np.testing.assert_allclose(layer(condition), before * shortened, 1e-5)
+
+
+def renormalizing(calls):
+    """A norm that has seen some batches, and these."""
+    layer = normalization.BatchNormalization()
+    layer.build((None, 4, 4, 3))
+    layer.moments.renormalizes = True
+    batches = [1 + 2 * random(6, 4, 4, 3, seed=seed) for seed in range(calls)]
+    for batch in batches:
+        layer(batch, training=True)
+    return layer, np.stack(batches)
+
+
+def test_running_averages_of_batch_renormalization():
+    layer, batches = renormalizing(70)
+    average = 0.0
+    for index, mean in enumerate(batches.mean(axis=(1, 2, 3))):
+        average += (mean - average) / min(index + 1, normalization.MEMORY)
+    moments = layer.moments
+    np.testing.assert_allclose(moments.mean_sum / moments.count, average, 1e-5)
+    # Inference standardises with them.
+    inputs = random(2, 4, 4, 3)
+    variance = np.array(moments.variance_sum / moments.count)
+    np.testing.assert_allclose(
+        layer(inputs), (inputs - average) / np.sqrt(variance + 1e-5), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "calls, share",
+    [
+        (0, 0.0),
+        (normalization.FIRST_CALL, 0.0),
+        ((normalization.FIRST_CALL + normalization.FULL_CALL) // 2, 0.5),
+        (2 * normalization.FULL_CALL, 1.0),
+    ],
+)
+def test_batch_renormalization_gives_what_the_averages_do(calls, share):
+    layer, _ = renormalizing(20)
+    moments = layer.moments
+    for total in (moments.mean_sum, moments.variance_sum):
+        total.assign(total / moments.count * max(calls - 1, 0))
+    moments.count.assign(max(calls - 1, 0))
+    inputs = tf.constant(1.5 + 3 * random(6, 4, 4, 3, seed=9))
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs, training=True)
+        loss = tf.reduce_sum(outputs * random(6, 4, 4, 3, seed=10))
+    mean, variance = np.mean(inputs, (0, 1, 2)), np.var(inputs, (0, 1, 2))
+    average = np.array(moments.mean_sum / moments.count)
+    average_variance = np.array(moments.variance_sum / moments.count)
+    deviation, average_deviation = np.sqrt(
+        [variance + 1e-5, average_variance + 1e-5]
+    )
+    ratio = 1 + share * (deviation / average_deviation - 1)
+    shift = share * (mean - average) / average_deviation
+    np.testing.assert_allclose(
+        outputs, (inputs - mean) / deviation * ratio + shift, atol=1e-4
+    )
+    # Those of the batch's own moments: nothing changes if all values do.
+    gradient = np.array(tape.gradient(loss, inputs))
+    np.testing.assert_allclose(gradient.sum(axis=(0, 1, 2)), 0, atol=1e-3)
+
+
+def test_batch_renormalization_is_bounded():
+    layer, _ = renormalizing(20)
+    layer.moments.count.assign(2.0 * normalization.FULL_CALL)
+    layer.moments.variance_sum.assign([1e-4] * 3)
+    factor, summand = layer.moments.renormalize(
+        np.full(3, 9.0, "float32"), np.ones(3, "float32"), 1e-5
+    )
+    np.testing.assert_allclose(factor, normalization.LARGEST_RATIO)
+    np.testing.assert_allclose(summand, normalization.LARGEST_SHIFT)

@@ -41,15 +41,15 @@ class InversionGAN(keras.Model):
         discriminator: `networks.Discriminator` of the same sizes.
         seed: seed of the noise.
         discriminator_steps, adversary, adversary_weight, score_weight,
-            readback_weight, class_readback_weight, pixel_weight, ema_decay,
-            ema_start_step, micro_batches: settings of the objective, as
-            `presets.SETTINGS` says; by default the preset `small`'s.
+            readback_weight, class_readback_weight, pixel_weight,
+            renormalization, ema_decay, ema_start_step, micro_batches: settings
+            as `presets.SETTINGS` says; by default the preset `small`'s.
         **kwargs: of `keras.Model`; without `generator` also settings of
             networks, such as `image_size`.
 
     Attributes:
         averaged_generator: the generator with averaged weights, which
-            reconstructs and is exported. It keeps spectral vectors of its own.
+            reconstructs and is exported.
 
     Example:
         model = InversionGAN(classifier)
@@ -71,6 +71,7 @@ class InversionGAN(keras.Model):
         "readback_weight",
         "class_readback_weight",
         "pixel_weight",
+        "renormalization",
         "ema_decay",
         "ema_start_step",
         "micro_batches",
@@ -89,6 +90,7 @@ class InversionGAN(keras.Model):
         readback_weight=SMALL["readback_weight"],
         class_readback_weight=SMALL["class_readback_weight"],
         pixel_weight=SMALL["pixel_weight"],
+        renormalization=SMALL["renormalization"],
         ema_decay=SMALL["ema_decay"],
         ema_start_step=SMALL["ema_start_step"],
         micro_batches=SMALL["micro_batches"],
@@ -118,9 +120,11 @@ class InversionGAN(keras.Model):
             generator.get_config()
         )
         self.averaged_generator.set_weights(generator.get_weights())
+        self.renormalization = renormalization
+        for layer in generator.moments:
+            layer.renormalizes = renormalization
         self.discriminator_steps = discriminator_steps
-        self.ema_decay = ema_decay
-        self.ema_start_step = ema_start_step
+        self.ema_decay, self.ema_start_step = ema_decay, ema_start_step
         self.seed = seed
         self.adversary = adversary
         self.adversary_weight = adversary_weight

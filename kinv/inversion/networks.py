@@ -217,6 +217,15 @@ class Generator(keras.Model):
             if isinstance(layer, layers.SpectralLayer):
                 layer.fold(iterations)
 
+    @property
+    def moments(self):
+        """The moments of all its norms."""
+        return [
+            layer
+            for layer in self._flatten_layers()
+            if isinstance(layer, normalization.BatchMoments)
+        ]
+
     def fill_standing_statistics(self, batches):
         """Replaces the statistics that inference normalises with.
 
@@ -229,12 +238,7 @@ class Generator(keras.Model):
         Reference:
             Standing statistics, BigGAN, appendix; compare_gan's accumulators.
         """
-        moments = [
-            layer
-            for layer in self._flatten_layers()
-            if isinstance(layer, normalization.BatchMoments)
-        ]
-        for layer in moments:
+        for layer in self.moments:
             for variable in layer.variables:
                 variable.assign(np.zeros(variable.shape))
             layer.accumulating = True
@@ -246,7 +250,7 @@ class Generator(keras.Model):
                 embedded = np.array(self._embed(**batch)[0])
                 longest = max(longest, np.linalg.norm(embedded, axis=1).max())
         finally:
-            for layer in moments:
+            for layer in self.moments:
                 layer.accumulating = False
         self.embed_condition.longest = float(longest)
 

@@ -10,6 +10,12 @@ from keras import ops
 from kinv.inversion import layers
 
 SPATIAL_AND_BATCH = (0, 1, 2)
+# Of batch renormalisation: calls that running averages go back, and those
+# between which it begins. Of moments that change fast they lag too far behind.
+MEMORY = 50
+FIRST_CALL, FULL_CALL = 2000, 4000
+# Bounds of the two corrections.
+LARGEST_RATIO, LARGEST_SHIFT = 3.0, 5.0
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -23,7 +29,8 @@ class BatchMoments(keras.layers.Layer):
 
     Note:
         No running averages exist during training
-        (`standardize_batch.use_moving_averages = False`).
+        (`standardize_batch.use_moving_averages = False`), but where
+        `renormalizes` is set: `renormalize` needs them.
 
     Reference:
         Supplementary, section 7.2; compare_gan's accumulators.
@@ -32,6 +39,7 @@ class BatchMoments(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.accumulating = False
+        self.renormalizes = False
 
     def build(self, input_shape):
         shape = (input_shape[-1],)
@@ -41,7 +49,11 @@ class BatchMoments(keras.layers.Layer):
 
     def _add_sum(self, name, shape):
         return self.add_weight(
-            name=name, shape=shape, initializer="zeros", trainable=False
+            name=name,
+            shape=shape,
+            initializer="zeros",
+            trainable=False,
+            autocast=False,
         )
 
     def call(self, inputs, training=False):
@@ -60,7 +72,53 @@ class BatchMoments(keras.layers.Layer):
             self.mean_sum.assign_add(mean)
             self.variance_sum.assign_add(variance)
             self.count.assign_add(1.0)
+        elif self.renormalizes:
+            count = self.count + 1.0
+            for total, moment in (
+                (self.mean_sum, mean),
+                (self.variance_sum, variance),
+            ):
+                average = total / ops.maximum(self.count, 1.0)
+                change = ops.stop_gradient(moment) - average
+                average += change / ops.minimum(count, MEMORY)
+                total.assign(average * count)
+            self.count.assign(count)
         return mean, variance
+
+    def renormalize(self, mean, variance, epsilon):
+        """What makes of standardised values those of the running averages.
+
+        As inference standardises with moments of many batches, so that those of
+        one add nothing to what changes a picture, while gradients still know
+        of them. From `FIRST_CALL` to `FULL_CALL` more and more.
+
+        Args:
+            mean: of the batch, `(channels,)`.
+            variance: of the batch, `(channels,)`.
+            epsilon: added to both variances.
+
+        Returns:
+            Factor and, then, summand, float32 `(channels,)`, constants.
+
+        Reference:
+            Ioffe, Batch Renormalization (2017), algorithm 1: `r` and `d`.
+        """
+        inverse = ops.rsqrt(self.variance_sum / self.count + epsilon)
+        ratio = ops.clip(
+            inverse * ops.sqrt(variance + epsilon),
+            1 / LARGEST_RATIO,
+            LARGEST_RATIO,
+        )
+        shift = ops.clip(
+            (mean - self.mean_sum / self.count) * inverse,
+            -LARGEST_SHIFT,
+            LARGEST_SHIFT,
+        )
+        begun = (self.count - FIRST_CALL) / (FULL_CALL - FIRST_CALL)
+        begun = ops.clip(begun, 0.0, 1.0)
+        return tuple(
+            map(ops.stop_gradient, (1 + begun * (ratio - 1), begun * shift))
+        )
 
 
 class _Normalization(keras.layers.Layer):
@@ -74,8 +132,15 @@ class _Normalization(keras.layers.Layer):
     def normalize(self, inputs, gain, offset, training):
         """`(inputs - mean) / sqrt(variance + epsilon) * gain + offset`."""
         mean, variance = self.moments(inputs, training=training)
+        inverse = ops.rsqrt(variance + self.epsilon)
+        if training and self.moments.renormalizes:
+            factor, summand = self.moments.renormalize(
+                mean, variance, self.epsilon
+            )
+            inverse = inverse * factor
+            offset = offset + gain * summand
         # One multiplication and one addition per value of the large tensor.
-        scale = gain * ops.rsqrt(variance + self.epsilon)
+        scale = gain * inverse
         shift = offset - mean * scale
         return inputs * ops.cast(scale, inputs.dtype) + ops.cast(
             shift, inputs.dtype

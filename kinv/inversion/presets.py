@@ -117,6 +117,12 @@ SETTINGS = {
         "weight of the squared distance between image and reconstruction, "
         "pixels in [-1, 1]: a decoder, which passes over the noise",
     ),
+    "renormalization": (
+        errors.boolean,
+        "whether the generator's norms, from 1,000 to 2,000 updates on, use "
+        "running averages instead of the batch's moments, as an export does; "
+        "gradients are those of the batch's",
+    ),
     "discriminator_steps": (
         errors.non_negative_int,
         "discriminator updates per generator update; 0 for no adversary",
@@ -178,6 +184,7 @@ PRESETS = {
         "readback_weight": 2.0,
         "class_readback_weight": 0.0,
         "pixel_weight": 0.0,
+        "renormalization": True,
         "discriminator_steps": 1,
         "batch_size": 32,
         "micro_batches": 1,
@@ -207,6 +214,7 @@ PRESETS["paper"] = {
     "adversary_weight": 1.0,
     "score_weight": 0.0,
     "readback_weight": 0.0,
+    "renormalization": False,
     "discriminator_steps": 2,
     "batch_size": 2048,
     "steps": 250000,
