@@ -229,6 +229,7 @@ class Constant:
     image_size = 16
     noise_dim = 2
     metadata = {}
+    target = pipeline.Pipeline.target
 
     def logits(self, batch):
         bright = np.asarray(batch).mean(axis=(1, 2, 3)) > 99

@@ -291,7 +291,7 @@ def test_a_run_outlives_its_saved_model(image_folder, tmp_path):
         "--set=learning_rate_decay=none",
         "--image-size=8",
     ]
-    with pytest.raises(errors.InputError, match="with --log-probabilities"):
+    with pytest.raises(errors.InputError, match="by --log-probabilities"):
         train.main([*command, "--steps=1"])
     command += ["--log-probabilities", "--input-range", "0", "1"]
     train.main([*command, "--steps=1"])

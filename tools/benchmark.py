@@ -129,9 +129,10 @@ def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
     cli.check_output(options.json)
-    cli.loading_tensorflow()
     if options.gradients:
         benchmark_gradients.prepare(options)
+    else:
+        cli.loading_tensorflow()
     options.batch_size = options.batch_size or BATCH_SIZE
     peers = start_peers(options) if options.peer else {}
     try:

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from kinv import errors, files, measures, pixels
+from kinv import errors, files, pixels
 from kinv.serving import arguments
 from kinv.serving.signature import (
     FEATURES,
@@ -148,8 +148,8 @@ class Pipeline:
         images = pixels.resize(images, self.image_size)
         if self.metadata.get("channels", 3) == 3:
             return images
-        grey = measures.luminance(images)[..., None]
-        return grey.repeat(3, axis=-1).astype("float32")
+        grey = images @ np.float64(pixels.LUMINANCE)
+        return grey[..., None].repeat(3, axis=-1).astype("float32")
 
     def logits(self, images):
         """Classifies images.
