@@ -178,9 +178,11 @@ def compiles(strategy, classifier=None):
 
 
 def evaluation_batches(source, image_size, batch_size, limit, strategy):
-    """Held-out batches, of which no replica of a strategy gets an empty share.
+    """Held-out batches of which all replicas of a strategy get equal shares.
 
-    On CPUs TensorFlow's convolutions give nothing the wrong shape.
+    At most as many images as there are replicas, less one, are left out.
+    TensorFlow would leave the last replicas without any, and on CPUs its
+    convolutions return a wrong shape for an empty batch.
 
     Args:
         source: `data.source.Source`.
@@ -188,9 +190,7 @@ def evaluation_batches(source, image_size, batch_size, limit, strategy):
         strategy: `tf.distribute` strategy.
     """
     count = min(limit, source.num_examples)
-    rest = count % batch_size
-    if rest < strategy.num_replicas_in_sync:
-        count -= rest
+    count -= count % batch_size % strategy.num_replicas_in_sync
     return source.evaluation_batches(image_size, batch_size, count)
 
 

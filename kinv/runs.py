@@ -31,7 +31,7 @@ def lock(path, chief):
     return files.lock(path) if chief else contextlib.nullcontext()
 
 
-def open_run(path, options, may_change=()):
+def open_run(path, options, may_change=(), before=None):
     """Opens a run directory: that of a run to be resumed, or a new one.
 
     Args:
@@ -40,6 +40,8 @@ def open_run(path, options, may_change=()):
             run, if it had begun.
         may_change: names of options that are free to differ then, besides
             `MAY_CHANGE`.
+        before: dict of what runs did before there was an option, whose records
+            lack it.
 
     Returns:
         dict of its `config.json` if the run had begun; otherwise {}, and the
@@ -70,6 +72,7 @@ def open_run(path, options, may_change=()):
             f"Expected the options of a run in {config}. Received: none. Start "
             "a new run in another directory."
         )
+    recorded = {**(before or {}), **recorded}
     free = MAY_CHANGE.union(may_change)
     for name, value in options.items():
         if name not in free and recorded.get(name) != value:

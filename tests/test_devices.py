@@ -212,14 +212,25 @@ def test_loss_scaling_on_several_replicas_is_refused():
             devices.set_precision("mixed_float16")
 
 
-@pytest.mark.parametrize("count, read", [(21, 20), (22, 22), (40, 40)])
-def test_no_replica_is_left_without_images(rendered, count, read):
-    source, strategy = rendered("validation", count), mock_strategy(2)
-    found = devices.evaluation_batches(source, 8, 20, 1000, strategy)
-    assert sum(len(images) for images, _ in found) == read
-    found = devices.evaluation_batches(source, 8, 20, 1000, mock_strategy(1))
-    assert sum(len(images) for images, _ in found) == count
+@pytest.mark.parametrize(
+    "count, replicas, read",
+    [(21, 1, 21), (21, 2, 20), (22, 2, 22), (25, 4, 24), (29, 8, 28)],
+)
+def test_replicas_share_out_held_out_images(rendered, count, replicas, read):
+    strategy = types.SimpleNamespace(num_replicas_in_sync=replicas)
+    found = devices.evaluation_batches(
+        rendered("validation", count), 8, 20, 1000, strategy
+    )
+    sizes = [len(images) for images, _ in found]
+    assert sum(sizes) == read
+    assert all(size % replicas == 0 for size in sizes if size < 20)
 
 
-def mock_strategy(replicas):
-    return types.SimpleNamespace(num_replicas_in_sync=replicas)
+def test_no_replica_gets_an_empty_share(rendered):
+    strategy = devices.make_strategy("mirrored")
+    found = devices.evaluation_batches(
+        rendered("validation", 21), 8, 20, 1000, strategy
+    )
+    for images, _ in strategy.experimental_distribute_dataset(found):
+        shares = strategy.experimental_local_results(images)
+        assert [len(share) for share in shares] == [10, 10]

@@ -783,6 +783,21 @@ def test_probabilities_are_no_logits():
     make_model(classifier=classifier).adapt(images.astype("float32"))
 
 
+def test_renormalization_is_of_the_generator_alone():
+    model = make_model(**{**SMALL, "renormalization": True})
+    fit(model, steps=2)
+    for layer in model.generator.moments:
+        # Three batches a step.
+        assert layer.renormalizes and int(layer.count) == 6
+    for layer in model.averaged_generator.moments:
+        assert not layer.renormalizes and int(layer.count) == 0
+    # Models that were saved before there was the setting.
+    config = model.get_config()
+    assert config.pop("renormalization") is True
+    old = gan.InversionGAN.from_config(config)
+    assert not any(layer.renormalizes for layer in old.generator.moments)
+
+
 def test_the_average_has_the_vectors_of_the_generator():
     """Random ones would change its pictures from call to call."""
     model = make_model()
@@ -833,6 +848,8 @@ def test_batches_with_and_without_labels(make):
     assert logits is None
     full = batches.full(data.batch(5), 5, 0)
     assert int(full.cardinality()) == len(images) // 5
+    made = make_model().predict(data.batch(BATCH), verbose=0)
+    assert made.shape == images.shape
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,9 @@ def add_sampling_flags(add):
         "--diverse",
         type=errors.positive_int,
         metavar="NUMBER",
-        help="instead of --samples, as many reconstructions which differ most, "
-        f"of {CANDIDATES} noises, among those whose logits are no farther from "
-        "the image's than usual",
+        help=f"show the reconstructions that differ most, of {CANDIDATES} "
+        "noises, among those whose logits are no farther from the image's than "
+        "usual; their number takes the place of --samples",
     )
     add(
         "--uncertainty",

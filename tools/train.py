@@ -43,8 +43,8 @@ def train(options, strategy, chief):
     run = pathlib.Path(options.out)
     # A rate that has decayed cannot go on.
     constant = options.learning_rate_decay == "none"
-    may_change = {"steps"} if constant else ()
-    resumed = chief and runs.open_run(run, vars(options), may_change)
+    rules = {"steps"} if constant else (), presets.BEFORE
+    resumed = chief and runs.open_run(run, vars(options), *rules)
 
     source, validation, data = datasets.open_splits(vars(options), resumed)
     replicas = strategy.num_replicas_in_sync

@@ -142,7 +142,7 @@ class LogitNormalization(keras.layers.Layer):
 
     @property
     def fitted(self):
-        """Whether it is no longer the identity."""
+        """Whether `set_statistics` was called."""
         return bool(np.any(self.mean))
 
     def set_statistics(self, logits):

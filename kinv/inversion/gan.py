@@ -126,8 +126,7 @@ class InversionGAN(keras.Model):
         self.discriminator_steps = discriminator_steps
         self.ema_decay, self.ema_start_step = ema_decay, ema_start_step
         self.seed = seed
-        self.adversary = adversary
-        self.adversary_weight = adversary_weight
+        self.adversary, self.adversary_weight = adversary, adversary_weight
         self.score_weight = score_weight
         self.readback_weight = readback_weight
         self.class_readback_weight = class_readback_weight
@@ -242,6 +241,7 @@ class InversionGAN(keras.Model):
     @classmethod
     def from_config(cls, config):
         """Makes the model that `get_config` describes."""
+        config = {**presets.BEFORE, **config}
         return cls(**keras.saving.deserialize_keras_object(config))
 
     def fit(self, x, y=None, batch_size=SMALL["batch_size"], **kwargs):
@@ -280,7 +280,7 @@ class InversionGAN(keras.Model):
         Args:
             images: array or `tf.data.Dataset` of batches, as of `fit`, of
                 which the first 10,000 images are used, 120,000 for an
-                embedding that has hidden layers.
+                embedding, of normalised logits, that has hidden layers.
             verbose: of `keras.Model.fit`.
         """
         if not isinstance(images, tf.data.Dataset):
@@ -323,16 +323,15 @@ class InversionGAN(keras.Model):
         Returns:
             float32 `(batch, image_size, image_size, 3)` in [0, 255].
         """
-        noise_dim = self.generator.noise_dim
-        return self.reconstruct(
-            images, tf.random.normal((tf.shape(images)[0], noise_dim))
-        )
+        images, _ = batches.unpack(images)
+        shape = tf.shape(images)[0], self.generator.noise_dim
+        return self.reconstruct(images, tf.random.normal(shape))
 
     def reconstruct(self, images, noise):
         """Reconstructs images with given noise.
 
-        The batch's own moments normalise, as in training: standing statistics
-        are filled at export. Reconstruct at least some dozens at a time.
+        The batch's own moments normalise: standing statistics are filled at
+        export. Reconstruct at least some dozens at a time.
 
         Args:
             images: float32 `(batch, height, width, 3)` in [0, 255].

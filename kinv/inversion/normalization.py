@@ -10,8 +10,9 @@ from keras import ops
 from kinv.inversion import layers
 
 SPATIAL_AND_BATCH = (0, 1, 2)
-# Of batch renormalisation: calls that running averages go back, and those
-# between which it begins. Of moments that change fast they lag too far behind.
+# Of batch renormalisation: a new batch has a weight of one in so many in the
+# running averages; and the calls between which it begins. Of moments that
+# change fast they lag too far behind.
 MEMORY = 50
 FIRST_CALL, FULL_CALL = 2000, 4000
 # Bounds of the two corrections.
@@ -86,11 +87,12 @@ class BatchMoments(keras.layers.Layer):
         return mean, variance
 
     def renormalize(self, mean, variance, epsilon):
-        """What makes of standardised values those of the running averages.
+        """Turns values that the batch standardised into the averages' ones.
 
-        As inference standardises with moments of many batches, so that those of
-        one add nothing to what changes a picture, while gradients still know
-        of them. From `FIRST_CALL` to `FULL_CALL` more and more.
+        Inference standardises with moments of many batches. So does training
+        then, and the moments of one batch are no noise in a picture, while
+        gradients still know of them. From `FIRST_CALL` to `FULL_CALL` more and
+        more. The averages have the batch in them already, with its weight.
 
         Args:
             mean: of the batch, `(channels,)`.
@@ -101,7 +103,8 @@ class BatchMoments(keras.layers.Layer):
             Factor and, then, summand, float32 `(channels,)`, constants.
 
         Reference:
-            Ioffe, Batch Renormalization (2017), algorithm 1: `r` and `d`.
+            Ioffe, Batch Renormalization (2017), algorithm 1: `r` and `d`, there
+            of the averages before the batch.
         """
         inverse = ops.rsqrt(self.variance_sum / self.count + epsilon)
         ratio = ops.clip(

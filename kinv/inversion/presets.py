@@ -119,9 +119,10 @@ SETTINGS = {
     ),
     "renormalization": (
         errors.boolean,
-        "whether the generator's norms, from 1,000 to 2,000 updates on, use "
-        "running averages instead of the batch's moments, as an export does; "
-        "gradients are those of the batch's",
+        "whether the generator's norms use running averages instead of the "
+        "batch's moments, as an export does; from its 2,000th to its 4,000th "
+        "call, which is its 1,000th to 2,000th update with one discriminator "
+        "step, more and more. Gradients are those of the batch's moments",
     ),
     "discriminator_steps": (
         errors.non_negative_int,
@@ -239,6 +240,8 @@ PRESETS["paper-small"] = {
     "ema_decay": 0.999,
     "ema_start_step": 200,
 }
+# What trainings did before there was a setting, which their records lack.
+BEFORE = {"renormalization": False}
 # Of weights, noise and the order of images.
 SEED = 8
 # From here on the means of classes are those of few images.

@@ -157,7 +157,7 @@ def make_app(server, page, allow_origins=()):
             allow_headers=["Content-Type"],
         )
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     async def explorer():
         return fastapi.Response(
             page(),
