@@ -101,11 +101,14 @@ def measure(images, samples, logits, readings):
 def means(trackers):
     """Their means over all replicas, by name."""
     context = tf.distribute.get_replica_context()
-    sums = [(tracker.total.value, tracker.count.value) for tracker in trackers]
-    return {
-        tracker.name: ops.divide_no_nan(*context.all_reduce("SUM", list(sum_)))
-        for tracker, sum_ in zip(trackers, sums, strict=True)
-    }
+    # Several workers add tensors alone, no variables.
+    totals, counts = (
+        context.all_reduce("SUM", ops.stack([tf.identity(x) for x in sums]))
+        for sums in zip(*((t.total, t.count) for t in trackers), strict=True)
+    )
+    values = ops.unstack(ops.divide_no_nan(totals, counts))
+    names = (tracker.name for tracker in trackers)
+    return dict(zip(names, values, strict=True))
 
 
 def shares(means, num_samples):
