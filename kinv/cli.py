@@ -1,11 +1,12 @@
 """Flags that several tools have."""
 
+import contextlib
 import os
 import pathlib
 import shlex
 import sys
 
-from kinv import errors
+from kinv import errors, runs
 
 
 def add_data_flags(group):
@@ -151,6 +152,26 @@ def loading_tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" not in sys.modules:
         print("loading TensorFlow ...", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def training(options):
+    """A training's run directory, held, and the devices that compute it.
+
+    Args:
+        options: of `add_run_flags`.
+
+    Yields:
+        The `tf.distribute` strategy, and whether this process writes files.
+    """
+    loading_tensorflow()
+    from kinv import devices
+
+    # First of all: several workers cannot be set up once TensorFlow has run.
+    strategy = devices.make_strategy(options.strategy)
+    chief = devices.is_chief(strategy)
+    with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
+        yield strategy, chief
 
 
 def command(tool, *words):

@@ -21,13 +21,7 @@ LAYER_NORMALIZATION = "whiten"
 def main(argv=None):
     """Trains, and leaves a run directory that `tools/export.py` reads."""
     options = parse_arguments(argv)
-    cli.loading_tensorflow()
-    from kinv import devices
-
-    # First of all: several workers cannot be set up once TensorFlow has run.
-    strategy = devices.make_strategy(options.strategy)
-    chief = devices.is_chief(strategy)
-    with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
+    with cli.training(options) as (strategy, chief):
         train(options, strategy, chief)
 
 

@@ -105,13 +105,7 @@ def add_attack_flags(group):
 def main(argv=None):
     """Trains, measures and saves a classifier."""
     options = parse_arguments(argv)
-    cli.loading_tensorflow()
-    from kinv import devices
-
-    # First of all: several workers cannot be set up once TensorFlow has run.
-    strategy = devices.make_strategy(options.strategy)
-    chief = devices.is_chief(strategy)
-    with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
+    with cli.training(options) as (strategy, chief):
         train(options, strategy, chief)
 
 

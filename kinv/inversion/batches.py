@@ -146,6 +146,21 @@ def check_shape(shape):
         )
 
 
+def center_square(images, size):
+    """`resize` where the size of images is known when they come."""
+    height, width = tf.unstack(tf.shape(images)[1:3])
+    side = tf.minimum(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    images = images[:, top : top + side, left : left + side]
+    fits = side == size
+    images = tf.cond(
+        fits,
+        lambda: tf.cast(images, "float32"),
+        lambda: tf.image.resize(images, (size, size), antialias=True),
+    )
+    return tf.ensure_shape(images, (None, size, size, 3))
+
+
 def resize(images, size):
     """Antialiased resize to `size` pixels; nothing where it fits already.
 
@@ -156,10 +171,7 @@ def resize(images, size):
     """
     check_shape(images.shape)
     if not tf.TensorShape(images.shape[1:3]).is_fully_defined():
-        _, height, width, _ = tf.unstack(tf.shape(images))
-        side = tf.minimum(height, width)
-        images = tf.image.resize_with_crop_or_pad(images, side, side)
-        return tf.image.resize(images, (size, size), antialias=True)
+        return center_square(images, size)
     images = pixels.center_crop(images)
     if images.shape[1] == size:
         return images

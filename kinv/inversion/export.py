@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from kinv import errors, files
-from kinv.inversion import networks
+from kinv.inversion import batches, networks
 from kinv.serving.signature import SIGNATURE
 
 # Pictures that the exported model makes at a time, however many a call asks
@@ -225,7 +225,7 @@ def signature(classifier, generator):
         ]
     )
     def invert(images, noise, logit_scale, logit_shift):
-        images = _centre_square(images, classifier_size)
+        images = batches.center_square(images, classifier_size)
         logits, *features = (
             tf.cast(x, "float32")
             for x in _outputs(classifier, classifier(images, training=False))
@@ -340,20 +340,6 @@ def _in_parts(generator, inputs):
 def _outputs(classifier, results):
     """List of a classifier's one or two results."""
     return [results] if len(classifier.outputs) == 1 else results
-
-
-def _centre_square(images, size):
-    height, width = tf.unstack(tf.shape(images)[1:3])
-    side = tf.minimum(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    images = images[:, top : top + side, left : left + side]
-    fits = side == size
-    images = tf.cond(
-        fits,
-        lambda: images,
-        lambda: tf.image.resize(images, (size, size), antialias=True),
-    )
-    return tf.ensure_shape(images, (None, size, size, 3))
 
 
 def _write_warmup_requests(path, classifier_size, generator):
