@@ -36,8 +36,11 @@ def energy_score(first, second, images):
 
 
 def _energy(distance, first, second, target):
-    errors = distance(first - target) + distance(second - target)
-    return (errors - distance(first - second)) / 2
+    # As one batch: three of a third take nearly twice the time.
+    differences = (first - target, second - target, first - second)
+    distances = distance(ops.concatenate(differences))
+    to_first, to_second, apart = ops.split(distances, 3)
+    return (to_first + to_second - apart) / 2
 
 
 def picture_distance(difference):
