@@ -63,7 +63,7 @@ def results(rendered, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         open_rendered(patch, rendered, train=1500, test=150)
         patch.setattr(calibration, "IMAGES", 100)
-        patch.setattr(controls, "STEPS", 20)
+        patch.setattr(controls, "STEPS", 2)
         patch.setattr(diversity, "CANDIDATES", 64)
         patch.setattr(factors, "SAMPLES", 4)
         analyze.main(
@@ -603,6 +603,7 @@ def test_served_models_give_what_local_ones_give(
     served, rendered, tmp_path, monkeypatch
 ):
     open_rendered(monkeypatch, rendered, train=300, test=60)
+    monkeypatch.setattr(controls, "STEPS", 2)
     experiments = ["reconstructions", "stability", "controls"]
     found = []
     for place, models in (
@@ -638,27 +639,37 @@ def test_served_models_give_what_local_ones_give(
     "arguments, message",
     [
         (["--model", "nowhere"], "nowhere, which does not exist"),
-        (["--experiments", "rotations"], "invalid choice: 'rotations'"),
-        (["--dataset", "no_such_data"], "Received: no_such_data"),
-        (MODELS[:2], "of the name 'scenes32-robust' again"),
+        (
+            [*MODELS[:2], "--dataset", "no_such_data"],
+            "Received: no_such_data",
+        ),
+        (
+            [*MODELS[:2], *MODELS[:2]],
+            "of the name 'scenes32-robust' again",
+        ),
     ],
 )
-def test_wrong_input_is_one_line(arguments, message, tmp_path):
-    command = [
-        sys.executable,
-        "tools/analyze.py",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    if arguments[:2] != ["--model", "nowhere"]:
-        command += MODELS[:2]
+def test_wrong_input_is_one_line(arguments, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: analyze.main([*arguments, "--out", str(out)]))
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed
+    assert not (out / "report.html").exists()
+
+
+def test_a_wrong_word_ends_with_status_2():
     result = subprocess.run(
-        [*command, *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "tools/analyze.py", *MODELS[:2]]
+        + ["--experiments", "rotations"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 2
-    assert message in result.stderr
+    assert "invalid choice: 'rotations'" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out" / "report.html").exists()
 
 
 def test_labels():

@@ -42,6 +42,13 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def other_server(start_server):
+    """With a third pipeline, and for pages from other places."""
+    model = ("--model", "exported/fashion-robust")
+    return start_server(*model, "--allow-origin", "*")
+
+
 @pytest.fixture
 def page(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
@@ -417,9 +424,8 @@ def test_back_undoes_a_choice(served, page):
     assert "image=kinv_scenes-2" in page.url
 
 
-def test_a_model_gets_examples_of_its_own_data_set(start_server, page):
-    served = start_server("--model", "exported/fashion-robust")
-    open_page(page, served.rest)
+def test_a_model_gets_examples_of_its_own_data_set(other_server, page):
+    open_page(page, other_server.rest)
 
     def offered():
         return page.locator("#examples button:visible").evaluate_all(
@@ -512,28 +518,16 @@ def _contrast(page, selector):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_a_server_that_is_gone_is_named(start_server, page):
-    server = start_server()
-    open_page(page, server.rest)
-    server.process.kill()
-    server.process.wait()
-    page.locator("#resample").click()
-    sync_api.expect(page.locator("#message")).to_contain_text(
-        f"The server {server.rest} does not answer", timeout=SECONDS
-    )
-
-
 def test_the_page_as_a_file_in_front_of_another_server(
-    start_server, page, tmp_path
+    other_server, page, tmp_path
 ):
-    server = start_server("--allow-origin", "*")
     path = tmp_path / "explorer.html"
     model = "exported/scenes32-robust"
     serve.main(["--model", model, "--page", str(path)])
     # A model that the page was not made for is described by the server.
     open_page(
         page,
-        f"file://{path}?server={server.rest}&model=scenes32-standard"
+        f"file://{path}?server={other_server.rest}&model=scenes32-standard"
         "#model=scenes32-standard",
     )
     assert page.locator(".pictures canvas").count() == 9
@@ -600,3 +594,14 @@ def test_the_page_as_a_file_asks_without_a_preflight(
     server.shutdown()
     server.server_close()
     assert server.preflights == 0
+
+
+def test_a_server_that_is_gone_is_named(other_server, page):
+    # The last test: no other one can use it.
+    open_page(page, other_server.rest)
+    other_server.process.kill()
+    other_server.process.wait()
+    page.locator("#resample").click()
+    sync_api.expect(page.locator("#message")).to_contain_text(
+        f"The server {other_server.rest} does not answer", timeout=SECONDS
+    )

@@ -610,10 +610,10 @@ def test_micro_batches_of_equal_moments_are_one_batch(
 def test_a_step_in_micro_batches_on_two_replicas():
     strategy = devices.make_strategy("mirrored")
     with strategy.scope():
-        model = make_model(micro_batches=2, graph=True)
+        model = make_model(micro_batches=2, discriminator_steps=1, graph=True)
     fit(model)
     assert model.generator_optimizer.iterations.numpy() == 1
-    assert model.discriminator_optimizer.iterations.numpy() == 2
+    assert model.discriminator_optimizer.iterations.numpy() == 1
     for variable in model.variables:
         assert np.isfinite(variable.numpy()).all()
         first, second = strategy.experimental_local_results(variable.value)

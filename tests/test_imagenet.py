@@ -15,10 +15,12 @@ from tools import analyze, export, train
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "imagenet.md"
 TOOLS = {"train": train, "export": export, "analyze": analyze}
-# What makes a command small; the last of two equal options counts.
+# What makes a command small; the last of two equal options counts. Of the
+# network named there, one with a third of its layers.
 TOY = {
     "train": [
         *("--classifier-weights=none", "--classifier-size=32"),
+        "--classifier=keras.applications:ResNet50",
         *("--set=base_channels=4", "--batch-size=2", "--set=attention=False"),
         *("--steps=1", "--steps-per-epoch=1", "--set=validation_images=4"),
         *("--strategy=single", "--precision=float32"),
@@ -54,6 +56,8 @@ def test_from_data_to_report(tmp_path, monkeypatch):
         if not {"runs/robust", "runs/standard-faithful"} & set(words)
     ]
     assert [tool for tool, _ in chain] == ["train", "export", "analyze"]
+    assert "keras.applications:ResNet152" in chain[0][1]
+    assert callable(keras.applications.ResNet152)
     # The robust classifier and the feature networks are downloads.
     [(_, report)] = [x for x in chain if x[0] == "analyze"]
     for option in ("--features", "--perceptual", "--model"):
