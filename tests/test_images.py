@@ -178,7 +178,7 @@ def test_captions_take_room_only_where_they_are():
 
 def test_mosaic():
     cells = np.arange(5)[:, None, None, None] * np.ones((5, 2, 3, 3))
-    picture = grids.mosaic(cells, columns=2, gap=1)
+    picture = grids.mosaic(cells, columns=2)
     assert picture.shape == (8, 7, 3)
     np.testing.assert_array_equal(picture[3:5, 4:], cells[3])
     assert (picture[2] == 255).all() and (picture[6:, 4:] == 255).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import errors
+from kinv import errors, pixels
 from kinv.analysis import memorisation
 from kinv.analysis import study as study_lib
 from kinv.data import source as source_lib
@@ -96,7 +96,7 @@ def test_the_distance_is_that_of_numpy():
 def test_small_pictures_are_resized_as_all_are():
     random = np.random.default_rng(0)
     images = random.uniform(0, 255, (5, 20, 20, 3)).astype("float32")
-    shrink = memorisation._shrinking(20)
+    shrink = pixels.resize_weights(20, 8)
     small = memorisation._compared(images, shrink)["blur_ratio"]
     expected = tf.image.resize(images, (8, 8), antialias=True)
     np.testing.assert_allclose(small, tf.reshape(expected, (5, -1)), atol=1e-3)

@@ -1,10 +1,8 @@
 """Which shift or scale undoes a change of the image: section 6."""
 
-import functools
-
 import numpy as np
 
-from kinv import intervals, pixels
+from kinv import pixels
 from kinv.analysis import plots, results
 
 TITLE = "Best-fit shift and scale"
@@ -65,38 +63,28 @@ def run(study):
         name: study.per_image(_measure, name, study.count(IMAGES))
         for name in study.models
     }
-    metrics = {name: {} for name in fits}
-    rows = []
+    metrics, rows, figures = {name: {} for name in fits}, [], []
     for change, fit in FIGURES:
-        factors = CHANGES[change][1]
+        factors, curves = CHANGES[change][1], {}
         for name, per_image in fits.items():
             values = per_image[change, fit]
             metrics[name][f"{fit}_{change}"] = {
                 "images": len(values),
                 "slope": results.mean(_slope(values, factors)),
                 "peak": study.bootstrap(
-                    functools.partial(_peak, factors=factors),
-                    (values,),
-                    "peak",
-                    name,
-                    change,
-                    fit,
+                    lambda values: factors[values.mean(axis=0).argmax()],
+                    *((values,), "peak", name, change, fit),
                 ),
             }
+            curves[name] = [results.mean(column) for column in values.T]
+            about = {"model": name, "change": change, "fit": fit}
             rows += [
-                {
-                    **{"model": name, "change": change, "fit": fit},
-                    "factor": factor,
-                    **results.mean(column),
-                }
-                for factor, column in zip(factors, values.T, strict=True)
+                {**about, "factor": factor, **found}
+                for factor, found in zip(factors, curves[name], strict=True)
             ]
-    return results.Result(
-        metrics,
-        {"curves": rows},
-        [_figure(*key, fits) for key in FIGURES],
-        _claims(study, fits, metrics) if study.pair else [],
-    )
+        figures.append(_figure(change, fit, curves))
+    claims = _claims(study, fits, metrics) if study.pair else []
+    return results.Result(metrics, {"curves": rows}, figures, claims)
 
 
 def _measure(study, model, batch):
@@ -117,11 +105,7 @@ def _slope(values, factors):
     return rise / (factors[index + 1] - factors[index - 1])
 
 
-def _peak(values, factors):
-    return factors[values.mean(axis=0).argmax()]
-
-
-def _figure(change, fit, fits):
+def _figure(change, fit, curves):
     return results.Figure(
         f"{fit}_{change}",
         f"Best-fit {fit} of the logits that undoes a change of {change}, mean "
@@ -129,12 +113,7 @@ def _figure(change, fit, fits):
         f"identity. {FIGURES[change, fit]} of the supplementary.",
         plots.curves(
             CHANGES[change][1],
-            {
-                name: np.stack(
-                    intervals.mean_interval(per_image[change, fit]), axis=-1
-                )
-                for name, per_image in fits.items()
-            },
+            {name: results.curve(of) for name, of in curves.items()},
             f"{change} factor",
             f"best-fit {fit}",
             identity=(1, IDENTITY[fit]),
@@ -144,17 +123,15 @@ def _figure(change, fit, fits):
 
 def _claims(study, fits, metrics):
     robust, standard = study.pair
-    before, after = (
-        BRIGHTNESS_FACTORS[BRIGHTNESS_FACTORS.index(1) + step]
-        for step in (-1, 1)
-    )
-    ends = BRIGHTNESS_FACTORS[1], BRIGHTNESS_FACTORS[-2]
+    one = BRIGHTNESS_FACTORS.index(1)
+    before, _, after = BRIGHTNESS_FACTORS[one - 1 : one + 2]
+    _, *inner, highest = BRIGHTNESS_FACTORS
     # Logits of one mean, as of a classifier of one output, fit no shift.
-    varying = {
+    varying = [
         fit
         for fit in FITS
         if all(fits[name]["sharpness", fit].std() > 1e-6 for name in study.pair)
-    }
+    ]
 
     def rises(name, change, fit, around=""):
         text = f"The best-fit {fit} rises with {change}{around} ({name})."
@@ -181,31 +158,27 @@ def _claims(study, fits, metrics):
             threshold=MUCH,
         )
 
-    claims = [
-        ("shift", rises(robust, "brightness", "shift")),
+    shift = [
+        rises(robust, "brightness", "shift"),
         # Anywhere but at the ends of what was tried.
-        ("shift", peaks(standard, "shift", "and then falls", *ends)),
-        ("scale", rises(robust, "brightness", "scale", " around the identity")),
-        (
-            "scale",
-            peaks(
-                robust,
-                "scale",
-                "above the identity",
-                after,
-                BRIGHTNESS_FACTORS[-1],
-            ),
-        ),
+        peaks(standard, "shift", "and then falls", inner[0], inner[-1]),
+    ]
+    scale = [
+        rises(robust, "brightness", "scale", " around the identity"),
+        peaks(robust, "scale", "above the identity", after, highest),
         # The identity, or a neighbour of it.
-        ("scale", peaks(standard, "scale", "at the identity", before, after)),
+        peaks(standard, "scale", "at the identity", before, after),
+    ]
+    return [
+        *(shift if "shift" in varying else []),
+        *(scale if "scale" in varying else []),
         *(
-            (fit, rises(name, "sharpness", fit))
-            for fit in FITS
+            rises(name, "sharpness", fit)
+            for fit in varying
             for name in study.pair
         ),
-        *((fit, larger(fit)) for fit in FITS),
+        *map(larger, varying),
     ]
-    return [claim for fit, claim in claims if fit in varying]
 
 
 def _peaks(text, name, peak, first, last):

@@ -152,20 +152,16 @@ def _ratios(study, per_image, rows, *key):
     ratio = study.bootstrap(
         measures.error_ratio, (of_mean, of_single), "calibration", *key
     )
+    value, low, high = results.curve([ratio])[0]
     return {
         "images": len(of_mean),
         "squared_error": float(of_single.mean()),
         "error_ratio": ratio,
         # The lower the one, the higher the other.
         "spread_skill": results.summary(
-            *(_spread_skill(ratio[end]) for end in ("value", "high", "low"))
+            *map(measures.spread_skill, (value, high, low))
         ),
     }
-
-
-def _spread_skill(error_ratio):
-    error_ratio = np.nan if error_ratio is None else error_ratio
-    return measures.spread_skill(error_ratio)
 
 
 def _error_ratio(spread_skill):
@@ -186,18 +182,7 @@ def _rank_distances(ranks):
 def _tables(metrics, ranks):
     return {
         "error_ratios": [
-            {
-                "model": name,
-                "group": group,
-                "images": ratios["images"],
-                "squared_error": ratios["squared_error"],
-                **results.ends(
-                    {
-                        key: ratios[key]
-                        for key in ("error_ratio", "spread_skill")
-                    }
-                ),
-            }
+            {"model": name, "group": group, **results.ends(ratios)}
             for name, measured in metrics.items()
             for group, ratios in measured["groups"].items()
         ],

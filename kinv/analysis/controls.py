@@ -1,6 +1,5 @@
 """Other ways to make an image of logits, by the same measures: controls."""
 
-import functools
 import time
 
 import keras
@@ -48,8 +47,7 @@ def run(study):
         logits = model.logits(images)
         targets = model.target(images)
         metrics[name], grid = {}, [images[:SHOWN]]
-        for way, make in _ways(study, name, images).items():
-            made, seconds = make()
+        for way, made, seconds in _ways(study, name, images):
             seconds /= len(images)
             measured = results.summaries(
                 reconstructions.compare(
@@ -82,7 +80,7 @@ def run(study):
 
 
 def _ways(study, name, images):
-    """By the name of the way, functions to pictures and the seconds taken."""
+    """By the way, its name, the pictures and the seconds that they took."""
     model = study.models[name]
     logits, condition = model.classify(images)
     noise = study.noise(model, len(images), 1, "controls")
@@ -90,29 +88,16 @@ def _ways(study, name, images):
         study, name, study.count(TRAINING_IMAGES)
     )
     means = probes.class_means(model, features)[logits.argmax(-1)]
-
-    def find():
-        distances = measures.squared_distances(condition, features["condition"])
-        return distances.argmin(axis=1)
-
-    neighbours = _training_images(study, name, find())
-
-    def nearest():
-        # Only the comparison takes time.
-        find()
-        return neighbours
-
-    ways = {
-        "inversion": lambda: model.reconstruct(images, noise)[:, 0],
-        "class only": lambda: model.generate(means, noise[:, 0]),
-        "nearest image": nearest,
-    }
-    ways = {way: functools.partial(_timed, make) for way, make in ways.items()}
+    yield "inversion", *_timed(lambda: model.reconstruct(images, noise)[:, 0])
+    yield "class only", *_timed(lambda: model.generate(means, noise[:, 0]))
+    # Only the comparison takes time.
+    distances, seconds = _timed(
+        lambda: measures.squared_distances(condition, features["condition"])
+    )
+    found = _training_images(study, name, distances.argmin(axis=1))
+    yield "nearest image", found, seconds
     if model.signature:
-        ways["optimisation"] = functools.partial(
-            _optimised, study, name, condition
-        )
-    return ways
+        yield "optimisation", *_optimised(study, name, condition)
 
 
 def _timed(make):

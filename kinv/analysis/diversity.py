@@ -50,7 +50,7 @@ def run(study):
         captions += [name] * len(pictures[:SHOWN])
     return results.Result(
         metrics,
-        {"diversity": results.rows(metrics)},
+        {"diversity": results.rows(metrics, "model", "measure")},
         [_figure(grid, captions)],
     )
 

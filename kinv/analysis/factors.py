@@ -62,20 +62,17 @@ def run(study):
         scene_factors.are_known(study), "known factors, those of kinv_scenes"
     )
     study.require_images(FEWEST)
-    network = scene_factors.load_network()
     metrics, ranks = {}, {}
     for name, model in study.models.items():
         features = probes.training_features(study, name, probes.IMAGES)
-        per_image = study.per_image(
-            _measure, name, study.count(IMAGES), network=network
-        )
+        per_image = study.per_image(_measure, name, study.count(IMAGES))
         condition = per_image.pop("condition")
         per_image["probed"] = _probed(
             study, name, features, condition, per_image["classes"]
         )
         means = probes.class_means(model, features)
         per_image["control"] = _control(
-            study, model, means, per_image["classes"], network
+            study, model, means, per_image["classes"]
         )
         metrics[name] = {
             factor: _efficiency(study, per_image, factor)
@@ -97,7 +94,7 @@ def run(study):
     )
 
 
-def _measure(study, model, batch, network):
+def _measure(study, model, batch):
     logits, condition = model.classify(batch.images)
     made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
     image = model.target(batch.images)[:, None]
@@ -105,8 +102,8 @@ def _measure(study, model, batch, network):
         "condition": condition,
         "classes": logits.argmax(-1),
         "codes": scene_factors.encode(batch.factors),
-        "image": scene_factors.read(network, image)[:, 0],
-        "readings": scene_factors.read(network, made),
+        "image": scene_factors.read(image)[:, 0],
+        "readings": scene_factors.read(made),
     }
 
 
@@ -126,7 +123,7 @@ def _probed(study, name, features, condition, classes):
     return cache.kept(key, probe)["codes"]
 
 
-def _control(study, model, means, classes, network):
+def _control(study, model, means, classes):
     """Mean readings of reconstructions of the class's mean logits."""
     chosen, rows = np.unique(classes, return_inverse=True)
     noise = study.noise(model, len(chosen), SAMPLES, "control")
@@ -135,7 +132,7 @@ def _control(study, model, means, classes, network):
         noise.reshape(-1, noise.shape[-1]),
     )
     made = made.reshape(*noise.shape[:2], *made.shape[1:])
-    return scene_factors.read(network, made).mean(axis=1)[rows]
+    return scene_factors.read(made).mean(axis=1)[rows]
 
 
 def _efficiency(study, per_image, factor):
@@ -145,20 +142,17 @@ def _efficiency(study, per_image, factor):
     total = scene_factors.deviations(codes)
     unknown = scene_factors.deviations(codes, per_image["probed"][:, part])
     unshown, uncontrolled, unseen = (
-        scene_factors.residuals(x, codes)
-        for x in (
-            readings,
-            per_image["control"][:, part],
-            per_image["image"][:, part],
-        )
+        scene_factors.residuals(per_image[of][..., part], codes)
+        for of in ("readings", "control", "image")
     )
-
-    def efficiency(residual, unknown, total):
-        explained = measures.explained_variance
-        return explained(residual, total) / explained(unknown, total)
 
     def interval(statistic, *arrays):
         return study.bootstrap(statistic, arrays, "efficiency", factor)
+
+    def efficiency(residual):
+        if knows["value"] < KNOWN:
+            return None
+        return interval(_explained_ratio, residual, unknown, total)
 
     # Within an image only noise varies; the total over all readings.
     within = readings.var(axis=1, ddof=1).sum(axis=-1)
@@ -167,21 +161,19 @@ def _efficiency(study, per_image, factor):
         interval(measures.explained_variance, residual, total)
         for residual in (unknown, unshown, unseen)
     )
-    result = {
+    return {
         "knows": knows,
         "shows": shows,
-        "efficiency": None,
-        "control": None,
+        "efficiency": efficiency(unshown),
+        "control": efficiency(uncontrolled),
         "noise_share": results.mean(within / across),
         "ceiling": ceiling,
     }
-    if knows["value"] >= KNOWN:
-        for key, residual in (
-            ("efficiency", unshown),
-            ("control", uncontrolled),
-        ):
-            result[key] = interval(efficiency, residual, unknown, total)
-    return result
+
+
+def _explained_ratio(residual, unknown, total):
+    explained = measures.explained_variance
+    return explained(residual, total) / explained(unknown, total)
 
 
 def _noise_spread(within, *left_open):

@@ -22,29 +22,21 @@ CAPTION_COLOR = "#333333"
 MARKED_COLOR = "#b3261e"
 
 
-def mosaic(images, columns, gap):
-    """Lays out equal images in rows without captions, white between them.
+def mosaic(images, columns):
+    """Lays out equal images in rows without captions, a white pixel between.
 
     Args:
         images: `(images, height, width, 3)` in [0, 255].
         columns: images per row.
-        gap: pixels between images.
 
     Returns:
-        float32 `(height, width, 3)`.
+        `(height, width, 3)`.
     """
-    count, height, width = images.shape[:3]
-    rows = -(-count // columns)
-    canvas = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, 3),
-        255,
-        "float32",
-    )
-    for index, image in enumerate(images):
-        top, left = index // columns, index % columns
-        top, left = top * (height + gap), left * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
+    beyond = (0, -len(images) % columns), (0, 1), (0, 1), (0, 0)
+    cells = np.pad(images, beyond, constant_values=255)
+    _, height, width, _ = cells.shape
+    rows = cells.reshape(-1, columns, height, width, 3).swapaxes(1, 2)
+    return rows.reshape(-1, columns * width, 3)[:-1, :-1]
 
 
 def deviation_map(deviations):

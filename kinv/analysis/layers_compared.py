@@ -59,22 +59,16 @@ def run(study):
         "models that invert several layers of one classifier, trained with "
         "--layer, and make pictures of one size",
     )
-    network = None
-    if scene_factors.are_known(study):
-        network = scene_factors.load_network()
     metrics, rows = {}, []
     for name, model in study.models.items():
-        about = {
-            "layer": model.inverted,
-            "numbers": model.condition_dim,
-        }
-        measured = _measures(study, name, network)
+        about = {"layer": model.inverted, "numbers": model.condition_dim}
+        measured = _measures(study, name)
         metrics[name] = {**about, **measured}
-        rows += results.rows({name: measured}, **about)
+        rows += results.rows({name: measured}, "model", "measure", **about)
     figures = [_pictures(study)] + [
         _figure(group, metrics)
         for group in GROUPS
-        if group != "factors" or network
+        if group != "factors" or scene_factors.are_known(study)
     ]
     return results.Result(metrics, {"layers": rows}, figures)
 
@@ -95,17 +89,15 @@ def _pictures(study):
     )
 
 
-def _measures(study, name, network):
-    per_image = study.per_image(
-        _measure, name, study.count(IMAGES), network=network
-    )
+def _measures(study, name):
+    per_image = study.per_image(_measure, name, study.count(IMAGES))
     codes = per_image.pop("codes", None)
     readings = per_image.pop("readings", None)
     within_class = reconstructions.within_class_r2(
         study, per_image, "within class"
     )
     measured = {"within_class_r2": within_class, **results.summaries(per_image)}
-    if network:
+    if codes is not None:
         for factor, part in scene_factors.PARTS.items():
             measured[factor] = scene_factors.explained(
                 study, readings[..., part], codes[:, part], "layers", factor
@@ -113,9 +105,10 @@ def _measures(study, name, network):
     return measured
 
 
-def _measure(study, model, batch, network):
+def _measure(study, model, batch):
     # Without known factors one reconstruction of each image is enough.
-    samples = SAMPLES if network else 1
+    known = scene_factors.are_known(study)
+    samples = SAMPLES if known else 1
     noise = study.noise(model, len(batch.images), SAMPLES, batch.key)
     made = model.reconstruct(batch.images, noise[:, :samples])
     logits, read = model.logits(batch.images), model.logits(made[:, 0])
@@ -125,10 +118,10 @@ def _measure(study, model, batch, network):
         "reconstruction_logits": read,
         **reconstructions.compare(images, made[:, 0], logits, read),
     }
-    if network:
+    if known:
         per_image |= {
             "codes": scene_factors.encode(batch.factors),
-            "readings": scene_factors.read(network, made),
+            "readings": scene_factors.read(made),
         }
     return per_image
 

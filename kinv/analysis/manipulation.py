@@ -18,6 +18,7 @@ VALUES = {
     "control": (-4.0, -2.0, 0.0, 2.0, 4.0),
 }
 IDENTITY = {"shift": 0.0, "scale": 1.0, "perturb": 0.0, "control": 0.0}
+COLUMNS = ("model", "kind", "strength", "effect")
 EFFECTS = {
     "brightness": measures.brightness,
     "contrast": measures.contrast,
@@ -62,24 +63,18 @@ def run(study):
             f"logits whose mean is not the same for all images, as {name}'s is",
         )
         per_image = study.per_image(_measure, name, count, units=units)
-        metrics[name] = {"units": units} | {kind: [] for kind in VALUES}
-        for kind, value in _manipulations():
-            effects = results.summaries(
-                {
-                    effect: values
-                    for (*key, effect), values in per_image.items()
-                    if key == [kind, value]
-                }
-            )
-            metrics[name][kind].append({"value": value, **effects})
-            rows += [
-                {
-                    **{"model": name, "kind": kind, "strength": value},
-                    "effect": effect,
-                    **found,
-                }
-                for effect, found in effects.items()
-            ]
+        effects = {
+            kind: {value: {} for value in VALUES[kind]} for kind in VALUES
+        }
+        for (kind, value, effect), found in results.summaries(
+            per_image
+        ).items():
+            effects[kind][value][effect] = found
+        rows += results.rows({name: effects}, *COLUMNS)
+        metrics[name] = {"units": units} | {
+            kind: [{"value": value, **of} for value, of in by_value.items()]
+            for kind, by_value in effects.items()
+        }
         figures.append(_grid(study, name, units))
     figures += [_plot(effect, metrics) for effect in EFFECTS]
     return results.Result(metrics, {"effects": rows}, figures)

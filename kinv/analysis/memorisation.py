@@ -33,41 +33,36 @@ def run(study):
         `training_images` if they are no more than `TRAINING_IMAGES`; and
         whose these are, `training_set`.
     """
-    searches = {}
+    alike = {}
     for name, model in study.models.items():
-        pictures = study.first(study.count(IMAGES), name).images
         source, training_set = study.training_images(model)
         channels = model.metadata.get("channels", 3)
-        *_, reconstructions = searches.setdefault(
-            (training_set, study.size(name), model.image_size, channels),
-            (source, name, model.target(pictures), {}),
-        )
-        made = study.reconstruct(model, pictures, 1, "memorisation")
-        reconstructions[name] = made[:, 0]
+        key = training_set, study.size(name), model.image_size, channels
+        alike.setdefault(key, (source, []))[1].append(name)
     metrics, rows, figures = {}, [], []
-    for (training_set, *_), search in searches.items():
-        source, first, images, reconstructions = search
+    for (training_set, *_), (source, names) in alike.items():
         searched = {
             "searched": min(TRAINING_IMAGES, source.num_examples),
             "training_images": source.num_examples,
             "training_set": training_set,
         }
-        distances, nearest = _found(
-            study, source, first, np.stack([images, *reconstructions.values()])
-        )
-        for row, (name, made) in enumerate(reconstructions.items(), start=1):
+        pictures = study.first(study.count(IMAGES), names[0]).images
+        groups = [study.models[names[0]].target(pictures)]
+        for name in names:
+            model = study.models[name]
+            made = study.reconstruct(model, pictures, 1, "memorisation")
+            groups.append(made[:, 0])
+        distances, nearest = _found(study, source, names[0], np.stack(groups))
+        for row, name in enumerate(names, start=1):
             ratios = {
                 measure: study.bootstrap(
-                    measures.ratio,
-                    (of[row], of[0]),
-                    "memorisation",
-                    name,
+                    measures.ratio, (of[row], of[0]), "memorisation", name
                 )
                 for measure, of in distances.items()
             }
             metrics[name] = {**ratios, **searched}
-            rows += results.rows({name: ratios}, **searched)
-            grid = [images, nearest[0], made, nearest[row]]
+            rows += results.rows({name: ratios}, "model", "measure", **searched)
+            grid = [groups[0], nearest[0], groups[row], nearest[row]]
             figures.append(_figure(name, grid, searched))
     return results.Result(metrics, {"ratios": rows}, figures)
 
@@ -101,7 +96,8 @@ def _nearest(study, source, name, groups):
         the nearest images `(groups, images, size, size, 3)`.
     """
     queries = np.concatenate(groups)
-    shrink = _shrinking(queries.shape[1])
+    # By products of matrices, since a resize takes several times as long.
+    shrink = pixels.resize_weights(queries.shape[1], BLURRED_SIZE)
     flat = _compared(queries, shrink)
     best = {measure: np.full(len(queries), np.inf) for measure in flat}
     nearest = np.zeros_like(queries)
@@ -121,16 +117,6 @@ def _nearest(study, source, name, groups):
         {measure: np.sqrt(of).reshape(shape) for measure, of in best.items()},
         nearest.reshape(*shape, *nearest.shape[1:]),
     )
-
-
-def _shrinking(size):
-    """`pixels.resize` of one side to `BLURRED_SIZE`: `(BLURRED_SIZE, size)`.
-
-    A product of matrices, since a resize takes several times as long.
-    """
-    one_row = np.eye(size, dtype="float32")[:, :, None, None]
-    pictures = np.broadcast_to(one_row, (size, size, size, 3))
-    return pixels.resize(pictures, BLURRED_SIZE)[:, :, 0, 0].T
 
 
 def _compared(images, shrink):

@@ -16,12 +16,8 @@ STRENGTHS = (0, 10, 20, 40, 60, 80, 120)
 # "As well as": the share of right images' quality that may be lost.
 MARGIN = 0.1
 MEASURES = (
-    "agreement",
-    "logit_cosine",
-    "logit_distance",
-    "psnr",
-    "pixel_mse",
-    "ssim",
+    *("agreement", "logit_cosine", "logit_distance"),
+    *("psnr", "pixel_mse", "ssim"),
 )
 
 
@@ -90,11 +86,7 @@ def _rows(name, compared):
         {
             "model": name,
             "measure": measure,
-            **{
-                f"{group}_{key}": value
-                for group in ("right", "wrong")
-                for key, value in groups[group].items()
-            },
+            **results.ends({of: groups[of] for of in ("right", "wrong")}),
             "p_value": groups["p_value"],
         }
         for measure, groups in compared.items()

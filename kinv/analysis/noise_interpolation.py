@@ -45,11 +45,6 @@ def run(study):
 
 def _claims(study, distances):
     robust, standard = (distances[name] for name in study.pair)
-
-    def difference(ends, between, standard_ends, standard_between):
-        standard_ratio = measures.ratio(standard_ends, standard_between)
-        return standard_ratio - measures.ratio(ends, between)
-
     return [
         results.claim(
             "3",
@@ -57,7 +52,9 @@ def _claims(study, distances):
             "closer.",
             "distance of the ends' logits over that of two images, standard "
             "minus robust",
-            study.bootstrap(difference, (*robust, *standard), "ends"),
+            study.bootstrap_difference(
+                measures.ratio, standard, robust, "ends"
+            ),
         )
     ]
 

@@ -72,7 +72,7 @@ def _figure(study):
         images = study.first(BLOCKS, name).images
         made = study.reconstruct(model, images, 8, "shown")
         blocks = np.concatenate([model.target(images)[:, None], made], axis=1)
-        grid.append([grids.mosaic(block, columns=3, gap=1) for block in blocks])
+        grid.append([grids.mosaic(block, columns=3) for block in blocks])
     return results.Figure(
         "blocks",
         "Noise resampling, as Figures 1 and 2 of the supplementary. The upper "

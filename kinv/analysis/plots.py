@@ -18,7 +18,10 @@ MARKERS = "osD^vPX"
 MOST_LEGEND_LINES = 4
 # Beside each other below an axis; names that take more are turned.
 MOST_TICK_CHARACTERS = 50
+LINE = {"color": "#777777", "linestyle": ":", "linewidth": 1}
+BAND = {"color": "#e8efe4", "zorder": 0}
 STYLE = {
+    "axes.prop_cycle": matplotlib.cycler(color=COLORS, marker=list(MARKERS)),
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -177,8 +180,8 @@ def intervals(names, series, y_label, line, band, right_label, right_ticks):
     """
     with _styled((5.6, 3.2)) as figure:
         axes = figure.subplots()
-        axes.axhspan(*band, color="#e8efe4", zorder=0)
-        axes.axhline(line, color="#777777", linestyle=":", linewidth=1)
+        axes.axhspan(*band, **BAND)
+        axes.axhline(line, **LINE)
         # Between the first two names, where no mark is, below the band.
         axes.text(
             0.5,
@@ -190,19 +193,13 @@ def intervals(names, series, y_label, line, band, right_label, right_ticks):
         )
         places = np.arange(len(names))
         shifts = np.linspace(-0.15, 0.15, len(series) + 2)[1:-1]
-        for shift, color, marker, (label, values) in zip(
-            shifts,
-            itertools.cycle(COLORS),
-            itertools.cycle(MARKERS),
-            series.items(),
-        ):
+        for shift, (label, values) in zip(shifts, series.items(), strict=True):
             value, low, high = np.transpose(values)
             axes.errorbar(
                 places + shift,
                 value,
                 [value - low, high - value],
-                fmt=marker,
-                color=color,
+                linestyle="none",
                 markersize=5,
                 elinewidth=1.2,
                 label=label,
@@ -243,8 +240,8 @@ def rank_histograms(rows):
             count, bins = counts.sum(), len(counts)
             # Two standard deviations of a count, if every rank is as likely.
             margin = 2 * np.sqrt((bins - 1) / max(count, 1))
-            axes.axhspan(1 - margin, 1 + margin, color="#e8efe4", zorder=0)
-            axes.axhline(1, color="#777777", linestyle=":", linewidth=1)
+            axes.axhspan(1 - margin, 1 + margin, **BAND)
+            axes.axhline(1, **LINE)
             axes.bar(
                 np.arange(bins),
                 counts * bins / max(count, 1),
@@ -271,18 +268,11 @@ def _styled(size):
 
 def _draw(axes, x, series, identity):
     if identity is not None:
-        line = {"color": "#777777", "linestyle": ":", "linewidth": 1}
         if identity[0] is not None:
-            axes.axvline(identity[0], **line)
-        axes.axhline(identity[1], **line)
-    for color, marker, (label, values) in zip(
-        itertools.cycle(COLORS),
-        itertools.cycle(MARKERS),
-        series.items(),
-        strict=False,
-    ):
+            axes.axvline(identity[0], **LINE)
+        axes.axhline(identity[1], **LINE)
+    for label, values in series.items():
         value, low, high = np.transpose(values)
+        [line] = axes.plot(x, value, markersize=3.5, label=label)
+        color = line.get_color()
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.plot(
-            x, value, color=color, marker=marker, markersize=3.5, label=label
-        )

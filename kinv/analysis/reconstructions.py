@@ -54,12 +54,8 @@ def run(study):
     return results.Result(
         metrics,
         {
-            "measures": results.rows(metrics),
-            "power": [
-                {"model": name, "cycles_per_pixel": band, **found}
-                for name, by_band in power.items()
-                for band, found in by_band.items()
-            ],
+            "measures": results.rows(metrics, "model", "measure"),
+            "power": results.rows(power, "model", "cycles_per_pixel"),
         },
         [_figure(study), _power_figure(power)],
     )

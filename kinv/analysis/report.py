@@ -1,6 +1,7 @@
 """What experiments found, on disk and as one page."""
 
 import base64
+import collections
 import csv
 import dataclasses
 import io
@@ -24,7 +25,6 @@ MOST_ROWS = 1000
 # inversion complete if it shows so much of what is known beyond the class.
 KEPT = 0.8
 _NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d+)?(e[+-]\d+)?|nan|inf)", re.ASCII)
-VERDICTS = ("holds", "does not hold", "undecided")
 
 
 def write_result(directory, title, result, with_pdf=False):
@@ -157,10 +157,7 @@ def write_report(directory, experiments, about):
         calibration=calibration,
         low_within_class_r2=measures.LOW_WITHIN_CLASS_R2,
         advice=measures.WITHIN_CLASS_ADVICE,
-        counts={
-            verdict: sum(claim["verdict"] == verdict for claim in claims)
-            for verdict in VERDICTS
-        },
+        counts=collections.Counter(claim["verdict"] for claim in claims),
         about=about,
         most_rows=MOST_ROWS,
     )

@@ -118,13 +118,15 @@ def summaries(per_image):
     }
 
 
-def rows(metrics, column="model", **columns):
-    """One row for each summary in a dict of dicts, by model and measure."""
+def rows(metrics, *columns, **others):
+    """One row for each summary in nested dicts; `columns` name their keys."""
+    if not columns:
+        return [others | metrics] if "value" in metrics else []
     return [
-        {column: name, "measure": measure, **columns, **found}
-        for name, measured in metrics.items()
-        for measure, found in measured.items()
-        if isinstance(found, dict) and "value" in found
+        {columns[0]: key, **row}
+        for key, part in metrics.items()
+        if isinstance(part, dict)
+        for row in rows(part, *columns[1:], **others)
     ]
 
 
@@ -143,12 +145,15 @@ def curve(summaries):
 
 
 def ends(measured):
-    """Summaries by measure as cells NAME_value, NAME_low and NAME_high."""
-    return {
-        f"{measure}_{end}": found and found[end]
-        for measure, found in measured.items()
-        for end in ("value", "low", "high")
-    }
+    """Summaries as cells NAME_value, NAME_low and NAME_high, numbers as one."""
+    cells = {}
+    for measure, found in measured.items():
+        if isinstance(found, int | float):
+            cells[measure] = found
+        else:
+            for end in ("value", "low", "high"):
+                cells[f"{measure}_{end}"] = found and found[end]
+    return cells
 
 
 def claim(section, text, statistic, found, threshold=0.0, note=""):

@@ -28,7 +28,7 @@ def run(study):
     """
     # Chance is another image.
     study.require_images(2)
-    metrics, rows, figures, claims = {}, [], [], []
+    metrics, figures, claims = {}, [], []
     for name in study.models:
         per_image = study.per_image(_measure, name, study.count(IMAGES))
         pairs = {
@@ -47,15 +47,12 @@ def run(study):
                 metrics[name][kind]["kept"] = study.bootstrap(
                     share_kept, (upright, rotated), "rotation", name
                 )
-            rows += [
-                {"model": name, "measure": kind, "of": key, **value}
-                for key, value in metrics[name][kind].items()
-            ]
         if name in (study.pair or ()):
             claims += _claims(
                 study, name, pairs, metrics[name]["texture"]["kept"]
             )
         figures.append(_figure(study, name))
+    rows = results.rows(metrics, "model", "measure", "of")
     return results.Result(metrics, {"measures": rows}, figures, claims)
 
 
@@ -84,11 +81,8 @@ def _measure(study, model, batch):
 
 
 def _claims(study, name, pairs, kept):
-    more = study.bootstrap(
-        lambda *arrays: share_kept(*arrays[:2]) - share_kept(*arrays[2:]),
-        (*pairs["texture"], *pairs["shape"]),
-        "rotation",
-        name,
+    more = study.bootstrap_difference(
+        share_kept, pairs["texture"], pairs["shape"], "rotation", name
     )
     note = "similarity (1 is equality, 0 chance) upright and rotated: "
     note += ", ".join(

@@ -1,5 +1,6 @@
 """The factors of scenes as numbers, and the network that reads them."""
 
+import functools
 import pathlib
 
 import keras
@@ -129,6 +130,7 @@ def explained(study, readings, codes, *key):
     )
 
 
+@functools.cache
 def load_network():
     """The factor network: images `(batch, 32, 32, 3)` to codes."""
     path = pathlib.Path(__file__).with_name("scene_factors.keras")
@@ -151,11 +153,10 @@ def load_features():
     return features_of
 
 
-def read(network, reconstructions):
+def read(reconstructions):
     """Reads the factors' codes from reconstructions.
 
     Args:
-        network: images `(batch, 32, 32, 3)` to codes.
         reconstructions: `(images, samples, height, width, 3)` in [0, 255].
 
     Returns:
@@ -164,7 +165,7 @@ def read(network, reconstructions):
     images, samples = reconstructions.shape[:2]
     flat = reconstructions.reshape(-1, *reconstructions.shape[2:])
     flat = pixels.resize(flat, NETWORK_IMAGE_SIZE)
-    codes = np.array(network(flat, training=False))
+    codes = np.array(load_network()(flat, training=False))
     for name in HUES:
         codes[:, PARTS[name]] /= np.maximum(
             np.linalg.norm(codes[:, PARTS[name]], axis=-1, keepdims=True), 1e-6

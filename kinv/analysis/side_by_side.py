@@ -57,7 +57,7 @@ def run(study):
         both = [measured(name, size) for name in names]
         pair = " and ".join(names)
         metrics[pair] = _compare(study, names, both)
-        rows += results.rows(metrics[pair], column="of", models=pair)
+        rows += results.rows(metrics[pair], "of", "measure", models=pair)
         apart = _distances(*(of["mean"] for of in both))
         tables[f"images-{'-'.join(names)}"] = _images(study, names, both, apart)
         farthest = np.argsort(-apart, kind="stable")[:SHOWN]
@@ -120,16 +120,11 @@ def _compare(study, names, both):
     minus = f"{names[1]} minus {names[0]}"
     of_each = {name: {} for name in (*names, minus)}
     for measure, (statistic, arrays) in measured.items():
-        count = len(arrays[0])
-
-        def difference(*arrays, statistic=statistic, count=count):
-            return statistic(*arrays[count:]) - statistic(*arrays[:count])
-
         key = "side by side", measure
         for name, of in zip(names, arrays, strict=True):
             of_each[name][measure] = study.bootstrap(statistic, of, *key)
-        of_each[minus][measure] = study.bootstrap(
-            difference, (*arrays[0], *arrays[1]), *key
+        of_each[minus][measure] = study.bootstrap_difference(
+            statistic, arrays[1], arrays[0], *key
         )
     return of_each
 

@@ -24,7 +24,7 @@ def run(study):
         classifier is right; `chance`, with another image's reconstruction.
     """
     labelled = bool(study.source.class_numbers)
-    metrics, rows, passes, hits, is_right, curves = {}, [], [], {}, {}, {}
+    metrics, passes, hits, is_right = {}, {}, {}, {}
     # Only the two models that stand for the paper's, not their controls.
     papers = dict(zip(study.pair or (), PAPER, strict=False))
     for name, model in study.models.items():
@@ -49,20 +49,14 @@ def run(study):
                 "paper": papers.get(name, {}).get(group),
                 **results.share(same[1][chosen]),
             }
-            rows.append({"model": name, "group": group, **metrics[name][group]})
-        shares = [results.share(same[number]) for number in PASSES]
-        passes += [
-            {"model": name, "passes": number, **share}
-            for number, share in zip(PASSES, shares, strict=True)
-        ]
-        curves[name] = results.curve(shares)
+        passes[name] = {n: results.share(same[n]) for n in PASSES}
     figure = results.Figure(
         "passes",
         "Share of images whose class is still that of the original after so "
         "many reconstructions of reconstructions, with 95 % intervals.",
         plots.curves(
             PASSES,
-            curves,
+            {name: results.curve(of.values()) for name, of in passes.items()},
             "reconstructions of reconstructions",
             "share with the class of the image",
             percent=True,
@@ -71,7 +65,10 @@ def run(study):
     )
     return results.Result(
         metrics,
-        {"agreement": rows, "passes": passes},
+        {
+            "agreement": results.rows(metrics, "model", "group"),
+            "passes": results.rows(passes, "model", "passes"),
+        },
         [figure],
         _claims(study.pair, hits, labelled and is_right) if study.pair else [],
     )

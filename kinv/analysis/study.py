@@ -235,6 +235,18 @@ class Study:
         )
         return results.summary(*interval)
 
+    def bootstrap_difference(self, statistic, arrays, others, *key):
+        """As `bootstrap`, of a statistic of arrays minus that of others.
+
+        All are of the same examples, resampled together.
+        """
+        count = len(arrays)
+        return self.bootstrap(
+            lambda *both: statistic(*both[:count]) - statistic(*both[count:]),
+            (*arrays, *others),
+            *key,
+        )
+
     def contrast(self, section, text, statistic, values):
         """The claim that a statistic is larger for the standard model.
 

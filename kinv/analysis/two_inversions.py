@@ -44,13 +44,8 @@ def run(study):
         "two models of the same classifier and layer that make pictures of "
         "one size, such as inversions trained with another --seed",
     )
-    network = None
-    if scene_factors.are_known(study):
-        network = scene_factors.load_network()
     per_image = {
-        name: study.per_image(
-            _measure, name, study.count(IMAGES), label=name, network=network
-        )
+        name: study.per_image(_measure, name, study.count(IMAGES), label=name)
         for name in dict.fromkeys(itertools.chain(*pairs))
     }
     metrics, figures = {}, []
@@ -58,11 +53,11 @@ def run(study):
         both = per_image[first], per_image[second]
         metrics[f"{first} and {second}"] = _compare(study, *both)
         figures.append(_figure(study, first, second, *both))
-    rows = results.rows(metrics, column="models")
+    rows = results.rows(metrics, "models", "measure")
     return results.Result(metrics, {"shared_r2": rows}, figures)
 
 
-def _measure(study, model, batch, label, network):
+def _measure(study, model, batch, label):
     # Each model its own noise: an accident must not look like agreement.
     made = study.reconstruct(model, batch.images, SAMPLES, label, batch.key)
     per_image = {
@@ -70,8 +65,8 @@ def _measure(study, model, batch, label, network):
         "half": made[:, : SAMPLES // 2].mean(axis=1),
         "other_half": made[:, SAMPLES // 2 :].mean(axis=1),
     }
-    if network:
-        per_image["codes"] = scene_factors.read(network, made).mean(axis=1)
+    if scene_factors.are_known(study):
+        per_image["codes"] = scene_factors.read(made).mean(axis=1)
     return per_image
 
 
