@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import platform
 import re
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kinv import errors
@@ -135,6 +138,29 @@ def of_first_worker(strategy, arrays):
     return [(x / count).numpy() for x in sums]
 
 
+def check_workers_agree(strategy, settings):
+    """Checks that this worker was started as the first one was.
+
+    Each applies its own learning rates to its own copy of the weights.
+
+    Args:
+        strategy: the `tf.distribute` strategy of the run.
+        settings: what the workers have to have in common, as JSON can express
+            it.
+
+    Raises:
+        errors.InputError: if those of the first worker are others.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).digest()
+    numbers = np.frombuffer(digest, "uint8").astype("float32")
+    if not np.array_equal(*of_first_worker(strategy, [numbers]), numbers):
+        raise errors.InputError(
+            "Expected the options and data of the first worker. Received: "
+            "others. Start all workers with the same command, on the same data."
+        )
+
+
 @contextlib.contextmanager
 def explain_lost_workers(strategy):
     """Context in which the loss of another worker is an error of one line.
@@ -168,13 +194,17 @@ _LOST = (
 def compiles(strategy, classifier=None):
     """Whether XLA compiles a training under a `tf.distribute` strategy.
 
-    It is slower on CPU, and fails on several replicas, and where images are
-    stretched for a classifier that is not square.
+    It is slower on CPU, and fails on several replicas, of layers that say so
+    (SavedModels), and where images are stretched for a classifier that is not
+    square.
     """
     one_gpu = len(tf.config.list_physical_devices("GPU")) == 1
     layers = classifier._flatten_layers() if classifier else ()
-    stretches = any(isinstance(x, keras.layers.Resizing) for x in layers)
-    return one_gpu and strategy.num_replicas_in_sync == 1 and not stretches
+    can = all(
+        layer.supports_jit and not isinstance(layer, keras.layers.Resizing)
+        for layer in layers
+    )
+    return one_gpu and strategy.num_replicas_in_sync == 1 and can
 
 
 def evaluation_batches(source, image_size, batch_size, limit, strategy):
@@ -186,11 +216,22 @@ def evaluation_batches(source, image_size, batch_size, limit, strategy):
 
     Args:
         source: `data.source.Source`.
-        image_size, batch_size, limit: of its `evaluation_batches`.
+        image_size, limit: of its `evaluation_batches`.
+        batch_size: of it, at most, but for one image a replica.
         strategy: `tf.distribute` strategy.
+
+    Raises:
+        errors.InputError: of fewer images than replicas.
     """
+    replicas = strategy.num_replicas_in_sync
     count = min(limit, source.num_examples)
-    count -= count % batch_size % strategy.num_replicas_in_sync
+    if count < replicas:
+        raise errors.InputError(
+            f"Expected at least {replicas} held-out images, one for each "
+            f"device. Received: {count}. Add some, or use --strategy single."
+        )
+    batch_size = max(batch_size // replicas, 1) * replicas
+    count -= count % replicas
     return source.evaluation_batches(image_size, batch_size, count)
 
 

@@ -92,6 +92,12 @@ def _explain(error, resumable):
             message = full
         again = " with --resume" if resumable else ""
         return f"{message}. Free some, then repeat the command{again}."
+    if type(error).__name__ == "ResourceExhaustedError":
+        return (
+            f"Expected memory for a step. Received: {reason(error)}. Lower the "
+            "batch size; tools/train.py computes one in parts, too, by --set "
+            "micro_batches=4."
+        )
     if type(error).__name__ == "DataLossError":
         found = re.search(r"\w+ record at \d+", message)
         return (

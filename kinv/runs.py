@@ -31,7 +31,7 @@ def lock(path, chief):
     return files.lock(path) if chief else contextlib.nullcontext()
 
 
-def open_run(path, options, may_change=(), before=None):
+def open_run(path, options, may_change=(), before=None, chief=True):
     """Opens a run directory: that of a run to be resumed, or a new one.
 
     Args:
@@ -42,6 +42,7 @@ def open_run(path, options, may_change=(), before=None):
             `MAY_CHANGE`.
         before: dict of what runs did before there was an option, whose records
             lack it.
+        chief: as of `lock`. Other workers make no directory.
 
     Returns:
         dict of its `config.json` if the run had begun; otherwise {}, and the
@@ -57,6 +58,8 @@ def open_run(path, options, may_change=(), before=None):
             f"characters. Received: {files.printable(path)}. Choose another."
         )
     config = pathlib.Path(path) / "config.json"
+    if not chief and not (options["resume"] and config.exists()):
+        return {}
     if config.exists() and not options["resume"]:
         raise errors.InputError(
             f"Expected a new or empty directory. Received: {path}, which holds "

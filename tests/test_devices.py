@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from kinv import devices, errors
+from kinv.classifiers import saved_models
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +215,8 @@ def test_loss_scaling_on_several_replicas_is_refused():
 
 @pytest.mark.parametrize(
     "count, replicas, read",
-    [(21, 1, 21), (21, 2, 20), (22, 2, 22), (25, 4, 24), (29, 8, 28)],
+    [(21, 1, 21), (21, 2, 20), (22, 2, 22), (25, 4, 24), (29, 8, 24)]
+    + [(60, 3, 60), (60, 11, 55), (60, 16, 48), (60, 21, 42)],
 )
 def test_replicas_share_out_held_out_images(rendered, count, replicas, read):
     strategy = types.SimpleNamespace(num_replicas_in_sync=replicas)
@@ -223,7 +225,57 @@ def test_replicas_share_out_held_out_images(rendered, count, replicas, read):
     )
     sizes = [len(images) for images, _ in found]
     assert sum(sizes) == read
-    assert all(size % replicas == 0 for size in sizes if size < 20)
+    assert all(size % replicas == 0 for size in sizes)
+    assert max(sizes) <= max(20, replicas)
+
+
+def test_fewer_held_out_images_than_replicas_are_refused(rendered):
+    strategy = types.SimpleNamespace(num_replicas_in_sync=4)
+    with pytest.raises(errors.InputError, match="at least 4 held-out"):
+        devices.evaluation_batches(
+            rendered("validation", 3), 8, 20, 1000, strategy
+        )
+
+
+def test_workers_are_started_alike(monkeypatch):
+    settings = [{"seed": 8, "out": "runs/x"}, {"train": "abc"}]
+    strategy = tf.distribute.get_strategy()
+    devices.check_workers_agree(strategy, settings)
+    sent = []
+    monkeypatch.setattr(
+        devices, "of_first_worker", lambda _, given: sent.append(given) or given
+    )
+    devices.check_workers_agree(strategy, settings)
+    monkeypatch.setattr(devices, "of_first_worker", lambda *_: sent[0])
+    settings[0]["seed"] = 9
+    with pytest.raises(errors.InputError, match="with the same command"):
+        devices.check_workers_agree(strategy, settings)
+
+
+def test_what_xla_compiles(monkeypatch):
+    def stretched():
+        return keras.layers.Resizing(8, 8)
+
+    def saved():
+        return saved_models.SavedModelLayer(3)
+
+    def compiles(*layers):
+        classifier = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+        return devices.compiles(tf.distribute.get_strategy(), classifier)
+
+    assert not compiles(keras.layers.Flatten())
+    listed = tf.config.list_physical_devices
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind=None: ["gpu"] if kind == "GPU" else listed(kind),
+    )
+    assert compiles(keras.layers.Flatten())
+    assert not compiles(stretched())
+    monkeypatch.setattr(
+        saved_models.SavedModelLayer, "call", lambda self, images: images
+    )
+    assert not compiles(saved())
 
 
 def test_no_replica_gets_an_empty_share(rendered):

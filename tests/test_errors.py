@@ -19,6 +19,10 @@ class DataLossError(Exception):
     """Called as TensorFlow's."""
 
 
+class ResourceExhaustedError(Exception):
+    """Called as TensorFlow's."""
+
+
 def raises(error):
     def main():
         raise error
@@ -41,6 +45,7 @@ def raises(error):
         ),
         (RuntimeError("x; No space left on device"), "Free some, then repeat"),
         (DataLossError("corrupted record at 7"), "corrupted record at 7"),
+        (ResourceExhaustedError("OOM"), "OOM. Lower the batch size"),
     ],
 )
 def test_what_the_user_can_mend_ends_in_one_line(error, message, capsys):

@@ -12,6 +12,7 @@ from ai_edge_litert import interpreter as litert
 from tensorflow_serving.apis import prediction_log_pb2
 
 from kinv import errors
+from kinv.classifiers import loading
 from kinv.classifiers import small as small_lib
 from kinv.inversion import export, layers, model_card, networks
 
@@ -42,6 +43,17 @@ def inputs_of(batch, samples, size, seed=0):
 
 def tensors(inputs):
     return {k: tf.constant(v, "float32") for k, v in inputs.items()}
+
+
+def test_no_xla_is_needed_to_classify():
+    inputs = keras.Input((8, 16, 3))
+    outputs = keras.layers.Dense(5)(keras.layers.Flatten()(inputs))
+    classifier = loading.load_classifier(keras.Model(inputs, outputs))
+    # As Keras chooses for `predict` where there is a GPU. XLA has no resize.
+    classifier.jit_compile = True
+    images = np.zeros((2, *classifier.input_shape[1:]), "float32")
+    condition = export.condition_of(classifier, images)
+    np.testing.assert_allclose(condition, classifier(images), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

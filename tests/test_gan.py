@@ -93,6 +93,37 @@ def test_one_network_alone_is_not_taken(given):
         gan.InversionGAN(classifier, **network)
 
 
+def test_features_are_not_taken_for_logits():
+    classifier = featured_classifier()
+    options = {"image_size": 8, "base_channels": 4}
+    model = gan.InversionGAN(classifier, **options)
+    assert model.generator.logit_normalization == "whiten"
+    for name in ("class-centered", "one-hot"):
+        with pytest.raises(errors.InputError, match="tell no class"):
+            gan.InversionGAN(classifier, logit_normalization=name, **options)
+
+
+def test_losses_are_scaled_in_mixed_float16():
+    model = make_model()
+    assert isinstance(model.generator_optimizer, keras.optimizers.Adam)
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        scaled = keras.optimizers.LossScaleOptimizer(adam())
+        model.compile("adam", scaled)
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    kind = keras.optimizers.LossScaleOptimizer
+    assert isinstance(model.generator_optimizer, kind)
+    assert model.discriminator_optimizer is scaled
+
+
+def test_batches_that_cannot_be_shared_out_are_refused():
+    images, _ = make_data(30)
+    model = make_model(micro_batches=2)
+    with pytest.raises(errors.InputError, match="a multiple of 6 images"):
+        model.fit(images, batch_size=3, verbose=0)
+
+
 def test_pixels_in_another_range_are_told_of():
     images = make_data(9)[0]
     model = gan.InversionGAN(
@@ -788,14 +819,16 @@ def test_renormalization_is_of_the_generator_alone():
     fit(model, steps=2)
     for layer in model.generator.moments:
         # Three batches a step.
-        assert layer.renormalizes and int(layer.count) == 6
+        assert layer.calls_per_update == 3 and int(layer.count) == 6
     for layer in model.averaged_generator.moments:
-        assert not layer.renormalizes and int(layer.count) == 0
+        assert layer.calls_per_update == 0 and int(layer.count) == 0
     # Models that were saved before there was the setting.
     config = model.get_config()
     assert config.pop("renormalization") is True
     old = gan.InversionGAN.from_config(config)
-    assert not any(layer.renormalizes for layer in old.generator.moments)
+    assert not any(layer.calls_per_update for layer in old.generator.moments)
+    parts = make_model(**{**SMALL, "renormalization": True, "micro_batches": 2})
+    assert {x.calls_per_update for x in parts.generator.moments} == {6}
 
 
 def test_the_average_has_the_vectors_of_the_generator():

@@ -406,7 +406,7 @@ def renormalizing(calls):
     """A norm that has seen some batches, and these."""
     layer = normalization.BatchNormalization()
     layer.build((None, 4, 4, 3))
-    layer.moments.renormalizes = True
+    layer.moments.calls_per_update = 2
     batches = [1 + 2 * random(6, 4, 4, 3, seed=seed) for seed in range(calls)]
     for batch in batches:
         layer(batch, training=True)
@@ -417,7 +417,7 @@ def test_running_averages_of_batch_renormalization():
     layer, batches = renormalizing(70)
     average = 0.0
     for index, mean in enumerate(batches.mean(axis=(1, 2, 3))):
-        average += (mean - average) / min(index + 1, normalization.MEMORY)
+        average += (mean - average) / min(index + 1, 2 * normalization.MEMORY)
     moments = layer.moments
     np.testing.assert_allclose(moments.mean_sum / moments.count, average, 1e-5)
     # Inference standardises with them.
@@ -432,9 +432,9 @@ def test_running_averages_of_batch_renormalization():
     "calls, share",
     [
         (0, 0.0),
-        (normalization.FIRST_CALL, 0.0),
-        ((normalization.FIRST_CALL + normalization.FULL_CALL) // 2, 0.5),
-        (2 * normalization.FULL_CALL, 1.0),
+        (2 * normalization.FIRST_UPDATE, 0.0),
+        (normalization.FIRST_UPDATE + normalization.FULL_UPDATE, 0.5),
+        (4 * normalization.FULL_UPDATE, 1.0),
     ],
 )
 def test_batch_renormalization_gives_what_the_averages_do(calls, share):
@@ -466,7 +466,7 @@ def test_batch_renormalization_gives_what_the_averages_do(calls, share):
 
 def test_batch_renormalization_is_bounded():
     layer, _ = renormalizing(20)
-    layer.moments.count.assign(2.0 * normalization.FULL_CALL)
+    layer.moments.count.assign(4.0 * normalization.FULL_UPDATE)
     layer.moments.variance_sum.assign([1e-4] * 3)
     factor, summand = layer.moments.renormalize(
         np.full(3, 9.0, "float32"), np.ones(3, "float32"), 1e-5

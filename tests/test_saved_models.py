@@ -131,6 +131,14 @@ def test_logits_and_gradients_are_the_models(tmp_path, write):
     np.testing.assert_allclose(*gradients, atol=1e-7)
 
 
+def test_a_loaded_one_is_taken_as_a_keras_model(tmp_path):
+    write_keras_export(make_model(), tmp_path / "model")
+    loaded = loading.load_classifier(tmp_path / "model")
+    again = loading.load_classifier(loaded, input_range=(0, 1))
+    images = random_images()
+    np.testing.assert_allclose(again(images), loaded(images / 255), rtol=1e-5)
+
+
 def test_two_replicas(tmp_path):
     model = make_model()
     write_keras_export(model, str(tmp_path / "model"))

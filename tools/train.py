@@ -14,8 +14,6 @@ from kinv.inversion import presets
 
 # Each image is reconstructed several times at once.
 VALIDATION_BATCH_SIZE = 100
-# Of features; learned from sooner than `standardize` (docs/measurements.md).
-LAYER_NORMALIZATION = "whiten"
 
 
 def main(argv=None):
@@ -37,10 +35,16 @@ def train(options, strategy, chief):
     run = pathlib.Path(options.out)
     # A rate that has decayed cannot go on.
     constant = options.learning_rate_decay == "none"
-    rules = {"steps"} if constant else (), presets.BEFORE
-    resumed = chief and runs.open_run(run, vars(options), *rules)
+    resumed = runs.open_run(
+        run,
+        vars(options),
+        may_change={"steps"} if constant else (),
+        before=presets.BEFORE,
+        chief=chief,
+    )
 
     source, validation, data = datasets.open_splits(vars(options), resumed)
+    devices.check_workers_agree(strategy, [vars(options), data])
     replicas = strategy.num_replicas_in_sync
     images_per_step = check_batches(options, source, replicas)
     epochs = -(-options.steps // options.steps_per_epoch)
@@ -241,13 +245,12 @@ def parse_arguments(argv):
     settings = vars(options)
     preset = presets.PRESETS[options.preset]
     assigned = dict(settings.pop("set"))
-    of_classes = ("class-centered", "one-hot")
-    if options.layer and preset["logit_normalization"] in of_classes:
-        assigned = {"logit_normalization": LAYER_NORMALIZATION, **assigned}
+    if options.layer and preset["logit_normalization"] in presets.OF_LOGITS:
+        assigned = {"logit_normalization": presets.OF_FEATURES, **assigned}
     for name, value in {**preset, **assigned}.items():
         if settings.get(name) is None:
             settings[name] = value
-    if options.layer and options.logit_normalization in of_classes:
+    if options.layer and options.logit_normalization in presets.OF_LOGITS:
         parser.error(
             "argument --set: expected logit_normalization to be none, "
             "standardize or whiten with --layer, since features do not tell "

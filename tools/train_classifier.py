@@ -118,12 +118,13 @@ def train(options, strategy, chief):
     from kinv.inversion import callbacks, checkpoints
 
     run = pathlib.Path(options.out)
-    resumed = chief and runs.open_run(run, vars(options))
+    resumed = runs.open_run(run, vars(options), chief=chief)
     with strategy.scope():
         policy = devices.set_precision(options.precision)
     keras.utils.set_random_seed(options.seed)
 
     source, held_out, data = datasets.open_splits(vars(options), resumed)
+    devices.check_workers_agree(strategy, [vars(options), data])
     check_splits(options, source, held_out, strategy.num_replicas_in_sync)
     num_classes = len(source.class_names)
     steps = options.steps_per_epoch or source.num_examples // options.batch_size

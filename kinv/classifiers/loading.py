@@ -92,7 +92,7 @@ def load_classifier(
 def _copy(model):
     """The model of layers of its own, which are to be frozen."""
     try:
-        copy = keras.models.clone_model(model)
+        copy = keras.models.clone_model(model, clone_function=_copy_layer)
         copy.set_weights(model.get_weights())
     # A subclassed one, or layers that cannot be made anew.
     except Exception as error:
@@ -101,6 +101,13 @@ def _copy(model):
             f"{model.name}: {errors.reason(error)}"
         ) from error
     return copy
+
+
+def _copy_layer(layer):
+    # Frozen, with files that no configuration tells of.
+    if isinstance(layer, saved_models.SavedModelLayer):
+        return layer
+    return type(layer).from_config(layer.get_config())
 
 
 def _finished(model, name, size, scaling, log_probabilities):

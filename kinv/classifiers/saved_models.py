@@ -33,6 +33,8 @@ class SavedModelLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.num_outputs = num_outputs
         self.function = None
+        # XLA lacks what some have, as a resize or a loop over images.
+        self.supports_jit = False
 
     @property
     def inner_variables(self):

@@ -7,7 +7,7 @@ from keras import ops
 from kinv import errors, pixels
 
 
-def full(images, size, seed):
+def full(images, size, seed, parts=1):
     """Batches that are all of one size.
 
     Args:
@@ -16,13 +16,14 @@ def full(images, size, seed):
             is full is found by reading a data set of known length once.
         size: images of a batch, of an array.
         seed: of the order of an array.
+        parts: number of equal parts that a batch is computed in.
 
     Returns:
         `tf.data.Dataset`.
 
     Raises:
         errors.InputError: if an array has too few images, they are no colour
-            images, or it is neither.
+            images, a batch cannot be shared out, or it is neither.
     """
     if not isinstance(images, tf.data.Dataset):
         if isinstance(images, keras.utils.PyDataset) or not hasattr(
@@ -44,6 +45,12 @@ def full(images, size, seed):
     check_shape(shape)
     if shape.rank is None or shape[0] is None:
         return _without_partial(images)
+    if shape[0] % parts:
+        raise errors.InputError(
+            f"Expected a multiple of {parts} images for the updates of a step, "
+            "their micro-batches and all devices. Received: batches of "
+            f"{shape[0]}."
+        )
     return images
 
 

@@ -78,7 +78,9 @@ def condition_of(classifier, images):
     Returns:
         float32 array `(batch, condition_dim)`.
     """
-    return _outputs(classifier, classifier.predict_on_batch(images))[-1]
+    # `predict` would have XLA compile it on GPUs, which not all can.
+    outputs = _outputs(classifier, classifier(images, training=False))
+    return np.asarray(outputs[-1], "float32")
 
 
 def generator_inputs(classifier, image_batches, noise_dim, seed):

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from kinv import errors
+from kinv import devices, errors
 from kinv.inversion import (
     adaptation,
     batches,
@@ -62,20 +62,7 @@ class InversionGAN(keras.Model):
     """
 
     MODELS = ("classifier", "generator", "discriminator")
-    SETTINGS = (
-        "seed",
-        "discriminator_steps",
-        "adversary",
-        "adversary_weight",
-        "score_weight",
-        "readback_weight",
-        "class_readback_weight",
-        "pixel_weight",
-        "renormalization",
-        "ema_decay",
-        "ema_start_step",
-        "micro_batches",
-    )
+    SETTINGS = ("seed", *presets.OBJECTIVE_SETTINGS)
 
     def __init__(
         self,
@@ -103,8 +90,11 @@ class InversionGAN(keras.Model):
                 f"makes both of the settings. Received: a {given} alone."
             )
         if generator is None:
+            defaults = dict(SMALL)
+            if len(classifier.outputs) == 2:
+                defaults["logit_normalization"] = presets.OF_FEATURES
             network_settings = {
-                name: kwargs.pop(name, SMALL[name])
+                name: kwargs.pop(name, defaults[name])
                 for name in presets.NETWORK_SETTINGS
             }
             generator, discriminator = presets.make_networks(
@@ -121,8 +111,10 @@ class InversionGAN(keras.Model):
         )
         self.averaged_generator.set_weights(generator.get_weights())
         self.renormalization = renormalization
+        # Updates of both networks make pictures, each in parts.
+        calls = (discriminator_steps + 1) * micro_batches
         for layer in generator.moments:
-            layer.renormalizes = renormalization
+            layer.calls_per_update = calls if renormalization else 0
         self.discriminator_steps = discriminator_steps
         self.ema_decay, self.ema_start_step = ema_decay, ema_start_step
         self.seed = seed
@@ -192,15 +184,17 @@ class InversionGAN(keras.Model):
             discriminator_optimizer: another one, as the first.
             steps: number of generator updates over which the rates of the
                 default optimizers decay; constant without.
-            **kwargs: of `keras.Model.compile`, such as `jit_compile`.
+            **kwargs: of `keras.Model.compile`. `jit_compile` is by default
+                what `devices.compiles` says.
         """
+        compiles = devices.compiles(self.distribute_strategy, self.classifier)
         # Keras would make a third optimizer, with slots for every weight.
-        super().compile(optimizer=None, **kwargs)
-        self.generator_optimizer = keras.optimizers.get(
+        super().compile(None, **{"jit_compile": compiles, **kwargs})
+        self.generator_optimizer = presets.with_loss_scaling(
             generator_optimizer
             or presets.make_optimizer(SMALL["generator_learning_rate"], steps)
         )
-        self.discriminator_optimizer = keras.optimizers.get(
+        self.discriminator_optimizer = presets.with_loss_scaling(
             discriminator_optimizer
             or presets.make_optimizer(
                 SMALL["discriminator_learning_rate"],
@@ -260,8 +254,10 @@ class InversionGAN(keras.Model):
                 takes this times `discriminator_steps + 1`.
             **kwargs: of `keras.Model.fit`.
         """
-        size = batch_size * (self.discriminator_steps + 1)
-        given, x = x, batches.full(x, size, self.seed)
+        updates = self.discriminator_steps + 1
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        parts = updates * self.micro_batches * replicas
+        given, x = x, batches.full(x, batch_size * updates, self.seed, parts)
         if not self.is_adapted():
             seen = batches.at_most(x, given, **kwargs)
             self.adapt(seen, kwargs.get("verbose", "auto"))

@@ -10,11 +10,11 @@ from keras import ops
 from kinv.inversion import layers
 
 SPATIAL_AND_BATCH = (0, 1, 2)
-# Of batch renormalisation: a new batch has a weight of one in so many in the
-# running averages; and the calls between which it begins. Of moments that
-# change fast they lag too far behind.
-MEMORY = 50
-FIRST_CALL, FULL_CALL = 2000, 4000
+# Of batch renormalisation: the updates of which the running averages are, and
+# those between which it begins. Of moments that change fast they lag too far
+# behind.
+MEMORY = 25
+FIRST_UPDATE, FULL_UPDATE = 1000, 2000
 # Bounds of the two corrections.
 LARGEST_RATIO, LARGEST_SHIFT = 3.0, 5.0
 
@@ -31,7 +31,7 @@ class BatchMoments(keras.layers.Layer):
     Note:
         No running averages exist during training
         (`standardize_batch.use_moving_averages = False`), but where
-        `renormalizes` is set: `renormalize` needs them.
+        `calls_per_update` is set, as it is for `renormalize`, which needs them.
 
     Reference:
         Supplementary, section 7.2; compare_gan's accumulators.
@@ -40,7 +40,7 @@ class BatchMoments(keras.layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.accumulating = False
-        self.renormalizes = False
+        self.calls_per_update = 0
 
     def build(self, input_shape):
         shape = (input_shape[-1],)
@@ -73,15 +73,16 @@ class BatchMoments(keras.layers.Layer):
             self.mean_sum.assign_add(mean)
             self.variance_sum.assign_add(variance)
             self.count.assign_add(1.0)
-        elif self.renormalizes:
+        elif self.calls_per_update:
             count = self.count + 1.0
+            memory = MEMORY * self.calls_per_update
             for total, moment in (
                 (self.mean_sum, mean),
                 (self.variance_sum, variance),
             ):
                 average = total / ops.maximum(self.count, 1.0)
                 change = ops.stop_gradient(moment) - average
-                average += change / ops.minimum(count, MEMORY)
+                average += change / ops.minimum(count, memory)
                 total.assign(average * count)
             self.count.assign(count)
         return mean, variance
@@ -91,8 +92,8 @@ class BatchMoments(keras.layers.Layer):
 
         Inference standardises with moments of many batches. So does training
         then, and the moments of one batch are no noise in a picture, while
-        gradients still know of them. From `FIRST_CALL` to `FULL_CALL` more and
-        more. The averages have the batch in them already, with its weight.
+        gradients still know of them. From `FIRST_UPDATE` to `FULL_UPDATE` more
+        and more. The averages have the batch in them already, with its weight.
 
         Args:
             mean: of the batch, `(channels,)`.
@@ -117,7 +118,8 @@ class BatchMoments(keras.layers.Layer):
             -LARGEST_SHIFT,
             LARGEST_SHIFT,
         )
-        begun = (self.count - FIRST_CALL) / (FULL_CALL - FIRST_CALL)
+        update = self.count / self.calls_per_update
+        begun = (update - FIRST_UPDATE) / (FULL_UPDATE - FIRST_UPDATE)
         begun = ops.clip(begun, 0.0, 1.0)
         return tuple(
             map(ops.stop_gradient, (1 + begun * (ratio - 1), begun * shift))
@@ -136,7 +138,7 @@ class _Normalization(keras.layers.Layer):
         """`(inputs - mean) / sqrt(variance + epsilon) * gain + offset`."""
         mean, variance = self.moments(inputs, training=training)
         inverse = ops.rsqrt(variance + self.epsilon)
-        if training and self.moments.renormalizes:
+        if training and self.moments.calls_per_update:
             factor, summand = self.moments.renormalize(
                 mean, variance, self.epsilon
             )

@@ -28,6 +28,20 @@ GENERATOR_SETTINGS = (
 )
 DISCRIMINATOR_SETTINGS = ("patch_scores", "sees_detail")
 NETWORK_SETTINGS = SHARED_SETTINGS + GENERATOR_SETTINGS + DISCRIMINATOR_SETTINGS
+# What the networks learn, and how their updates are computed.
+OBJECTIVE_SETTINGS = (
+    "discriminator_steps",
+    "adversary",
+    "adversary_weight",
+    "score_weight",
+    "readback_weight",
+    "class_readback_weight",
+    "pixel_weight",
+    "renormalization",
+    "ema_decay",
+    "ema_start_step",
+    "micro_batches",
+)
 # By name: the values it takes, as an argument type or a tuple of choices, and
 # what it is.
 SETTINGS = {
@@ -120,9 +134,8 @@ SETTINGS = {
     "renormalization": (
         errors.boolean,
         "whether the generator's norms use running averages instead of the "
-        "batch's moments, as an export does; from its 2,000th to its 4,000th "
-        "call, which is its 1,000th to 2,000th update with one discriminator "
-        "step, more and more. Gradients are those of the batch's moments",
+        "batch's moments, as an export does; from the 1,000th to the 2,000th "
+        "update, more and more. Gradients are those of the batch's moments",
     ),
     "discriminator_steps": (
         errors.non_negative_int,
@@ -244,6 +257,10 @@ PRESETS["paper-small"] = {
 BEFORE = {"renormalization": False}
 # Of weights, noise and the order of images.
 SEED = 8
+# Normalisations that take what they normalise for logits, and that of features
+# by default; learned from sooner than `standardize` (docs/measurements.md).
+OF_LOGITS = ("class-centered", "one-hot")
+OF_FEATURES = "whiten"
 # From here on the means of classes are those of few images.
 MANY_CLASSES = 300
 # What a cosine ends at, over what it starts at.
@@ -307,7 +324,8 @@ def make_networks(classifier, settings):
         settings: dict that has the `NETWORK_SETTINGS`, and may have others.
 
     Raises:
-        errors.InputError: of a classifier of images of any size.
+        errors.InputError: of a classifier of images of any size, or of features
+            that are to be normalised as logits.
     """
     # Tools read the table before they load TensorFlow.
     from kinv.inversion import networks
@@ -330,6 +348,11 @@ def make_networks(classifier, settings):
 
     classes = classifier.outputs[0].shape[-1]
     normalization = settings["logit_normalization"]
+    if len(classifier.outputs) == 2 and normalization in OF_LOGITS:
+        raise errors.InputError(
+            "Expected a logit_normalization of none, standardize or whiten for "
+            f"features, which tell no class. Received: {normalization}."
+        )
     if classes > MANY_CLASSES and normalization == "class-centered":
         LOGGER.warning(
             "The preset small was chosen on 80 classes. docs/classifiers.md "
@@ -361,9 +384,17 @@ def make_optimizer(learning_rate, steps=None):
         learning_rate = keras.optimizers.schedules.CosineDecay(
             learning_rate, steps, LAST_LEARNING_RATE
         )
-    optimizer = keras.optimizers.Adam(
+    return keras.optimizers.Adam(
         learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
     )
-    if keras.config.dtype_policy().name == "mixed_float16":
+
+
+def with_loss_scaling(optimizer):
+    """The optimizer, or that of a name; its losses scaled in mixed float16."""
+    import keras
+
+    optimizer = keras.optimizers.get(optimizer)
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if keras.config.dtype_policy().name == "mixed_float16" and not scales:
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
