@@ -12,7 +12,7 @@ import pytest
 from ai_edge_litert import interpreter as litert
 
 from kinv import errors, images, pixels
-from kinv.analysis import diversity
+from kinv.analysis import diversity, held_out
 from kinv.classifiers import small
 from kinv.inversion import export, model_card, networks, noise_scale
 from kinv.serving import pipeline
@@ -185,6 +185,8 @@ def test_export_measures_the_exported_model(run, exported):
     assert metrics["pixel_mse"] > 0 and metrics["shuffled_pixel_mse"] > 0
     low, high = metrics["error_ratio_interval"]
     assert 1 / 8 < low <= metrics["error_ratio"] <= high <= 1
+    assert all(x >= 1 / 8 for x in metrics["error_ratio_thirds"].values())
+    assert "thirds of the images" in model_card.text(metadata)
     assert metrics["spread_skill"] >= 0
 
 
@@ -244,7 +246,7 @@ def test_measures_on_a_model_told_by_hand():
     batch = np.broadcast_to(levels[:, None, None, None], (3, 16, 16, 3))
     batches = [(batch, np.array([0, 1, 0])), (batch[:1], np.array([0]))]
     bar = keras.utils.Progbar(4, verbose=0)
-    metrics = export_tool.measure(Constant(), batches, bar)
+    metrics = held_out.measure(Constant(), batches, bar, 0)
     assert metrics["images"] == 4
     assert metrics["accuracy"] == 0.75
     assert metrics["agreement"] == 0.5
@@ -257,6 +259,8 @@ def test_measures_on_a_model_told_by_hand():
     assert metrics["error_ratio"] == 1
     assert metrics["error_ratio_interval"] == (1, 1)
     assert metrics["spread_skill"] == 0
+    # Of too few images for thirds.
+    assert "error_ratio_thirds" not in metrics
 
 
 class Spread(Constant):
@@ -279,13 +283,19 @@ def test_export_measures_whether_the_noise_is_calibrated(spread):
     batch = np.broadcast_to(levels[:, None, None, None], (4000, 16, 16, 3))
     batches = [(batch, np.zeros(4000, int))]
     bar = keras.utils.Progbar(4000, verbose=0)
-    metrics = export_tool.measure(Spread(spread), batches, bar)
+    metrics = held_out.measure(Spread(spread), batches, bar, 0)
     # A = 100, s^2 = spread^2.
     expected = (100 + spread**2 / 8) / (100 + spread**2)
     assert metrics["error_ratio"] == pytest.approx(expected, rel=0.03)
     low, high = metrics["error_ratio_interval"]
     assert low < metrics["error_ratio"] < high < 1.1 * low
     assert metrics["spread_skill"] == pytest.approx(spread / 10, rel=0.05)
+    # All vary alike, whatever third they are put into by chance.
+    thirds = metrics["error_ratio_thirds"].values()
+    assert list(thirds) == pytest.approx([expected] * 3, rel=0.06)
+    # One number tells all of a picture: other components have ties alone.
+    of_chance = metrics["flat_rank_distance"]
+    assert (metrics["rank_distance"] < 3 * of_chance) == (spread == 10)
 
 
 def test_outputs_have_a_folder_before_anything_is_computed(run, tmp_path):

@@ -90,6 +90,7 @@ def write_version(options):
     import keras
 
     from kinv import devices
+    from kinv.analysis import held_out
     from kinv.data import datasets, labels
     from kinv.inversion import callbacks, export, model_card
     from kinv.serving import pipeline
@@ -144,7 +145,7 @@ def write_version(options):
         generator.fill_standing_statistics(with_progress(inputs, progress))
         export.save(temporary, classifier, generator, metadata)
         print("measuring on held-out images")
-        metadata["metrics"] = measure(
+        metadata["metrics"] = held_out.measure(
             pipeline.Pipeline.load(temporary),
             labelled.evaluation_batches(
                 classifier_size, BATCH_SIZE, options.validation_examples
@@ -152,6 +153,7 @@ def write_version(options):
             keras.utils.Progbar(
                 min(options.validation_examples, validation.num_examples)
             ),
+            SEED,
         )
         card = temporary / "assets.extra" / "README.md"
         card.write_text(model_card.text(metadata), "utf-8", "replace")
@@ -306,94 +308,6 @@ def portable(value):
     if isinstance(value, str) and os.path.isabs(value):
         return pathlib.Path(value).name
     return value
-
-
-def measure(model, batches, bar):
-    """Compares held-out images with their reconstructions.
-
-    Errors of eight noises tell whether the noise is calibrated; all else is
-    measured on the first of them.
-
-    Args:
-        model: `pipeline.Pipeline`.
-        batches: iterable of (images, labels).
-        bar: progress bar, in images.
-
-    Returns:
-        dict of `images` (their number), `accuracy` of the classifier on those
-        whose label is known (None without any), `agreement` (share of
-        reconstructions that get their image's class) with its Wilson 95 %
-        interval, `within_class_r2` (`measures.within_class_errors`),
-        `error_ratio` (`measures.error_ratio` of eight noises) with its
-        bootstrap interval, `spread_skill`, and the means of the measures of
-        `analysis.reconstructions.compare`. None for what is not finite.
-    """
-    import numpy as np
-
-    from kinv import intervals, measures
-    from kinv.analysis import results, study
-
-    random = np.random.default_rng(SEED)
-    samples = measures.ERROR_RATIO_NOISES
-    per_image, pairs, errors_of, right = [], [], [], []
-    for images, labels in batches:
-        shape = len(images), samples, model.noise_dim
-        noise = random.standard_normal(shape, "float32")
-        parts = measure_batch(model, np.asarray(images), noise)
-        for rows, part in zip(
-            (per_image, pairs, errors_of), parts, strict=True
-        ):
-            rows.append(part)
-        predicted = pairs[-1]["logits"].argmax(-1)
-        labels = np.asarray(labels)
-        right.extend((predicted == labels)[labels >= 0])
-        bar.add(len(images))
-    per_image, pairs = map(study.concatenate, (per_image, pairs))
-    same = per_image["agreement"]
-    own, other = measures.within_class_errors(**pairs)
-    errors_of = tuple(study.concatenate(errors_of).values())
-    ratio, low, high = intervals.bootstrap_interval(
-        measures.error_ratio, errors_of, random
-    )
-    spread_skill = measures.spread_skill(ratio, samples)
-    return {
-        "images": len(same),
-        "accuracy": float(np.mean(right)) if right else None,
-        **{key: results.mean(x)["value"] for key, x in per_image.items()},
-        "agreement_interval": intervals.wilson_interval(same.sum(), len(same)),
-        # None where no two images share a class.
-        "within_class_r2": (
-            measures.explained_variance(own, other) if len(own) else None
-        ),
-        # Where all pictures equal their images there is no ratio.
-        "error_ratio": None if np.isnan(ratio) else ratio,
-        "error_ratio_interval": None if np.isnan(ratio) else (low, high),
-        "spread_skill": spread_skill if np.isfinite(spread_skill) else None,
-    }
-
-
-def measure_batch(model, images, noise):
-    """Per image: measures, logits of image and reconstruction, and errors.
-
-    Args:
-        model: `pipeline.Pipeline`.
-        images: `(batch, height, width, 3)` in [0, 255].
-        noise: `(batch, samples, noise_dim)`.
-
-    Returns:
-        Three dicts of arrays.
-    """
-    from kinv import measures
-    from kinv.analysis import reconstructions
-
-    logits = model.logits(images)
-    made = model.reconstruct(images, noise)
-    read = model.logits(made[:, 0])
-    images = model.target(images)
-    of_mean, of_single = measures.reconstruction_errors(images, made)
-    pairs = {"logits": logits, "reconstruction_logits": read}
-    per_image = reconstructions.compare(images, made[:, 0], **pairs)
-    return per_image, pairs, {"mean": of_mean, "single": of_single}
 
 
 if __name__ == "__main__":

@@ -45,11 +45,12 @@ def run(study):
     metrics, ranks = {}, {}
     for name, model in study.models.items():
         per_image = study.per_image(_measure, name, study.count(IMAGES))
-        order = per_image["spread"].argsort(kind="stable")
-        thirds = zip(THIRDS, np.array_split(order, len(THIRDS)), strict=True)
         groups = {
             group: _ratios(study, per_image, rows, name, group)
-            for group, rows in (("all", slice(None)), *thirds)
+            for group, rows in (
+                ("all", slice(None)),
+                *thirds(per_image["spread"]),
+            )
         }
         training, training_set = _training_images(study, name)
         if training:
@@ -61,11 +62,17 @@ def run(study):
             **groups["all"],
             "groups": groups,
             "training_set": training_set,
-            **_rank_distances(ranks[name][0]),
+            **rank_distances(ranks[name][0]),
         }
     return results.Result(
         metrics, _tables(metrics, ranks), _figures(metrics, ranks)
     )
+
+
+def thirds(spread):
+    """Names of the thirds by spread, and the rows of the images of each."""
+    order = spread.argsort(kind="stable")
+    return zip(THIRDS, np.array_split(order, len(THIRDS)), strict=True)
 
 
 def component_ranks(images, samples):
@@ -111,10 +118,26 @@ def _directions(residuals, components):
 
 
 def _measure(study, model, batch, num_samples=SAMPLES):
-    """What is measured of each image; samples beyond 8 tell its spread."""
     key = "calibration", batch.key
     made = study.reconstruct(model, batch.images, num_samples, *key)
-    images = model.target(batch.images)
+    return compare(model, batch.images, made)
+
+
+def compare(model, images, made):
+    """What is measured of each image and its reconstructions.
+
+    Args:
+        model: `pipeline.Pipeline`.
+        images: `(batch, height, width, 3)` in [0, 255].
+        made: `(batch, samples, image_size, image_size, 3)`, eight samples, or
+            more: those beyond tell the spread of an image.
+
+    Returns:
+        dict of arrays `(batch, ...)`: squared errors `of_mean` and `of_single`
+        of the first eight; with more, their `spread`, and `images` and
+        `samples`, small, as `component_ranks` takes them.
+    """
+    images = model.target(images)
     first, others = np.split(made, [measures.ERROR_RATIO_NOISES], axis=1)
     of_mean, of_single = measures.reconstruction_errors(images, first)
     per_image = {"of_mean": of_mean, "of_single": of_single}
@@ -170,7 +193,8 @@ def _error_ratio(spread_skill):
     return (1 + variance / measures.ERROR_RATIO_NOISES) / (1 + variance)
 
 
-def _rank_distances(ranks):
+def rank_distances(ranks):
+    """Of ranks `(images, components)`: from flat, and what chance leaves."""
     return {
         "rank_distance": measures.rank_distance(
             measures.rank_histogram(ranks, SAMPLES)
@@ -191,7 +215,7 @@ def _tables(metrics, ranks):
                 "model": name,
                 "component": component,
                 "share_of_error": share,
-                **_rank_distances(along),
+                **rank_distances(along),
             }
             for name, (by_image, shares) in ranks.items()
             for component, (along, share) in enumerate(

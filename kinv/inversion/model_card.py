@@ -127,6 +127,19 @@ def measured(metadata):
             + measures.calibration_verdict(spread_skill)
             + fitted,
         )
+    # Exports of before have neither.
+    if thirds := metrics.get("error_ratio_thirds"):
+        yield (
+            "the same in thirds of the images, those that vary least first",
+            ", ".join(
+                "none" if x is None else f"{x:.3f}" for x in thirds.values()
+            ),
+        )
+        yield (
+            "ranks of images among 16 reconstructions, distance from flat",
+            f"{metrics['rank_distance']:.3f} (chance leaves "
+            f"{metrics['flat_rank_distance']:.3f})",
+        )
     against = ""
     # None of a single image.
     if (shuffled := metrics["shuffled_pixel_mse"]) is not None:
