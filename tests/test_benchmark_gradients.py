@@ -18,7 +18,12 @@ TOOL = pathlib.Path(__file__).parent.parent / "tools" / "benchmark.py"
 def run(*arguments):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        env={
+            **os.environ,
+            **{"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+            # Nearly all of the time goes into compiling.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
         cwd=TOOL.parent.parent,
         capture_output=True,
         text=True,
