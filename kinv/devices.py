@@ -139,7 +139,7 @@ def of_first_worker(strategy, arrays):
 
 
 def check_workers_agree(strategy, settings):
-    """Checks that this worker was started as the first one was.
+    """Checks that all workers were started alike.
 
     Each applies its own learning rates to its own copy of the weights.
 
@@ -149,15 +149,19 @@ def check_workers_agree(strategy, settings):
             it.
 
     Raises:
-        errors.InputError: if those of the first worker are others.
+        errors.InputError: on all workers, if those of two differ.
     """
+    if not isinstance(strategy, _MultiWorkerStrategy):
+        return
     text = json.dumps(settings, sort_keys=True)
     digest = hashlib.sha256(text.encode()).digest()
     numbers = np.frombuffer(digest, "uint8").astype("float32")
-    if not np.array_equal(*of_first_worker(strategy, [numbers]), numbers):
+    mean = strategy.reduce("MEAN", strategy.run(lambda: tf.constant(numbers)))
+    if not np.allclose(mean, numbers):
         raise errors.InputError(
-            "Expected the options and data of the first worker. Received: "
-            "others. Start all workers with the same command, on the same data."
+            "Expected the same options and data on all workers. Received: "
+            "others on another one. Start all with the same command, on the "
+            "same data."
         )
 
 
