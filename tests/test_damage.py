@@ -62,7 +62,8 @@ def test_sigterm_keeps_the_last_epoch(image_folder, classifier_file, tmp_path):
         cwd=ROOT,
     )
     for _ in range(3000):
-        if (run / checkpoints.CHECKPOINTS[0]).exists():
+        checkpoint = run / checkpoints.CHECKPOINTS[0]
+        if checkpoint.exists() or process.poll() is not None:
             break
         time.sleep(0.1)
     process.terminate()

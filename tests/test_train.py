@@ -252,7 +252,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     killed = process(tmp_path / "killed", "--steps=1000000")
     checkpoint = tmp_path / "killed" / "checkpoint.weights.h5"
     for _ in range(3000):
-        if checkpoint.exists():
+        if checkpoint.exists() or killed.poll() is not None:
             break
         time.sleep(0.1)
     killed.send_signal(signal.SIGKILL)
@@ -573,7 +573,7 @@ def test_a_lost_worker_and_a_new_start(image_folder, classifier_file, tmp_path):
     chief, lost = start_workers("lost", "--steps=1000000")
     checkpoint = tmp_path / "lost" / "checkpoint.weights.h5"
     for _ in range(3000):
-        if checkpoint.exists():
+        if checkpoint.exists() or chief.poll() is not None:
             break
         time.sleep(0.1)
     lost.kill()
