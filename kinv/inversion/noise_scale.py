@@ -1,7 +1,5 @@
 """The scale of an exported generator's noise, fitted to held-out images."""
 
-import math
-
 import keras
 import numpy as np
 
@@ -10,8 +8,6 @@ from kinv.inversion import batches
 
 # Scales beyond which the noise is not what was trained.
 RANGE = (0.5, 1.5)
-# Noise grows about in proportion to its scale: the second corrects the first.
-PASSES = 2
 
 
 def fit(generator, pairs, seed, verbose=0):
@@ -46,29 +42,25 @@ def fit(generator, pairs, seed, verbose=0):
         (np.asarray(batches.targets(images, generator)), condition)
         for images, condition in pairs
     ]
-    scale, spreads = 1.0, []
-    progress = keras.utils.Progbar(PASSES * len(pairs), verbose=verbose)
-    for _ in range(PASSES):
-        generator.noise_scale = scale
-        # As at inference: the moments of a batch would add to the error.
-        generator.fill_standing_statistics(
-            {"condition": condition, "noise": noises[0]}
-            for (_, condition), noises in _with_noise(generator, pairs, seed)
-        )
-        spreads.append(_spread(generator, pairs, seed, progress))
-        scale = scale / spreads[-1] if spreads[-1] else math.inf
-        nearest = min(max(scale, RANGE[0]), RANGE[1])
-        if len(spreads) == 1 and scale != nearest:
-            scale = 1.0
-            progress.update(progress.target, finalize=True)
-            break
-        # What bounds the noise may ask the second pass for a little more.
-        scale = nearest
-    generator.noise_scale = float(scale)
-    return spreads[0]
+    progress = keras.utils.Progbar(2 * len(pairs), verbose=verbose)
+    low, high = RANGE
+    before = _spread(generator, 1.0, pairs, seed, progress)
+    if not before or not low <= 1 / before <= high:
+        progress.update(progress.target, finalize=True)
+        return before
+    # The noise grows only about in proportion to its scale.
+    after = _spread(generator, 1 / before, pairs, seed, progress)
+    generator.noise_scale = float(np.clip(1 / (before * after), low, high))
+    return before
 
 
-def _spread(generator, pairs, seed, progress):
+def _spread(generator, scale, pairs, seed, progress):
+    generator.noise_scale = scale
+    # As at inference: the moments of a batch would add to the error.
+    generator.fill_standing_statistics(
+        {"condition": condition, "noise": noises[0]}
+        for (_, condition), noises in _with_noise(generator, pairs, seed)
+    )
     errors = []
     for (images, condition), noises in _with_noise(generator, pairs, seed):
         samples = [
