@@ -43,8 +43,9 @@ def run(main, resumable=False):
     Args:
         main: function without arguments. `InputError`, `NonFiniteError`,
             `LostWorkerError` and `OSError` (missing file, no permission, full
-            disk) are printed to standard error as `TOOL: error: MESSAGE`, as is
-            the name of an image that TensorFlow could not decode. Any other
+            disk) are printed to standard error as `TOOL: error: MESSAGE`, as
+            are the name of an image that TensorFlow could not decode, a damaged
+            record of a data set, and too little memory of a device. Any other
             exception is a defect of kinv and keeps its traceback.
         resumable: whether the tool has a flag `--resume`, which the message
             after Ctrl-C then offers.
@@ -94,9 +95,9 @@ def _explain(error, resumable):
         return f"{message}. Free some, then repeat the command{again}."
     if type(error).__name__ == "ResourceExhaustedError":
         return (
-            f"Expected memory for a step. Received: {reason(error)}. Lower the "
-            "batch size; tools/train.py computes one in parts, too, by --set "
-            "micro_batches=4."
+            f"Expected more memory. Received: {reason(error)}. A training "
+            "takes less with a smaller --batch-size, or, of tools/train.py, "
+            "--set micro_batches=4, in a new run."
         )
     if type(error).__name__ == "DataLossError":
         found = re.search(r"\w+ record at \d+", message)

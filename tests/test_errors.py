@@ -45,7 +45,7 @@ def raises(error):
         ),
         (RuntimeError("x; No space left on device"), "Free some, then repeat"),
         (DataLossError("corrupted record at 7"), "corrupted record at 7"),
-        (ResourceExhaustedError("OOM"), "OOM. Lower the batch size"),
+        (ResourceExhaustedError("OOM"), "OOM. A training takes less"),
     ],
 )
 def test_what_the_user_can_mend_ends_in_one_line(error, message, capsys):

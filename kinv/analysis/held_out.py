@@ -28,8 +28,8 @@ def measure(model, batches, bar, seed):
         bootstrap interval, `spread_skill`, the means of the measures of
         `reconstructions.compare`, and, of enough images,
         `error_ratio_thirds`, and `rank_distance` with what chance leaves of
-        it, `flat_rank_distance`, as of `calibration.run`. None for what is not
-        finite.
+        it, `flat_rank_distance`, as of `calibration.run`, these of its number
+        of images. None for what is not finite.
     """
     random, random_of_others = map(np.random.default_rng, (seed, [seed, 1]))
     per_image, pairs, of_noise, pictures, right = [], [], [], [], []

@@ -92,7 +92,9 @@ def load_classifier(
 def _copy(model):
     """The model of layers of its own, which are to be frozen."""
     try:
-        copy = keras.models.clone_model(model, clone_function=_copy_layer)
+        copy = keras.models.clone_model(
+            model, clone_function=_copy_layer, recursive=True
+        )
         copy.set_weights(model.get_weights())
     # A subclassed one, or layers that cannot be made anew.
     except Exception as error:

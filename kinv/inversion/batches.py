@@ -44,13 +44,8 @@ def full(images, size, seed, parts=1):
     shape = _parts(images.element_spec)[0].shape
     check_shape(shape)
     if shape.rank is None or shape[0] is None:
-        return _without_partial(images)
-    if shape[0] % parts:
-        raise errors.InputError(
-            f"Expected a multiple of {parts} images for the updates of a step, "
-            "their micro-batches and all devices. Received: batches of "
-            f"{shape[0]}."
-        )
+        return _without_partial(images, parts)
+    _check_size(shape[0], parts)
     return images
 
 
@@ -68,7 +63,15 @@ def at_most(batches, given, epochs=1, steps_per_epoch=None, **_):
     return batches
 
 
-def _without_partial(batches):
+def _check_size(size, parts):
+    if size % parts:
+        raise errors.InputError(
+            f"Expected a multiple of {parts} images for the updates of a step, "
+            f"their micro-batches and all devices. Received: batches of {size}."
+        )
+
+
+def _without_partial(batches, parts):
     """Leaves out the batch that is smaller than the first, of a dataset."""
 
     def size(*batch):
@@ -77,7 +80,8 @@ def _without_partial(batches):
     first = next(iter(batches), None)
     if first is None:
         raise errors.InputError("Expected images. Received: an empty data set.")
-    full_size = size(first)
+    full_size = int(size(first))
+    _check_size(full_size, parts)
     count = int(batches.cardinality())
     if count < 0:
         return batches.filter(lambda *batch: size(*batch) == full_size)

@@ -185,11 +185,12 @@ class InversionGAN(keras.Model):
             steps: number of generator updates over which the rates of the
                 default optimizers decay; constant without.
             **kwargs: of `keras.Model.compile`. `jit_compile` is by default
-                what `devices.compiles` says.
+                Keras's choice where `devices.compiles` lets it.
         """
-        compiles = devices.compiles(self.distribute_strategy, self.classifier)
+        if not devices.compiles(self.distribute_strategy, self.classifier):
+            kwargs = {"jit_compile": False, **kwargs}
         # Keras would make a third optimizer, with slots for every weight.
-        super().compile(None, **{"jit_compile": compiles, **kwargs})
+        super().compile(optimizer=None, **kwargs)
         self.generator_optimizer = presets.with_loss_scaling(
             generator_optimizer
             or presets.make_optimizer(SMALL["generator_learning_rate"], steps)
@@ -246,9 +247,10 @@ class InversionGAN(keras.Model):
         Args:
             x: images `(examples, height, width, 3)` in [0, 255], of any
                 dtype, or a `tf.data.Dataset` of batches of them, with or
-                without labels, each of which is the images of one step. A last
-                batch that is not full is dropped; whether it is, is found by
-                reading a data set of known length once.
+                without labels, each of which is the images of one step: a
+                multiple of its updates, their micro-batches and all devices. A
+                last batch that is not full is dropped; whether it is, is found
+                by reading a data set of known length once.
             y: labels, which are not used.
             batch_size: images of one update, where `x` is an array. A step
                 takes this times `discriminator_steps + 1`.

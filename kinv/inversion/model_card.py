@@ -136,7 +136,7 @@ def measured(metadata):
             ),
         )
         yield (
-            "ranks of images among 16 reconstructions, distance from flat",
+            "ranks of at most 500 images among 16 pictures, distance from flat",
             f"{metrics['rank_distance']:.3f} (chance leaves "
             f"{metrics['flat_rank_distance']:.3f})",
         )
