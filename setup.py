@@ -87,7 +87,6 @@ setup(
             "pytest>=8,<10",  # runs the tests
             "pytest-xdist>=3.6,<4",  # on several cores
             "ruff>=0.14,<1",  # make lint, make format
-            "build>=1.2,<2",  # the wheel that .ci/run installs
             "scikit-learn>=1.6,<2",  # the digits of docs/data.md
             "ai-edge-litert>=2.1,<3",  # runs what tools/export.py --lite writes
             "jax>=0.6,<1",  # the networks on another backend of Keras

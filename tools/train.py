@@ -77,7 +77,6 @@ def train(options, strategy, chief):
                 options.discriminator_learning_rate,
                 steps * options.discriminator_steps,
             ),
-            jit_compile=devices.compiles(strategy, classifier),
         )
     if not checkpoints.existing(run):
         if options.generator:

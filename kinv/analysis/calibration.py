@@ -120,15 +120,14 @@ def _directions(residuals, components):
 def _measure(study, model, batch, num_samples=SAMPLES):
     key = "calibration", batch.key
     made = study.reconstruct(model, batch.images, num_samples, *key)
-    return compare(model, batch.images, made)
+    return compare(model.target(batch.images), made)
 
 
-def compare(model, images, made):
+def compare(images, made):
     """What is measured of each image and its reconstructions.
 
     Args:
-        model: `pipeline.Pipeline`.
-        images: `(batch, height, width, 3)` in [0, 255].
+        images: `(batch, image_size, image_size, 3)` in [0, 255].
         made: `(batch, samples, image_size, image_size, 3)`, eight samples, or
             more: those beyond tell the spread of an image.
 
@@ -137,12 +136,11 @@ def compare(model, images, made):
         of the first eight; with more, their `spread`, and `images` and
         `samples`, small, as `component_ranks` takes them.
     """
-    images = model.target(images)
     first, others = np.split(made, [measures.ERROR_RATIO_NOISES], axis=1)
     of_mean, of_single = measures.reconstruction_errors(images, first)
     per_image = {"of_mean": of_mean, "of_single": of_single}
     if others.shape[1]:
-        size = min(COMPONENT_SIZE, model.image_size)
+        size = min(COMPONENT_SIZE, images.shape[1])
         small = pixels.resize(made.reshape(-1, *made.shape[2:]), size)
         per_image |= {
             "spread": others.var(axis=1, dtype="float64").mean((1, 2, 3)),

@@ -32,27 +32,28 @@ def measure(model, batches, bar, seed):
         of images. None for what is not finite.
     """
     random, random_of_others = map(np.random.default_rng, (seed, [seed, 1]))
+    samples = measures.ERROR_RATIO_NOISES
     per_image, pairs, of_noise, pictures, right = [], [], [], [], []
     for images, labels in batches:
         images = np.asarray(images)
-        shape = len(images), measures.ERROR_RATIO_NOISES, model.noise_dim
+        first = len(images), samples, model.noise_dim
+        others = len(images), calibration.SAMPLES - samples, model.noise_dim
         noise = [
-            generator.standard_normal(shape, "float32")
-            for generator in (random, random_of_others)
+            random.standard_normal(first, "float32"),
+            random_of_others.standard_normal(others, "float32"),
         ]
         logits = model.logits(images)
         made = model.reconstruct(images, np.concatenate(noise, axis=1))
         read = model.logits(made[:, 0])
+        images = model.target(images)
         pairs.append({"logits": logits, "reconstruction_logits": read})
         per_image.append(
-            reconstructions.compare(
-                model.target(images), made[:, 0], logits, read
-            )
+            reconstructions.compare(images, made[:, 0], logits, read)
         )
-        of_noise.append(calibration.compare(model, images, made))
+        of_noise.append(calibration.compare(images, made))
         ranked = {key: of_noise[-1].pop(key) for key in ("images", "samples")}
         # They are large.
-        if sum(map(len, (x["images"] for x in pictures))) < calibration.IMAGES:
+        if sum(len(x["images"]) for x in pictures) < calibration.IMAGES:
             pictures.append(ranked)
         labels = np.asarray(labels)
         right.extend((logits.argmax(-1) == labels)[labels >= 0])
@@ -80,12 +81,11 @@ def _calibration(of_noise, pictures, random):
     ratio, low, high = intervals.bootstrap_interval(
         measures.error_ratio, errors, random
     )
-    spread_skill = measures.spread_skill(ratio)
     # Where all pictures equal their images there is no ratio.
     found = {
         "error_ratio": _finite(ratio),
         "error_ratio_interval": None if np.isnan(ratio) else (low, high),
-        "spread_skill": _finite(spread_skill),
+        "spread_skill": _finite(measures.spread_skill(ratio)),
     }
     if len(errors[0]) >= calibration.FEWEST:
         ranks, _ = calibration.component_ranks(**pictures)
@@ -100,4 +100,4 @@ def _calibration(of_noise, pictures, random):
 
 
 def _finite(value):
-    return float(value) if np.isfinite(value) else None
+    return results.summary(value)["value"]

@@ -63,13 +63,11 @@ def run(study):
             f"logits whose mean is not the same for all images, as {name}'s is",
         )
         per_image = study.per_image(_measure, name, count, units=units)
-        effects = {
-            kind: {value: {} for value in VALUES[kind]} for kind in VALUES
-        }
-        for (kind, value, effect), found in results.summaries(
-            per_image
-        ).items():
-            effects[kind][value][effect] = found
+        effects = {}
+        for key, found in results.summaries(per_image).items():
+            kind, value, effect = key
+            of_kind = effects.setdefault(kind, {})
+            of_kind.setdefault(value, {})[effect] = found
         rows += results.rows({name: effects}, *COLUMNS)
         metrics[name] = {"units": units} | {
             kind: [{"value": value, **of} for value, of in by_value.items()]

@@ -239,7 +239,7 @@ def _pad(inputs, padding):
     if padding == "zeros":
         return ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for axis in (1, 2):
-        first, middle, last = _without_ends(inputs, axis)
+        first, middle, last = _split_ends(inputs, axis)
         pieces = (first, first, middle, last, last)
         inputs = ops.concatenate(pieces, axis)
     return inputs
@@ -248,11 +248,11 @@ def _pad(inputs, padding):
 def _crop(inputs):
     """Takes a border of one pixel off."""
     for axis in (1, 2):
-        inputs = _without_ends(inputs, axis)[1]
+        inputs = _split_ends(inputs, axis)[1]
     return inputs
 
 
-def _without_ends(inputs, axis):
+def _split_ends(inputs, axis):
     """First row, those between, and last row; columns along axis 2.
 
     On CPU the gradient of a split takes a sixth of that of slices, and splits
