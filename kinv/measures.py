@@ -212,6 +212,12 @@ def spread_skill(error_ratio, num_samples=ERROR_RATIO_NOISES):
     return math.sqrt(max(1 - error_ratio, 0) / open_share)
 
 
+def error_ratio_of(spread_skill):
+    """The error ratio of 8 noises that has this spread-skill ratio."""
+    variance = spread_skill**2
+    return (1 + variance / ERROR_RATIO_NOISES) / (1 + variance)
+
+
 def is_calibrated(spread_skill):
     """Whether the noise may be read as what the generator leaves open."""
     low, high = CALIBRATED

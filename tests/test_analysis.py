@@ -1,5 +1,6 @@
 """Every experiment on models whose answer is known."""
 
+import dataclasses
 import importlib
 import types
 
@@ -68,6 +69,11 @@ def source(rendered):
     return rendered("test", 400)
 
 
+def images_of(source, count):
+    """The first images, as experiments read them."""
+    return study_lib.Study({}, source, None, 32).first(count).images
+
+
 def fake(logits_of, image_of, num_classes, image_size=32):
     """A pipeline of two functions.
 
@@ -118,20 +124,18 @@ def perfect():
 def noise_only():
     """Logits are the pixels, and pictures any noise."""
 
-    def image_of(logits, noise):
-        seeds = np.abs(noise[:, 0] * 1e6).astype(int)
-        pictures = np.empty((len(noise), 32, 32, 3))
-        for picture, seed in zip(pictures, seeds, strict=True):
-            picture[:] = np.random.default_rng(seed).uniform(
-                0, 255, (32, 32, 3)
-            )
-        return pictures
-
     return fake(
         lambda images: images.reshape(len(images), -1) / 64,
-        image_of,
+        lambda logits, noise: 255 * grain(noise),
         32 * 32 * 3,
     )
+
+
+def grain(noise):
+    """Pictures of independent values in [0, 1], which the noise decides."""
+    seeds = np.abs(noise[:, 0] * 1e6).astype(int)
+    pictures = [np.random.default_rng(seed).random(3072) for seed in seeds]
+    return np.reshape(pictures, (-1, 32, 32, 3))
 
 
 # The others take several models, or images whose factors are known.
@@ -218,8 +222,7 @@ def test_the_widest_reconstructions(source, monkeypatch):
     # Nothing differs more than anything else.
     assert found["widening"]["value"] == pytest.approx(1, rel=0.05)
     # The class is the brightest value; a few images have the same.
-    study = study_lib.Study({}, source, None, 32)
-    images = study.first(400).images
+    images = images_of(source, 400)
     classes = images.reshape(400, -1).argmax(axis=-1)
     shares = []
     for number in classes[:IMAGES]:
@@ -269,16 +272,8 @@ def gaussian_images(count=300, seed=0, spread=3):
     """Images of which the logit y tells the first pattern's share."""
     random = np.random.default_rng(seed)
     shares = random.normal(size=(count, 9)) * ([8] + [spread] * 8)
-    examples = {
-        "image": 128 + np.tensordot(shares, PATTERNS, 1),
-        "label": np.zeros(count, "int64"),
-    }
-    return source_lib.Source(
-        tf.data.Dataset.from_tensor_slices(examples),
-        lambda image: image,
-        ["any"],
-        count,
-    )
+    images = 128 + np.tensordot(shares, PATTERNS, 1)
+    return source_lib.in_memory(images, np.zeros(count, "int64"), ["any"])
 
 
 def gaussian_model(scale_of):
@@ -421,12 +416,8 @@ def test_pictures_of_two_sizes_side_by_side(source):
     """The same model, and its pictures at half the size."""
 
     def image_of(logits, noise):
-        seeds = np.abs(noise[:, 0] * 1e6).astype(int)
-        grain = np.empty((len(noise), 32, 32, 3))
-        for picture, seed in zip(grain, seeds, strict=True):
-            random = np.random.default_rng(seed)
-            picture[:] = random.uniform(-50, 50, (32, 32, 3))
-        return np.clip(64 * logits[:, None, None] + grain, 0, 255)
+        made = 64 * logits[:, None, None] + 100 * grain(noise) - 50
+        return np.clip(made, 0, 255)
 
     large = colors(image_of)
     predict = large._predict
@@ -441,8 +432,10 @@ def test_pictures_of_two_sizes_side_by_side(source):
     small = pipeline.Pipeline(halved, {**large.metadata, "image_size": 16})
     result = run(side_by_side, source, large=large, small=small)
     minus = result.metrics["large and small"]["small minus large"]
-    assert minus["spread"]["low"] < 0 < minus["spread"]["high"]
-    assert minus["error_of_mean"]["low"] < 0 < minus["error_of_mean"]["high"]
+    # The noise is the same, and colours, of which they are halves.
+    for measure in ("spread", "error_of_mean"):
+        low, high = minus[measure]["low"], minus[measure]["high"]
+        assert low <= 1e-3 and high >= -1e-3
 
 
 def test_a_lone_last_image_joins_the_batch_before_it(source):
@@ -459,7 +452,7 @@ def test_a_lone_last_image_joins_the_batch_before_it(source):
     assert sizes(50) == [50]
     assert sizes(51) == [51]
     assert sizes(52) == [50, 2]
-    assert sizes(101) == [50, 51]
+    assert sizes(101) == [51, 50]
     assert sizes(1) == [1]
     assert sizes(3, batch_size=1) == [1, 1, 1]
 
@@ -480,7 +473,7 @@ def test_held_out_images_are_read_once(source, monkeypatch):
         return lists, [study.first(3).images]
 
     kept = read()
-    assert [limit for _, _, limit in opened] == [120, None]
+    assert [limit for _, _, limit in opened] == [120, 400]
     opened.clear()
     monkeypatch.setattr(study_lib, "KEPT_PIXELS", 0)
     streamed = read()
@@ -499,9 +492,7 @@ def test_a_lone_last_image_leaves_no_measure_without_a_number(
     model = noise_only()
     found = run(noise_resampling, source, model=model).metrics["model"]
     # The noise is uniform; of images, whose noise is their variety, read once.
-    [(images, *_)] = study_lib.Study({}, source, None, 32).batches(
-        51, batch_size=51
-    )
+    images = images_of(source, 51)
     between = images.std(axis=0, ddof=1).mean()
     assert found["relative_spread"]["value"] == pytest.approx(
         255 / 12**0.5 / between, rel=0.02
@@ -539,16 +530,11 @@ def test_logit_interpolation_of_a_linear_model_is_straight(source):
 
 
 def test_interpolation_starts_and_ends_at_the_images(source):
-    images = np.concatenate(
-        [
-            batch
-            for batch, *_ in study_lib.Study({}, source, None, 32).batches(2)
-        ]
-    )
+    images = images_of(source, 2)
     noise = np.zeros((1, 1, 8), "float32")
-    path = logit_interpolation.interpolate(perfect(), *images, noise, steps=3)
-    np.testing.assert_allclose(path[[0, 2]], images, atol=1e-3)
-    np.testing.assert_allclose(path[1], images.mean(axis=0), atol=1e-3)
+    path = logit_interpolation.interpolate(perfect(), *images, noise)
+    np.testing.assert_allclose(path[[0, -1]], images, atol=1e-3)
+    np.testing.assert_allclose(path[4], images.mean(axis=0), atol=1e-3)
 
 
 def test_noise_interpolation(source):
@@ -782,12 +768,7 @@ def test_manipulation_of_a_linear_model(source):
     assert strengths == set(manipulation.VALUES["shift"])
     [half] = [row for row in found["scale"] if row["value"] == 0.5]
     assert half["read_back"]["value"] == pytest.approx(1, abs=1e-3)
-    brightness = np.mean(
-        [
-            measures.brightness(images).mean()
-            for images, *_ in study_lib.Study({}, source, None, 32).batches(100)
-        ]
-    )
+    brightness = measures.brightness(images_of(source, 100)).mean()
     assert half["brightness"]["value"] == pytest.approx(
         -brightness / 2, rel=0.05
     )
@@ -890,11 +871,7 @@ def test_rotation_of_a_perfect_inverter(source):
 def test_rotation_of_a_model_that_cannot_turn(source):
     """One whose pictures stand upright whatever the image does."""
     inverter = perfect()
-    known = {
-        image.tobytes()
-        for images, *_ in study_lib.Study({}, source, None, 32).batches(None)
-        for image in images
-    }
+    known = set(map(np.ndarray.tobytes, images_of(source, 400)))
 
     def upright(inputs):
         outputs = inverter._predict(inputs)
@@ -921,11 +898,7 @@ def test_rotation_that_loses_texture_too(source):
     """Upright, shape is half lost and texture more; rotated, both are."""
     inverter = perfect()
     random = np.random.default_rng(0)
-    known = {
-        image.tobytes()
-        for images, *_ in study_lib.Study({}, source, None, 32).batches(None)
-        for image in images
-    }
+    known = set(map(np.ndarray.tobytes, images_of(source, 400)))
 
     def forgetful(inputs):
         outputs = inverter._predict(inputs)
@@ -1101,14 +1074,10 @@ def test_information_efficiency(source, rendered, monkeypatch):
     monkeypatch.setattr(factors, "SAMPLES", 4)
     training = rendered("train", 2000)
     network = scene_factors.load_network()
-    gallery, keys = [], []
-    for images, *_ in study_lib.Study({}, training, None, 32).batches(None):
-        gallery.append(images)
-        keys.append(np.array(network(images)))
-    for images, *_ in study_lib.Study({}, source, None, 32).batches(200):
-        gallery.append(images)
-        keys.append(np.array(network(images)))
-    gallery, keys = np.concatenate(gallery), np.concatenate(keys)
+    gallery = np.concatenate(
+        [images_of(training, 2000), images_of(source, 200)]
+    )
+    keys = network.predict(gallery, verbose=0)
 
     def logits_of(images):
         return np.array(network(images, training=False))
@@ -1193,14 +1162,7 @@ def test_features_of_training_images_are_kept(rendered, tmp_path, monkeypatch):
     training = rendered("train", 60)
 
     def opened(digest):
-        return source_lib.Source(
-            training.examples,
-            training.decode,
-            training.class_names,
-            60,
-            training.factor_names,
-            identity=lambda: digest,
-        )
+        return dataclasses.replace(training, identity=lambda: digest)
 
     classified = []
 
@@ -1224,9 +1186,7 @@ def test_features_of_training_images_are_kept(rendered, tmp_path, monkeypatch):
 
     first = features(40)
     assert sum(classified) == study_lib.COMPARED + 40
-    [(images, *_)] = study_lib.Study({}, training, None, 32).batches(
-        60, batch_size=60
-    )
+    images = images_of(training, 60)
     np.testing.assert_allclose(
         first["condition"], images[:40].mean(axis=(1, 2))[:, [0, 2]] / 64
     )
@@ -1293,14 +1253,8 @@ def test_the_next_report_need_not_optimise(rendered, tmp_path, monkeypatch):
 
     def found(count, digest="one"):
         monkeypatch.setattr(controls, "IMAGES", count)
-        source = rendered("test", 30)
-        source = source_lib.Source(
-            source.examples,
-            source.decode,
-            source.class_names,
-            30,
-            source.factor_names,
-            identity=lambda: digest,
+        source = dataclasses.replace(
+            rendered("test", 30), identity=lambda: digest
         )
         study = study_lib.Study(
             {"model": in_tensorflow()}, source, lambda: source, 32
@@ -1377,7 +1331,8 @@ def test_experiments_have_titles_and_files():
     ],
 )
 def test_verdicts(low, high, verdict):
-    assert results.decide(low, high) == verdict
+    found = {"value": 0, "low": low, "high": high}
+    assert results.claim("1", "", "", found).verdict == verdict
 
 
 def test_memorisation_tells_copies_from_pictures_of_ones_own(
@@ -1385,9 +1340,7 @@ def test_memorisation_tells_copies_from_pictures_of_ones_own(
 ):
     monkeypatch.setattr(memorisation, "TRAINING_IMAGES", 300)
     training = rendered("train", 300)
-    [(copies, *_)] = study_lib.Study({}, training, None, 32).batches(
-        300, batch_size=300
-    )
+    copies = images_of(training, 300)
 
     def copy(logits, noise):
         flat = copies.reshape(300, -1)
@@ -1424,9 +1377,7 @@ def test_two_models_side_by_side(source):
 
         return colors(image_of)
 
-    [(images, *_)] = study_lib.Study({}, source, None, 32).batches(
-        400, batch_size=400
-    )
+    images = images_of(source, 400)
     means = images.mean(axis=(1, 2))
     result = run(
         side_by_side, source, calm=model(5, means[123] / 64), wild=model(12)
@@ -1528,9 +1479,7 @@ def test_two_inversions_agree_as_each_with_itself(source):
     metrics = run(
         two_inversions, source, one=colors(image_of), two=colors(image_of)
     ).metrics["one and two"]
-    [(images, *_)] = study_lib.Study({}, source, None, 32).batches(
-        400, batch_size=400
-    )
+    images = images_of(source, 400)
     means = images.mean(axis=(1, 2))
     within, pairs = 0, 0
     for kind in range(3):
@@ -1560,13 +1509,17 @@ def test_distributions(source, monkeypatch):
     assert other["kernel_distance"]["low"] > found["kernel_distance"]["high"]
 
 
-def test_distributions_take_another_network_or_say_so(source):
-    source = source_lib.Source(
-        source.examples.map(lambda x: {k: x[k] for k in ("image", "label")}),
-        source.decode,
-        source.class_names,
-        100,
+def without_factors(source, count):
+    return dataclasses.replace(
+        source,
+        examples=source.examples.take(count),
+        num_examples=count,
+        factor_names=[],
     )
+
+
+def test_distributions_take_another_network_or_say_so(source):
+    source = without_factors(source, 100)
     study = study_lib.Study({"same": perfect()}, source, None, 32)
     with pytest.raises(results.NotApplicable, match="--features"):
         distributions.run(study)
@@ -1579,9 +1532,7 @@ def test_distributions_take_another_network_or_say_so(source):
 @pytest.mark.parametrize("count", [51, 100, 150])
 def test_a_frechet_distance_and_its_floor_are_of_the_halves(source, count):
     """One image of the last batch alone included."""
-    source = source_lib.Source(
-        source.examples.take(count), source.decode, source.class_names, count
-    )
+    source = without_factors(source, count)
     study = study_lib.Study(
         {"same": perfect()},
         source,
@@ -1604,18 +1555,8 @@ def test_a_frechet_distance_and_its_floor_are_of_the_halves(source, count):
 
 
 def test_distributions_need_images(source):
-    source = source_lib.Source(
-        source.examples.take(3), source.decode, source.class_names, 3
-    )
-    study = study_lib.Study(
-        {"same": perfect()},
-        source,
-        None,
-        32,
-        features=(lambda images: images.mean(axis=(1, 2)), "mean colour"),
-    )
     with pytest.raises(results.NotApplicable, match="at least 4 images"):
-        distributions.run(study)
+        run(distributions, without_factors(source, 3), same=perfect())
 
 
 def of_a_layer(name, blur):
@@ -1677,14 +1618,7 @@ def test_layers_compared(source, monkeypatch):
     fine, coarse = result.metrics["fine"], result.metrics["coarse"]
     assert fine["layer"] == "features of fine" and fine["numbers"] == 3072
     assert fine["pixel_mse"]["value"] == 0 and fine["psnr"]["value"] == 100
-    originals = np.concatenate(
-        [
-            images
-            for images, *_ in study_lib.Study({}, source, None, 32).batches(
-                IMAGES
-            )
-        ]
-    )
+    originals = images_of(source, IMAGES)
     blocks = originals.reshape(IMAGES, 8, 4, 8, 4, 3)
     # A mean loses the variance of what it is taken of.
     lost = blocks.var(axis=(2, 4)).mean()

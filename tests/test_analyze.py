@@ -27,6 +27,7 @@ from kinv.analysis import (
 )
 from kinv.analysis import results as results_lib
 from kinv.data import datasets
+from kinv.serving import pipeline
 from tools import analyze
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -263,15 +264,8 @@ def test_the_page_begins_with_what_was_found(tmp_path):
     for name, metrics in measured.items():
         result = results_lib.Result(metrics, {}, [])
         report.write_result(tmp_path / name, name, result)
-    models = {
-        name: {
-            **{"path": "p", "metadata": "m", "inverted": "logits"},
-            "exported": {},
-        }
-        for name in ("robust", "standard", "partial")
-    }
-    about = {**ABOUT, "models": models}
-    report.write_report(tmp_path, list(measured), about)
+    models = dict.fromkeys(("robust", "standard", "partial"), {})
+    head_of(tmp_path, list(measured), models)
     page = (tmp_path / "report.html").read_text()
     [(before, found)] = re.findall(
         '(.*)<p class="findings">(.*?)</p>', page, re.DOTALL
@@ -294,7 +288,7 @@ def test_the_page_begins_with_what_was_found(tmp_path):
     )
     # Of nothing that was measured, nothing is said.
     (tmp_path / "other").mkdir()
-    report.write_report(tmp_path / "other", [], about)
+    report.write_report(tmp_path / "other", [], ABOUT)
     page = (tmp_path / "other" / "report.html").read_text()
     assert '<p class="findings">' not in page
 
@@ -478,8 +472,6 @@ def test_an_interrupted_experiment_leaves_nothing(
 
 def two_logits(dataset):
     """A model of two classes, whose pictures are grey."""
-    from kinv.serving import pipeline
-
     random = np.random.default_rng(0)
     weights = random.normal(size=(3, 2))
 
@@ -505,8 +497,6 @@ def two_logits(dataset):
 def test_photographs_without_labels(
     image_folder, tmp_path, capsys, monkeypatch
 ):
-    from kinv.serving import pipeline
-
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for path in sorted(image_folder.rglob("*.png")):
@@ -545,8 +535,6 @@ def test_a_data_set_without_factors(
     image_folder, tmp_path, capsys, monkeypatch
 ):
     """A folder of two classes, and a model of as many logits."""
-    from kinv.serving import pipeline
-
     model = two_logits(image_folder)
     monkeypatch.setattr(pipeline.Pipeline, "load", lambda path: model)
     out = tmp_path / "results"
@@ -565,8 +553,6 @@ def test_a_model_that_does_not_tell_its_classifier_s_size(
     image_folder, tmp_path, monkeypatch
 ):
     """It sees images of the size that is asked for, not of the generator's."""
-    from kinv.serving import pipeline
-
     sizes = set()
 
     def predict(inputs):

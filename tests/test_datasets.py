@@ -27,6 +27,13 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+def make_folders(directory, names):
+    """Folders of one image each."""
+    for name in names:
+        (directory / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(directory / name / "image.png")
+
+
 @contextlib.contextmanager
 def mocked_data():
     with tfds.testing.mock_data(num_examples=20):
@@ -307,9 +314,7 @@ def test_mocked_imagenet_is_cropped_alike_for_all():
 
 
 def test_a_split_that_lacks_a_class_keeps_the_others_numbers(tmp_path):
-    for name in ("train/a", "train/b", "train/c", "validation/b"):
-        (tmp_path / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    make_folders(tmp_path, ("train/a", "train/b", "train/c", "validation/b"))
     source = datasets.open_dataset(tmp_path, "validation")
     assert source.class_names == ["a", "b", "c"]
     ((_, labels),) = source.evaluation_batches(8, 2)
@@ -320,9 +325,7 @@ def test_a_split_that_lacks_a_class_keeps_the_others_numbers(tmp_path):
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    for name in ("bus", "car", "train"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    make_folders(tmp_path, ("bus", "car", "train"))
     source = datasets.open_dataset(tmp_path, "train[:100%]")
     assert source.class_names == ["bus", "car", "train"]
     # Splits without classes are not taken for classes.
@@ -342,9 +345,7 @@ def test_a_class_may_be_called_train(tmp_path):
     ],
 )
 def test_doubtful_splits_are_named(tmp_path, names, message):
-    for name in names:
-        (tmp_path / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    make_folders(tmp_path, names)
     with pytest.raises(errors.InputError, match=message):
         datasets.open_dataset(tmp_path, "validation")
     # They are read where they are named.
@@ -370,9 +371,7 @@ def test_held_out_images_are_not_trained_on(tmp_path, beside, held_out):
 
 
 def test_a_folder_that_may_be_a_split_is_to_be_renamed(tmp_path):
-    for name in ("train", "val", "cats"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (8, 8)).save(tmp_path / name / "image.png")
+    make_folders(tmp_path, ("train", "val", "cats"))
     with pytest.raises(
         errors.InputError, match="either. Rename or move the folders"
     ):

@@ -54,11 +54,7 @@ def test_factors_are_uniform_over_their_ranges():
     ranges = {
         "shape": (0, 10),
         "object_hue": (0, 8),
-        "wall_hue": scenes.WALL_HUE_RANGE,
-        "floor_hue": scenes.FLOOR_HUE_RANGE,
-        "size": scenes.SIZE_RANGE,
-        "azimuth": scenes.AZIMUTH_RANGE,
-        "brightness": scenes.BRIGHTNESS_RANGE,
+        **scenes.RANGES,
     }
     assert set(drawn) == set(ranges)
     for name, (low, high) in ranges.items():

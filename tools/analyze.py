@@ -294,7 +294,7 @@ def open_study(options, paths):
         },
         "dataset": dataset,
         "split": split,
-        "digest of the images": source.identity and source.identity(),
+        "digest of the images": source.identity(),
         **{name: getattr(options, name) for name in RECORDED},
     }
 

@@ -26,7 +26,6 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Train a network that reads shape, hues, size, azimuth and "
         "brightness of kinv_scenes from an image.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="directory to write")

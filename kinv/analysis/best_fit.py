@@ -59,10 +59,7 @@ def run(study):
         quotient of the neighbouring factors) and the factor of its `peak`,
         with 95 % intervals over images, and the number of `images`.
     """
-    fits = {
-        name: study.per_image(_measure, name, study.count(IMAGES))
-        for name in study.models
-    }
+    fits = dict(study.measured(_measure, IMAGES))
     metrics, rows, figures = {name: {} for name in fits}, [], []
     for change, fit in FIGURES:
         factors, curves = CHANGES[change][1], {}
@@ -72,8 +69,7 @@ def run(study):
                 "images": len(values),
                 "slope": results.mean(_slope(values, factors)),
                 "peak": study.bootstrap(
-                    lambda values: factors[values.mean(axis=0).argmax()],
-                    *((values,), "peak", name, change, fit),
+                    lambda values: factors[values.mean(axis=0).argmax()], values
                 ),
             }
             curves[name] = [results.mean(column) for column in values.T]
@@ -113,7 +109,7 @@ def _figure(change, fit, curves):
         f"identity. {FIGURES[change, fit]} of the supplementary.",
         plots.curves(
             CHANGES[change][1],
-            {name: results.curve(of) for name, of in curves.items()},
+            curves,
             f"{change} factor",
             f"best-fit {fit}",
             identity=(1, IDENTITY[fit]),
@@ -125,7 +121,7 @@ def _claims(study, fits, metrics):
     robust, standard = study.pair
     one = BRIGHTNESS_FACTORS.index(1)
     before, _, after = BRIGHTNESS_FACTORS[one - 1 : one + 2]
-    _, *inner, highest = BRIGHTNESS_FACTORS
+    _, second, *_, last, highest = BRIGHTNESS_FACTORS
     # Logits of one mean, as of a classifier of one output, fit no shift.
     varying = [
         fit
@@ -154,31 +150,26 @@ def _claims(study, fits, metrics):
             "larger.",
             f"root mean square of the mean curve of the best-fit {fit} less "
             f"the identity's, robust over standard; holds above {MUCH}",
-            study.bootstrap(_ratio, sizes, "ratio", fit),
+            study.bootstrap(_ratio, *sizes),
             threshold=MUCH,
         )
 
-    shift = [
-        rises(robust, "brightness", "shift"),
+    claims = [
+        ("shift", rises(robust, "brightness", "shift")),
         # Anywhere but at the ends of what was tried.
-        peaks(standard, "shift", "and then falls", inner[0], inner[-1]),
-    ]
-    scale = [
-        rises(robust, "brightness", "scale", " around the identity"),
-        peaks(robust, "scale", "above the identity", after, highest),
+        ("shift", peaks(standard, "shift", "and then falls", second, last)),
+        ("scale", rises(robust, "brightness", "scale", " around the identity")),
+        ("scale", peaks(robust, "scale", "above the identity", after, highest)),
         # The identity, or a neighbour of it.
-        peaks(standard, "scale", "at the identity", before, after),
-    ]
-    return [
-        *(shift if "shift" in varying else []),
-        *(scale if "scale" in varying else []),
+        ("scale", peaks(standard, "scale", "at the identity", before, after)),
         *(
-            rises(name, "sharpness", fit)
-            for fit in varying
+            (x, rises(name, "sharpness", x))
+            for x in FITS
             for name in study.pair
         ),
-        *map(larger, varying),
+        *((fit, larger(fit)) for fit in FITS),
     ]
+    return [claim for fit, claim in claims if fit in varying]
 
 
 def _peaks(text, name, peak, first, last):

@@ -42,8 +42,8 @@ def kept(key, compute, suffice=lambda arrays: True):
     """The arrays kept under a key, or else computed, and then kept.
 
     Args:
-        key: as of `load`; None for what cannot be told from others, which is
-            computed every time.
+        key: what they depend on, of values that JSON can express; None for
+            what cannot be told from others, which is computed every time.
         compute: function without arguments to a dict of arrays.
         suffice: function of kept arrays to whether they are enough.
     """
@@ -56,14 +56,7 @@ def kept(key, compute, suffice=lambda arrays: True):
 
 
 def load(key):
-    """Reads the arrays that were kept under a key.
-
-    Args:
-        key: what they depend on, of values that JSON can express.
-
-    Returns:
-        dict of arrays by name; None where there are none, or damaged ones.
-    """
+    """The arrays kept under a key; None where there are none, or damaged."""
     try:
         with open(_path(key), "rb") as file, np.load(file) as arrays:
             arrays = dict(arrays)

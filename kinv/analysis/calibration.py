@@ -15,8 +15,6 @@ COMPONENT_SIZE = 32
 # Two images in each third.
 FEWEST = 6
 THIRDS = ("least spread", "middle", "most spread")
-# Ticks on the right of the figure.
-SPREAD_SKILLS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 4)
 
 
 def run(study):
@@ -37,16 +35,12 @@ def run(study):
         bootstrap intervals over images, the same figures by group of images in
         `groups`, `training_set`, `rank_distance` from a flat histogram of all
         components' ranks, and `flat_rank_distance`, which chance leaves.
-
-    Raises:
-        results.NotApplicable: of fewer than six images.
     """
     study.require_images(FEWEST)
     metrics, ranks = {}, {}
-    for name, model in study.models.items():
-        per_image = study.per_image(_measure, name, study.count(IMAGES))
+    for name, per_image in study.measured(_measure, IMAGES):
         groups = {
-            group: _ratios(study, per_image, rows, name, group)
+            group: _ratios(study, per_image, rows)
             for group, rows in (
                 ("all", slice(None)),
                 *thirds(per_image["spread"]),
@@ -54,9 +48,7 @@ def run(study):
         }
         training, training_set = _training_images(study, name)
         if training:
-            groups["training images"] = _ratios(
-                study, training, slice(None), name, "training images"
-            )
+            groups["training images"] = _ratios(study, training, slice(None))
         ranks[name] = component_ranks(per_image["images"], per_image["samples"])
         metrics[name] = {
             **groups["all"],
@@ -117,9 +109,13 @@ def _directions(residuals, components):
     return axes * np.where(axes.sum(axis=0) < 0, -1, 1)
 
 
-def _measure(study, model, batch, num_samples=SAMPLES):
-    key = "calibration", batch.key
-    made = study.reconstruct(model, batch.images, num_samples, *key)
+def _measure(study, model, batch):
+    return compare(model.target(batch.images), study.samples(model, batch))
+
+
+def _measure_training(study, model, batch):
+    noises, key = measures.ERROR_RATIO_NOISES, ("calibration", batch.key)
+    made = study.reconstruct(model, batch.images, noises, *key)
     return compare(model.target(batch.images), made)
 
 
@@ -156,23 +152,15 @@ def _training_images(study, name):
         source, training_set = study.training_images(study.models[name])
     except (errors.InputError, results.NotApplicable):
         return None, None
-    per_image = study.per_image(
-        _measure,
-        name,
-        study.count(IMAGES),
-        source,
-        num_samples=measures.ERROR_RATIO_NOISES,
-    )
-    return per_image, training_set
+    count = study.count(IMAGES)
+    return study.per_image(_measure_training, name, count, source), training_set
 
 
-def _ratios(study, per_image, rows, *key):
+def _ratios(study, per_image, rows):
     of_mean, of_single = (
         per_image[error][rows] for error in ("of_mean", "of_single")
     )
-    ratio = study.bootstrap(
-        measures.error_ratio, (of_mean, of_single), "calibration", *key
-    )
+    ratio = study.bootstrap(measures.error_ratio, of_mean, of_single)
     value, low, high = results.curve([ratio])[0]
     return {
         "images": len(of_mean),
@@ -183,12 +171,6 @@ def _ratios(study, per_image, rows, *key):
             *map(measures.spread_skill, (value, high, low))
         ),
     }
-
-
-def _error_ratio(spread_skill):
-    """The error ratio that has this spread-skill ratio."""
-    variance = spread_skill**2
-    return (1 + variance / measures.ERROR_RATIO_NOISES) / (1 + variance)
 
 
 def rank_distances(ranks):
@@ -236,11 +218,10 @@ def _figures(metrics, ranks):
         groups.append("training images")
     unknown = {"error_ratio": results.summary(np.nan)}
     series = {
-        name: results.curve(
-            measured["groups"].get(group, unknown)["error_ratio"]
-            for group in groups
-        )
-        for name, measured in metrics.items()
+        name: [
+            of["groups"].get(group, unknown)["error_ratio"] for group in groups
+        ]
+        for name, of in metrics.items()
     }
     low, high = measures.CALIBRATED
     trained_on = {of["training_set"] for of in metrics.values()} - {None}
@@ -259,16 +240,8 @@ def _figures(metrics, ranks):
             "0.5625, that of samples of what the logits leave open; above, the "
             f"noise varies too little. In the band it says {low} to {high} of "
             "what is open (scale on the right).",
-            plots.intervals(
-                [group.replace(" ", "\n") for group in groups],
-                series,
-                "squared error, mean of 8 / one",
-                line=_error_ratio(1),
-                band=(_error_ratio(high), _error_ratio(low)),
-                right_label="spread of noise / what is left open",
-                right_ticks={
-                    f"{value:g}": _error_ratio(value) for value in SPREAD_SKILLS
-                },
+            plots.error_ratios(
+                [group.replace(" ", "\n") for group in groups], series
             ),
         ),
         results.Figure(

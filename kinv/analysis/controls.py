@@ -48,21 +48,14 @@ def run(study):
         targets = model.target(images)
         metrics[name], grid = {}, [images[:SHOWN]]
         for way, made, seconds in _ways(study, name, images):
-            seconds /= len(images)
-            measured = results.summaries(
-                reconstructions.compare(
-                    targets, made, logits, model.logits(made)
-                )
+            compared = reconstructions.compare(
+                targets, made, logits, model.logits(made)
             )
-            metrics[name][way] = {"seconds_per_image": seconds, **measured}
-            rows.append(
-                {
-                    "model": name,
-                    "way": way,
-                    "seconds_per_image": f"{seconds:.4f}",
-                    **{key: found["value"] for key, found in measured.items()},
-                }
-            )
+            metrics[name][way] = measured = {
+                "seconds_per_image": seconds / len(images),
+                **results.summaries(compared),
+            }
+            rows.append({"model": name, "way": way, **results.ends(measured)})
             grid.append(made[:SHOWN])
         figures.append(
             results.Figure(
@@ -123,7 +116,7 @@ def _training_images(study, name, places):
     """The training images at places in their order, as a model's pictures."""
     source = study.training_source()
     found, start = {}, 0
-    for batch in study.read(
+    for batch in study.batches(
         max(places) + 1, source, study_lib.TRAINING_BATCH_SIZE, name
     ):
         stop = start + len(batch.images)

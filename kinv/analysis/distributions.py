@@ -29,10 +29,6 @@ def run(study):
         `kernel_distance` (KID, without bias), mean over full batches of 50 with
         its interval, None of fewer than 100 images, `inception_score` of the
         model's own classifier for reconstructions and for images.
-
-    Raises:
-        results.NotApplicable: without a feature network, or of fewer than four
-            images.
     """
     study.require_images(FEWEST)
     known = scene_factors.are_known(study)
@@ -46,10 +42,8 @@ def run(study):
         "scene factors",
     )
     metrics, rows = {}, []
-    for name in study.models:
-        per_image = study.per_image(
-            _measure, name, study.count(IMAGES), features_of=features_of
-        )
+    measured = study.measured(_measure, IMAGES, features_of=features_of)
+    for name, per_image in measured:
         metrics[name] = {
             "images": len(per_image["logits"]),
             "features": network,
@@ -57,15 +51,7 @@ def run(study):
             "inception_score": _score(per_image["reconstruction_logits"]),
             "inception_score_of_images": _score(per_image["logits"]),
         }
-        rows.append(
-            {
-                "model": name,
-                **{
-                    key: value["value"] if isinstance(value, dict) else value
-                    for key, value in metrics[name].items()
-                },
-            }
-        )
+        rows.append({"model": name, **results.ends(metrics[name])})
     return results.Result(metrics, {"distances": rows}, [])
 
 

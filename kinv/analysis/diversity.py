@@ -29,9 +29,8 @@ def run(study):
         the class that the classifier finds.
     """
     metrics, grid, captions = {}, [], []
-    for name, model in study.models.items():
+    for name, per_image in study.measured(_measure, IMAGES):
         classes = _class_distances(study, name)
-        per_image = study.per_image(_measure, name, study.count(IMAGES))
         pictures = per_image.pop("pictures")
         apart = np.array([classes.get(c, np.nan) for c in per_image["class"]])
         spread = per_image["spread"]

@@ -54,9 +54,6 @@ def run(study):
         reconstructions' (0.5 and, of 16, whose range ends before, 15/17 =
         0.88). Efficiencies of factors of which the logits know less than
         `KNOWN` are left out: a ratio of two small numbers says nothing.
-
-    Raises:
-        results.NotApplicable: if the factors are not known.
     """
     study.require(
         scene_factors.are_known(study), "known factors, those of kinv_scenes"
@@ -96,7 +93,7 @@ def run(study):
 
 def _measure(study, model, batch):
     logits, condition = model.classify(batch.images)
-    made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
+    made = study.samples(model, batch)[:, :SAMPLES]
     image = model.target(batch.images)[:, None]
     return {
         "condition": condition,
@@ -109,35 +106,32 @@ def _measure(study, model, batch):
 
 def _probed(study, name, features, condition, classes):
     """What the best probes tell, kept for the next report."""
-    known = probes.identity(study, name, study.training_source())
-    key = None
-    if known and study.source.identity:
-        held_out = study.source.identity(), len(classes), study.seed
-        key = ["probes", known, len(features["classes"]), *held_out]
+    of_probes = probes.identity(study, name, study.training_source())
+    of_images = study.source.identity()
+    counts = len(features["classes"]), len(classes)
 
     def probe():
         return {
             "codes": probes.predict(study, name, features, condition, classes)
         }
 
-    return cache.kept(key, probe)["codes"]
+    key = ["probes", of_probes, of_images, *counts, study.seed]
+    return cache.kept(of_probes and of_images and key, probe)["codes"]
 
 
 def _control(study, model, means, classes):
     """Mean readings of reconstructions of the class's mean logits."""
     chosen, rows = np.unique(classes, return_inverse=True)
     noise = study.noise(model, len(chosen), SAMPLES, "control")
-    made = model.generate(
-        means[chosen].repeat(SAMPLES, axis=0),
-        noise.reshape(-1, noise.shape[-1]),
-    )
-    made = made.reshape(*noise.shape[:2], *made.shape[1:])
+    # Their own logits count for nothing.
+    blank = np.zeros((len(chosen), 1, 1, 3), "float32")
+    made = model.reconstruct(blank, noise, 0.0, means[chosen][:, None])
     return scene_factors.read(made).mean(axis=1)[rows]
 
 
 def _efficiency(study, per_image, factor):
     part = scene_factors.PARTS[factor]
-    codes = np.asarray(per_image["codes"][:, part], "float64")
+    codes = per_image["codes"][:, part]
     readings = per_image["readings"][:, :, part]
     total = scene_factors.deviations(codes)
     unknown = scene_factors.deviations(codes, per_image["probed"][:, part])
@@ -146,19 +140,16 @@ def _efficiency(study, per_image, factor):
         for of in ("readings", "control", "image")
     )
 
-    def interval(statistic, *arrays):
-        return study.bootstrap(statistic, arrays, "efficiency", factor)
-
     def efficiency(residual):
         if knows["value"] < KNOWN:
             return None
-        return interval(_explained_ratio, residual, unknown, total)
+        return study.bootstrap(_explained_ratio, residual, unknown, total)
 
     # Within an image only noise varies; the total over all readings.
     within = readings.var(axis=1, ddof=1).sum(axis=-1)
     across = readings.reshape(-1, readings.shape[-1]).var(axis=0).sum()
     knows, shows, ceiling = (
-        interval(measures.explained_variance, residual, total)
+        study.bootstrap(measures.explained_variance, residual, total)
         for residual in (unknown, unshown, unseen)
     )
     return {
@@ -191,7 +182,7 @@ def _calibration(study, per_image, factor):
     if factor not in OPEN:
         return dict.fromkeys(names)
     part = scene_factors.PARTS[factor]
-    image = np.asarray(per_image["image"][:, part], "float64")
+    image = per_image["image"][:, part]
     readings = per_image["readings"][:, :, part]
     # By the best probe, or the readings if they tell more.
     probed = scene_factors.deviations(image, per_image["probed"][:, part])
@@ -202,9 +193,7 @@ def _calibration(study, per_image, factor):
         measures.ranks(values, samples), samples.shape[1]
     )
     return {
-        "noise_spread": study.bootstrap(
-            _noise_spread, (within, probed, shown), "noise_spread", factor
-        ),
+        "noise_spread": study.bootstrap(_noise_spread, within, probed, shown),
         "rank_distance": results.summary(measures.rank_distance(histogram)),
         "flat_rank_distance": results.summary(
             measures.flat_rank_distance(len(values), samples.shape[1])

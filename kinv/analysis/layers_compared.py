@@ -48,10 +48,6 @@ def run(study):
         agreement, the within-class share and the measures of
         `reconstructions`, of one noise; and, of scenes, R² of each factor as it
         is read from 8 reconstructions.
-
-    Raises:
-        results.NotApplicable: of models of one layer, or of several
-            classifiers.
     """
     study.require(
         len({model.layer for model in study.models.values()}) > 1
@@ -90,40 +86,24 @@ def _pictures(study):
 
 
 def _measures(study, name):
-    per_image = study.per_image(_measure, name, study.count(IMAGES))
-    codes = per_image.pop("codes", None)
-    readings = per_image.pop("readings", None)
-    within_class = reconstructions.within_class_r2(
-        study, per_image, "within class"
-    )
-    measured = {"within_class_r2": within_class, **results.summaries(per_image)}
-    if codes is not None:
+    measured = reconstructions.measured(study, name)
+    if scene_factors.are_known(study):
+        per_image = study.per_image(_read, name, study.count(IMAGES))
         for factor, part in scene_factors.PARTS.items():
             measured[factor] = scene_factors.explained(
-                study, readings[..., part], codes[:, part], "layers", factor
+                study,
+                per_image["readings"][..., part],
+                per_image["codes"][:, part],
             )
     return measured
 
 
-def _measure(study, model, batch):
-    # Without known factors one reconstruction of each image is enough.
-    known = scene_factors.are_known(study)
-    samples = SAMPLES if known else 1
-    noise = study.noise(model, len(batch.images), SAMPLES, batch.key)
-    made = model.reconstruct(batch.images, noise[:, :samples])
-    logits, read = model.logits(batch.images), model.logits(made[:, 0])
-    images = model.target(batch.images)
-    per_image = {
-        "logits": logits,
-        "reconstruction_logits": read,
-        **reconstructions.compare(images, made[:, 0], logits, read),
+def _read(study, model, batch):
+    made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
+    return {
+        "codes": scene_factors.encode(batch.factors),
+        "readings": scene_factors.read(made),
     }
-    if known:
-        per_image |= {
-            "codes": scene_factors.encode(batch.factors),
-            "readings": scene_factors.read(made),
-        }
-    return per_image
 
 
 def _figure(group, metrics):
@@ -134,9 +114,7 @@ def _figure(group, metrics):
         plots.curves(
             range(len(metrics)),
             {
-                key.replace("_", " "): results.curve(
-                    measured[key] for measured in metrics.values()
-                )
+                key.replace("_", " "): [of[key] for of in metrics.values()]
                 for key in keys
             },
             "inverted, from the first layer to the last",

@@ -22,9 +22,6 @@ def run(study):
         over the distance of its ends, `largest_step` its longest step over that
         distance; in pixels, and in the logits that the model's classifier
         reads from the reconstructions.
-
-    Raises:
-        results.NotApplicable: of a single image.
     """
     study.require_images(2)
     metrics, rows, figures, lengths = {}, [], [], {}
@@ -81,7 +78,7 @@ def _pairs(study, name):
     return list(zip(batch.images[first], batch.images[second], strict=True))
 
 
-def interpolate(model, first, second, noise, steps=STEPS):
+def interpolate(model, first, second, noise):
     """Reconstructs from logits on the line between two images' logits.
 
     Args:
@@ -89,15 +86,14 @@ def interpolate(model, first, second, noise, steps=STEPS):
         first: image `(height, width, 3)` in [0, 255].
         second: another of the same size.
         noise: `(1, 1, noise_dim)`, the same all along.
-        steps: number of reconstructions, ends included.
 
     Returns:
-        float32 `(steps, image_size, image_size, 3)` in [0, 255].
+        float32 `(STEPS, image_size, image_size, 3)` in [0, 255].
     """
-    t = np.linspace(0, 1, steps, dtype="float32")
+    t = np.linspace(0, 1, STEPS, dtype="float32")
     _, condition = model.classify(second[None])
     shift = t[None, :, None] * condition[:, None]
-    noise = np.repeat(noise, steps, axis=1)
+    noise = np.repeat(noise, STEPS, axis=1)
     return model.reconstruct(first[None], noise, 1 - t[None], shift)[0]
 
 

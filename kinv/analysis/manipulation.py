@@ -39,11 +39,6 @@ def run(study):
     Returns:
         `results.Result`. Effects are differences from the reconstruction of the
         same noise and unchanged logits.
-
-    Raises:
-        results.NotApplicable: of models that invert another layer, of a single
-            image, whose logits vary by nothing, and of logits whose mean
-            does not vary.
     """
     study.require_images(2)
     for name, model in study.models.items():
@@ -76,10 +71,6 @@ def run(study):
         figures.append(_grid(study, name, units))
     figures += [_plot(effect, metrics) for effect in EFFECTS]
     return results.Result(metrics, {"effects": rows}, figures)
-
-
-def _manipulations():
-    return [(kind, value) for kind in VALUES for value in VALUES[kind]]
 
 
 def manipulation(logits, kind, value, units, random):
@@ -131,7 +122,7 @@ def _measure(study, model, batch, units):
     unchanged = reconstruct("scale", 1.0)
     unchanged_logits = model.logits(unchanged)
     per_image = {}
-    for kind, value in _manipulations():
+    for kind, value in [(kind, v) for kind in VALUES for v in VALUES[kind]]:
         made = reconstruct(kind, value)
         read = model.logits(made)
         effects = {
@@ -190,7 +181,7 @@ def _plot(effect, metrics):
         f"{kind}, {'factor' if kind == 'scale' else 'standard deviations'}": (
             values,
             {
-                name: results.curve(row[effect] for row in measured[kind])
+                name: [row[effect] for row in measured[kind]]
                 for name, measured in metrics.items()
             },
             IDENTITY[kind],

@@ -52,12 +52,11 @@ def run(study):
             model = study.models[name]
             made = study.reconstruct(model, pictures, 1, "memorisation")
             groups.append(made[:, 0])
-        distances, nearest = _found(study, source, names[0], np.stack(groups))
+        distances = _found(study, source, names[0], np.stack(groups))
+        nearest = distances.pop("nearest")
         for row, name in enumerate(names, start=1):
             ratios = {
-                measure: study.bootstrap(
-                    measures.ratio, (of[row], of[0]), "memorisation", name
-                )
+                measure: study.bootstrap(measures.ratio, of[row], of[0])
                 for measure, of in distances.items()
             }
             metrics[name] = {**ratios, **searched}
@@ -69,18 +68,9 @@ def run(study):
 
 def _found(study, source, name, groups):
     """What `_nearest` finds, kept for the next report of the same images."""
-    key = None
-    if source.identity:
-        queries = hashlib.sha256(np.ascontiguousarray(groups)).hexdigest()
-        key = ["nearest", source.identity(), TRAINING_IMAGES, queries]
-
-    def search():
-        distances, nearest = _nearest(study, source, name, groups)
-        return {**distances, "nearest": nearest}
-
-    distances = cache.kept(key, search)
-    nearest = distances.pop("nearest")
-    return distances, nearest
+    queries, digest = hashlib.sha256(groups).hexdigest(), source.identity()
+    key = digest and ["nearest", digest, TRAINING_IMAGES, queries]
+    return cache.kept(key, lambda: _nearest(study, source, name, groups))
 
 
 def _nearest(study, source, name, groups):
@@ -92,8 +82,8 @@ def _nearest(study, source, name, groups):
         groups: `(groups, images, size, size, 3)`.
 
     Returns:
-        Distances `(groups, images)`, a dict of `ratio` and `blur_ratio`, and
-        the nearest images `(groups, images, size, size, 3)`.
+        dict of distances `(groups, images)`, `ratio` and `blur_ratio`, and the
+        `nearest` images `(groups, images, size, size, 3)`.
     """
     queries = np.concatenate(groups)
     # By products of matrices, since a resize takes several times as long.
@@ -101,7 +91,7 @@ def _nearest(study, source, name, groups):
     flat = _compared(queries, shrink)
     best = {measure: np.full(len(queries), np.inf) for measure in flat}
     nearest = np.zeros_like(queries)
-    for batch in study.read(
+    for batch in study.batches(
         TRAINING_IMAGES, source, study_lib.TRAINING_BATCH_SIZE, name
     ):
         images = study.models[name].target(batch.images)
@@ -113,10 +103,8 @@ def _nearest(study, source, name, groups):
             if measure == "ratio":
                 nearest[nearer] = images[distances.argmin(axis=1)[nearer]]
     shape = len(groups), len(groups[0])
-    return (
-        {measure: np.sqrt(of).reshape(shape) for measure, of in best.items()},
-        nearest.reshape(*shape, *nearest.shape[1:]),
-    )
+    distances = {key: np.sqrt(of).reshape(shape) for key, of in best.items()}
+    return {**distances, "nearest": nearest.reshape(groups.shape)}
 
 
 def _compared(images, shrink):

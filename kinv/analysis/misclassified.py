@@ -34,9 +34,6 @@ def run(study):
         right and for wrong images with the p-value of a two-sided
         Mann-Whitney test; and each group's `quality`, 1 - MSE / MSE of a
         shuffled pairing, without a test.
-
-    Raises:
-        results.NotApplicable: without labels.
     """
     # Chance is another image.
     study.require_images(2)
@@ -57,13 +54,7 @@ def run(study):
             measure: compare(per_image[measure], right) for measure in MEASURES
         }
         compared["quality"] = {
-            group: study.bootstrap(
-                quality,
-                [values[chosen] for values in errors],
-                "quality",
-                name,
-                group,
-            )
+            group: study.bootstrap(quality, *(x[chosen] for x in errors))
             for group, chosen in (("right", right), ("wrong", ~right))
         } | {"p_value": None}
         metrics[name] = {
@@ -198,7 +189,7 @@ def _claims(study, name, strength, same, errors, right):
             f"Wrong images are reconstructed as well as right ones ({name}).",
             "quality (1 - MSE / MSE of a shuffled pairing) of wrong images "
             f"minus {1 - MARGIN:g} times that of right ones",
-            study.bootstrap(lost, (*errors, right), "misclassified", name),
+            study.bootstrap(lost, *errors, right),
             note=f"{note}; quality {of_right:.2f} and {of_wrong:.2f}",
         )
     ]

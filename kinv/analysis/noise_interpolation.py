@@ -22,8 +22,7 @@ def run(study):
     """
     study.require_images(2)
     metrics, rows, figures, distances = {}, [], [], {}
-    for name in study.models:
-        per_image = study.per_image(_measure, name, study.count(IMAGES))
+    for name, per_image in study.measured(_measure, IMAGES):
         ends, between = (
             per_image.pop(key) for key in ("end_distance", "image_distance")
         )
@@ -32,9 +31,7 @@ def run(study):
             "images": len(ends),
             "steps": STEPS,
             **results.summaries(per_image),
-            "end_distance": study.bootstrap(
-                measures.ratio, distances[name], "ends", name
-            ),
+            "end_distance": study.bootstrap(measures.ratio, ends, between),
         }
         per_image["end_distance"] = ends / max(between.mean(), 1e-12)
         rows += results.image_rows(per_image, "image", model=name)
@@ -52,9 +49,7 @@ def _claims(study, distances):
             "closer.",
             "distance of the ends' logits over that of two images, standard "
             "minus robust",
-            study.bootstrap_difference(
-                measures.ratio, standard, robust, "ends"
-            ),
+            study.bootstrap_difference(measures.ratio, standard, robust),
         )
     ]
 

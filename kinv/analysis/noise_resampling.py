@@ -4,11 +4,11 @@ import numpy as np
 
 from kinv import measures
 from kinv.analysis import grids, results
+from kinv.analysis import study as study_lib
 
 TITLE = "Noise resampling"
 BLOCKS = 4
 IMAGES = 200
-SAMPLES = 16
 # Continuous factors are cut into as many groups of equal size.
 FACTOR_GROUPS = 3
 
@@ -22,17 +22,14 @@ def run(study):
         same over the images themselves, batch by batch.
     """
     metrics, rows, spreads = {}, [], {}
-    for name in study.models:
-        per_image = study.per_image(_measure, name, study.count(IMAGES))
+    for name, per_image in study.measured(_measure, IMAGES):
         spread = spreads[name] = per_image.pop("spread")
         between = per_image.pop("between")
         metrics[name] = {
             "images": len(spread),
-            "samples": SAMPLES,
+            "samples": study_lib.SAMPLES,
             "spread": results.mean(spread),
-            "relative_spread": study.bootstrap(
-                measures.ratio, (spread, between), "noise_resampling", name
-            ),
+            "relative_spread": study.bootstrap(measures.ratio, spread, between),
         }
         rows += [
             {"model": name, "factor": factor, **row}
@@ -50,7 +47,7 @@ def run(study):
 
 
 def _measure(study, model, batch):
-    made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
+    made = study.samples(model, batch)
     images = model.target(batch.images)
     between, count = np.full(len(images), np.nan), len(images)
     if count > 1:

@@ -4,9 +4,11 @@ import contextlib
 import itertools
 
 import matplotlib
-import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
+
+from kinv import measures
+from kinv.analysis import results
 
 # Colours of Okabe and Ito, told apart by colour-blind readers.
 COLORS = (
@@ -14,6 +16,8 @@ COLORS = (
     "#000000",
 )
 MARKERS = "osD^vPX"
+# Ticks on the right of error ratios.
+SPREAD_SKILLS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 4)
 # Within the axes; a longer legend would hide curves and goes beside them.
 MOST_LEGEND_LINES = 4
 # Beside each other below an axis; names that take more are turned.
@@ -41,20 +45,16 @@ def curves(
     x_label,
     y_label,
     identity=None,
-    percent=False,
-    log2=False,
     ticks=None,
 ):
     """Plots curves with their intervals as bands.
 
     Args:
         x: numbers `(points,)`.
-        series: dict of arrays `(points, 3)` by label: value, low and high.
+        series: dict of summaries, one for each point, by label.
         x_label: what `x` is, with its unit.
         y_label: what the values are, with their unit.
         identity: `(x, y)` to mark by dotted lines; None for no line.
-        percent: whether values are shares, of 0 to 100 %.
-        log2: whether `x` doubles from tick to tick.
         ticks: names to set at `x` instead of the numbers.
 
     Returns:
@@ -64,14 +64,6 @@ def curves(
         axes = figure.subplots()
         _draw(axes, x, series, identity)
         axes.set(xlabel=x_label, ylabel=y_label)
-        if percent:
-            axes.set_ylim(0, 1.02)
-            axes.yaxis.set_major_formatter(
-                matplotlib.ticker.PercentFormatter(1)
-            )
-        if log2:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(x, [f"{value:g}" for value in x])
         if ticks:
             axes.set_xticks(x, ticks)
             if sum(map(len, ticks)) > MOST_TICK_CHARACTERS:
@@ -118,14 +110,12 @@ def filled_bars(groups, y_label):
             row, itertools.cycle(COLORS), groups.items(), strict=False
         ):
             places = np.arange(len(bars))
-            # Rows of value, low and high.
-            outline, filling = np.array(
-                [[list(of.values()) for of in bar] for bar in bars.values()],
-                "float64",
-            ).transpose(1, 2, 0)
+            outline, filling = zip(*bars.values(), strict=True)
+            values = results.curve([*outline, *filling])[:, 0]
+            known, shown = np.split(values, 2)
             axes.bar(
                 places,
-                outline[0],
+                known,
                 facecolor="none",
                 edgecolor="#333333",
                 linewidth=1.2,
@@ -134,22 +124,14 @@ def filled_bars(groups, y_label):
             )
             axes.bar(
                 places,
-                np.maximum(filling[0], 0),
+                np.maximum(shown, 0),
                 color=color,
                 label="pictures show",
                 zorder=2,
             )
-            ends = (outline, -0.12), (filling, 0.12)
-            for (value, low, high), shift in ends:
-                axes.errorbar(
-                    places + shift,
-                    value,
-                    [value - low, high - value],
-                    fmt="none",
-                    ecolor="#333333",
-                    elinewidth=0.9,
-                    zorder=4,
-                )
+            style = {"fmt": "none", "ecolor": "#333333", "elinewidth": 0.9}
+            for found, shift in (outline, -0.12), (filling, 0.12):
+                _errorbar(axes, places + shift, found, zorder=4, **style)
             axes.set_xticks(
                 places,
                 [name.replace("_", " ") for name in bars],
@@ -166,53 +148,37 @@ def filled_bars(groups, y_label):
     return figure
 
 
-def intervals(names, series, y_label, line, band, right_label, right_ticks):
-    """Plots values of named groups side by side, with their intervals.
+def error_ratios(names, series):
+    """Plots error ratios of groups of images, and what they say on the right.
 
     Args:
         names: of the groups.
-        series: dict of arrays `(groups, 3)` by label: value, low and high.
-        y_label: what the values are, with their unit.
-        line: the value to compare with.
-        band: `(low, high)` around it, of what is called calibrated.
-        right_label: what the ticks on the right say.
-        right_ticks: dict by name of the values that they stand at.
+        series: dict of lists of summaries, one for each group, by label.
     """
+    high, low = map(measures.error_ratio_of, measures.CALIBRATED)
     with _styled((5.6, 3.2)) as figure:
         axes = figure.subplots()
-        axes.axhspan(*band, **BAND)
-        axes.axhline(line, **LINE)
+        axes.axhspan(low, high, **BAND)
+        axes.axhline(measures.error_ratio_of(1), **LINE)
         # Between the first two names, where no mark is, below the band.
-        axes.text(
-            0.5,
-            band[0] - 0.01,
-            "calibrated",
-            color="#4d6b3c",
-            ha="center",
-            va="top",
-        )
+        text = {"color": "#4d6b3c", "ha": "center", "va": "top"}
+        axes.text(0.5, low - 0.01, "calibrated", **text)
         places = np.arange(len(names))
         shifts = np.linspace(-0.15, 0.15, len(series) + 2)[1:-1]
-        for shift, (label, values) in zip(shifts, series.items(), strict=True):
-            value, low, high = np.transpose(values)
-            axes.errorbar(
-                places + shift,
-                value,
-                [value - low, high - value],
-                linestyle="none",
-                markersize=5,
-                elinewidth=1.2,
-                label=label,
-            )
+        for shift, (label, found) in zip(shifts, series.items(), strict=True):
+            style = {"linestyle": "none", "markersize": 5, "elinewidth": 1.2}
+            _errorbar(axes, places + shift, found, label=label, **style)
+        axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1.03))
+        axes.set_ylabel("squared error, mean of 8 / one")
         axes.set_xticks(places, names)
-        axes.set_xlim(-0.5, len(names) - 0.5)
         axes.grid(False, axis="x")
-        axes.set_ylabel(y_label)
-        axes.set_ylim(0, 1.03)
         right = axes.twinx()
         right.set_ylim(axes.get_ylim())
-        right.set_yticks(list(right_ticks.values()), list(right_ticks))
-        right.set_ylabel(right_label)
+        right.set_yticks(
+            list(map(measures.error_ratio_of, SPREAD_SKILLS)),
+            [f"{skill:g}" for skill in SPREAD_SKILLS],
+        )
+        right.set_ylabel("spread of noise / what is left open")
         right.grid(False)
         right.spines["right"].set_visible(True)
         figure.legend(
@@ -266,13 +232,18 @@ def _styled(size):
         yield Figure(size, layout="constrained")
 
 
+def _errorbar(axes, x, found, **style):
+    value, low, high = results.curve(found).T
+    axes.errorbar(x, value, [value - low, high - value], **style)
+
+
 def _draw(axes, x, series, identity):
     if identity is not None:
         if identity[0] is not None:
             axes.axvline(identity[0], **LINE)
         axes.axhline(identity[1], **LINE)
-    for label, values in series.items():
-        value, low, high = np.transpose(values)
+    for label, found in series.items():
+        value, low, high = results.curve(found).T
         [line] = axes.plot(x, value, markersize=3.5, label=label)
         color = line.get_color()
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

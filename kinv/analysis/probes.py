@@ -52,18 +52,14 @@ def identity(study, name, source):
 
     A classifier is known by what it says of the first images.
     """
-    if source.identity is None:
+    if (digest := source.identity()) is None:
         return None
     model = study.models[name]
     batch = next(study.batches(study_lib.COMPARED, source, name=name))
     logits, condition = model.classify(batch.images)
-    said = [logits.max(axis=-1), np.linalg.norm(condition, axis=-1)]
-    return [
-        source.identity(),
-        study.size(name),
-        model.layer,
-        np.round(said, 2).tolist(),
-    ]
+    said = logits.argmax(-1), logits.max(-1), np.linalg.norm(condition, axis=-1)
+    said = np.round(said, 2).tolist()
+    return [digest, study.size(name), model.layer, said]
 
 
 def class_means(model, features):

@@ -24,32 +24,7 @@ def run(study):
         `within_class_r2_of_features`, the share of what its features know
         beyond the class.
     """
-    metrics = {}
-    for name, model in study.models.items():
-        per_image = study.per_image(_measure, name, study.count(IMAGES))
-        conditions = per_image.pop("condition"), per_image.pop("read_condition")
-        powers = per_image.pop("made_power"), per_image.pop("image_power")
-        classes = per_image["logits"].argmax(-1)
-        metrics[name] = {
-            "images": len(classes),
-            "within_class_r2": within_class_r2(
-                study, per_image, "within class", name
-            ),
-            **results.summaries(per_image),
-        }
-        if model.layer:
-            metrics[name]["within_class_r2_of_features"] = study.bootstrap(
-                measures.explained_variance,
-                measures.within_class_errors(*conditions, classes),
-                "features",
-                name,
-            )
-        metrics[name]["power"] = {
-            band: study.bootstrap(measures.ratio, pair, "power", name)
-            for band, *pair in zip(
-                measures.BANDS, *(power.T for power in powers), strict=True
-            )
-        }
+    metrics = {name: measured(study, name) for name in study.models}
     power = {name: of["power"] for name, of in metrics.items()}
     return results.Result(
         metrics,
@@ -59,6 +34,34 @@ def run(study):
         },
         [_figure(study), _power_figure(power)],
     )
+
+
+def measured(study, name):
+    """The metrics of one model."""
+    per_image = study.per_image(_measure, name, study.count(IMAGES))
+    conditions = per_image.pop("condition"), per_image.pop("read_condition")
+    powers = per_image.pop("made_power"), per_image.pop("image_power")
+    pairs = per_image.pop("logits"), per_image.pop("reconstruction_logits")
+    classes = pairs[0].argmax(-1)
+
+    def within_class(pairs):
+        errors = measures.within_class_errors(*pairs, classes)
+        return study.bootstrap(measures.explained_variance, *errors)
+
+    metrics = {
+        "images": len(classes),
+        "within_class_r2": within_class(pairs),
+        **results.summaries(per_image),
+    }
+    if study.models[name].layer:
+        metrics["within_class_r2_of_features"] = within_class(conditions)
+    metrics["power"] = {
+        band: study.bootstrap(measures.ratio, *pair)
+        for band, *pair in zip(
+            measures.BANDS, *(power.T for power in powers), strict=True
+        )
+    }
+    return metrics
 
 
 def _measure(study, model, batch):
@@ -117,40 +120,19 @@ def _figure(study):
 
 
 def _power_figure(power):
-    series = {
-        name: results.curve(by_band.values()) for name, by_band in power.items()
-    }
-    bands = range(len(measures.BANDS))
     return results.Figure(
         "power",
         "Power of reconstructions over that of images, by frequency, with 95 % "
         "intervals. At 1 (dotted) they are as sharp: below, blurred; above, "
         "grained or chequered.",
         plots.curves(
-            bands,
-            series,
+            range(len(measures.BANDS)),
+            {name: by_band.values() for name, by_band in power.items()},
             "frequency, cycles per pixel",
             "power over that of images",
             identity=(None, 1),
             ticks=measures.BANDS,
         ),
-    )
-
-
-def within_class_r2(study, per_image, *key):
-    """Share of what logits know beyond the class that reconstructions show.
-
-    Args:
-        per_image: dict from which `logits` and `reconstruction_logits`,
-            `(images, num_classes)`, are taken.
-        *key: of the bootstrap's seed.
-
-    Returns:
-        Its summary; None where no two images share a class.
-    """
-    pairs = per_image.pop("logits"), per_image.pop("reconstruction_logits")
-    return study.bootstrap(
-        measures.explained_variance, measures.within_class_errors(*pairs), *key
     )
 
 

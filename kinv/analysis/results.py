@@ -145,25 +145,21 @@ def curve(summaries):
 
 
 def ends(measured):
-    """Summaries as cells NAME_value, NAME_low and NAME_high, numbers as one."""
+    """Summaries as cells NAME_value, NAME_low and NAME_high, others as one."""
     cells = {}
     for measure, found in measured.items():
-        if isinstance(found, int | float):
-            cells[measure] = found
-        else:
+        if isinstance(found, dict | None):
             for end in ("value", "low", "high"):
                 cells[f"{measure}_{end}"] = found and found[end]
+        else:
+            cells[measure] = found
     return cells
 
 
 def claim(section, text, statistic, found, threshold=0.0, note=""):
     """A claim that holds where the summary `found` exceeds a threshold."""
-    verdict = decide(found["low"], found["high"], threshold)
-    return Claim(section, text, statistic, *found.values(), verdict, note)
-
-
-def decide(low, high, threshold=0.0):
-    """Verdict on "the statistic exceeds the threshold" from its interval."""
-    if low is None or low <= threshold <= high:
-        return "undecided"
-    return "holds" if low > threshold else "does not hold"
+    value, low, high = found.values()
+    verdict = "undecided"
+    if low is not None and not low <= threshold <= high:
+        verdict = "holds" if low > threshold else "does not hold"
+    return Claim(section, text, statistic, value, low, high, verdict, note)

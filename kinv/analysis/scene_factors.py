@@ -17,8 +17,8 @@ def _circle(values, period):
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def _scaled(values, limits):
-    low, high = limits
+def _scaled(values, name):
+    low, high = scenes.RANGES[name]
     values = np.asarray(values, "float64")
     return ((2 * values - low - high) / (high - low))[:, None]
 
@@ -30,9 +30,9 @@ ENCODINGS = {
     "object_hue": lambda values: _circle(values, len(rendering.OBJECT_HUES)),
     "wall_hue": lambda values: _circle(values, 1),
     "floor_hue": lambda values: _circle(values, 1),
-    "size": lambda values: _scaled(values, scenes.SIZE_RANGE),
-    "azimuth": lambda values: _scaled(values, scenes.AZIMUTH_RANGE),
-    "brightness": lambda values: _scaled(values, scenes.BRIGHTNESS_RANGE),
+    "size": lambda values: _scaled(values, "size"),
+    "azimuth": lambda values: _scaled(values, "azimuth"),
+    "brightness": lambda values: _scaled(values, "brightness"),
 }
 WIDTHS = (len(rendering.SHAPES), 2, 2, 2, 1, 1, 1)
 STARTS = np.cumsum((0, *WIDTHS))
@@ -116,18 +116,10 @@ def residuals(readings, codes):
     return found
 
 
-def explained(study, readings, codes, *key):
-    """Summary of the share of codes' variance that readings explain.
-
-    Args:
-        readings, codes: as of `residuals`.
-        *key: of the bootstrap's seed.
-    """
-    return study.bootstrap(
-        measures.explained_variance,
-        (residuals(readings, codes), deviations(codes)),
-        *key,
-    )
+def explained(study, readings, codes):
+    """Summary of the share of codes' variance that readings explain."""
+    errors = residuals(readings, codes), deviations(codes)
+    return study.bootstrap(measures.explained_variance, *errors)
 
 
 @functools.cache

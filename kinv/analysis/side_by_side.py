@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 
 from kinv import measures, pixels
-from kinv.analysis import diversity, grids, results
+from kinv.analysis import grids, results
+from kinv.analysis.diversity import picture_distances
 
 TITLE = "Side by side"
 # Images in the figures, and in one of them.
@@ -15,6 +16,19 @@ SHOWN = 48
 PER_FIGURE = 8
 IMAGES = 500
 SAMPLES = measures.ERROR_RATIO_NOISES
+
+
+def _root_mean_square(squares):
+    return np.sqrt(squares.mean())
+
+
+# Of which arrays they are statistics.
+MEASURES = {
+    "spread": (_root_mean_square, ["variance"]),
+    "error_of_mean": (_root_mean_square, ["of_mean"]),
+    "error_ratio": (measures.error_ratio, ["of_mean", "of_single"]),
+    "within_class_r2": (measures.explained_variance, ["own", "other"]),
+}
 
 
 def run(study):
@@ -39,17 +53,12 @@ def run(study):
         with its file, spreads, errors, classes and the distance of the two mean
         reconstructions (`diversity.picture_distances`, grey levels). Figures:
         at most 48 images, those of the largest distance first.
-
-    Raises:
-        results.NotApplicable: of a single model.
     """
     study.require(len(study.models) > 1, "two models, --model given twice")
 
     @functools.cache
     def measured(name, size):
-        return study.per_image(
-            _measure, name, study.count(IMAGES), label=name, size=size
-        )
+        return study.per_image(_measure, name, study.count(IMAGES), size=size)
 
     metrics, rows, tables, figures = {}, [], {}, []
     for names in itertools.combinations(study.models, 2):
@@ -58,7 +67,8 @@ def run(study):
         pair = " and ".join(names)
         metrics[pair] = _compare(study, names, both)
         rows += results.rows(metrics[pair], "of", "measure", models=pair)
-        apart = _distances(*(of["mean"] for of in both))
+        means = zip(*(of["mean"] for of in both), strict=True)
+        apart = np.array([picture_distances(np.stack(x))[0, 1] for x in means])
         tables[f"images-{'-'.join(names)}"] = _images(study, names, both, apart)
         farthest = np.argsort(-apart, kind="stable")[:SHOWN]
         figures += [
@@ -68,8 +78,8 @@ def run(study):
     return results.Result(metrics, {"differences": rows, **tables}, figures)
 
 
-def _measure(study, model, batch, label, size):
-    made = study.reconstruct(model, batch.images, SAMPLES, label, batch.key)
+def _measure(study, model, batch, size):
+    made = study.samples(model, batch)[:, :SAMPLES]
     logits = model.logits(batch.images)
     reconstruction_logits = model.logits(made[:, 0])
     images = pixels.resize(model.target(batch.images), size)
@@ -93,48 +103,22 @@ def _measure(study, model, batch, label, size):
 def _compare(study, names, both):
     """Each measure of each model, and the second's minus the first's."""
     # A class of both: the same pairs of images for both.
-    classes = np.unique(
-        np.stack([of["logits"].argmax(-1) for of in both]),
-        axis=1,
-        return_inverse=True,
-    )[1].ravel()
-    within_class = [
-        measures.within_class_errors(
-            of["logits"], of["reconstruction_logits"], classes
+    classes = [of["logits"].argmax(-1) for of in both]
+    _, classes = np.unique(classes, axis=1, return_inverse=True)
+    for of in both:
+        of["own"], of["other"] = measures.within_class_errors(
+            of["logits"], of["reconstruction_logits"], classes.ravel()
         )
-        for of in both
-    ]
-
-    def root_mean_square(squares):
-        return np.sqrt(squares.mean())
-
-    measured = {
-        "spread": (root_mean_square, [(of["variance"],) for of in both]),
-        "error_of_mean": (root_mean_square, [(of["of_mean"],) for of in both]),
-        "error_ratio": (
-            measures.error_ratio,
-            [(of["of_mean"], of["of_single"]) for of in both],
-        ),
-        "within_class_r2": (measures.explained_variance, within_class),
-    }
     minus = f"{names[1]} minus {names[0]}"
     of_each = {name: {} for name in (*names, minus)}
-    for measure, (statistic, arrays) in measured.items():
-        key = "side by side", measure
-        for name, of in zip(names, arrays, strict=True):
-            of_each[name][measure] = study.bootstrap(statistic, of, *key)
+    for measure, (statistic, keys) in MEASURES.items():
+        one, two = ([of[key] for key in keys] for of in both)
+        for name, arrays in zip(names, (one, two), strict=True):
+            of_each[name][measure] = study.bootstrap(statistic, *arrays)
         of_each[minus][measure] = study.bootstrap_difference(
-            statistic, arrays[1], arrays[0], *key
+            statistic, two, one
         )
     return of_each
-
-
-def _distances(means, others):
-    """Of the two models' mean reconstructions, one for each image."""
-    pairs = zip(means, others, strict=True)
-    return np.array(
-        [diversity.picture_distances(np.stack(pair))[0, 1] for pair in pairs]
-    )
 
 
 def _images(study, names, both, apart):

@@ -1,6 +1,7 @@
 """Does the classifier see in reconstructions what it saw: section 5."""
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 from kinv.analysis import plots, results
 
@@ -50,18 +51,20 @@ def run(study):
                 **results.share(same[1][chosen]),
             }
         passes[name] = {n: results.share(same[n]) for n in PASSES}
+    drawing = plots.curves(
+        range(len(PASSES)),
+        {name: of.values() for name, of in passes.items()},
+        "reconstructions of reconstructions",
+        "share with the class of the image",
+        ticks=list(map(str, PASSES)),
+    )
+    drawing.axes[0].set_ylim(0, 1.02)
+    drawing.axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     figure = results.Figure(
         "passes",
         "Share of images whose class is still that of the original after so "
         "many reconstructions of reconstructions, with 95 % intervals.",
-        plots.curves(
-            PASSES,
-            {name: results.curve(of.values()) for name, of in passes.items()},
-            "reconstructions of reconstructions",
-            "share with the class of the image",
-            percent=True,
-            log2=True,
-        ),
+        drawing,
     )
     return results.Result(
         metrics,

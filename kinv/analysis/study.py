@@ -29,8 +29,11 @@ ROLES = (
         r"(?<!no[nt])(?<!no[nt][-_ ])standard|no[nt][-_ ]?robust",
     ),
 )
-# Of the held-out images that are kept in memory: 200 MB.
+# Of the held-out images that are kept in memory, and of their reconstructions:
+# 200 MB each.
 KEPT_PIXELS = 2**24
+# Reconstructions of each image that several experiments look at.
+SAMPLES = 16
 # `--quick` takes this share of the images.
 QUICK_SHARE = 0.2
 
@@ -87,6 +90,8 @@ class Study:
     title: str = ""
     # Held-out images by size, as of `_elements`.
     _kept: dict = dataclasses.field(default_factory=dict)
+    # Reconstructions by model and images, as of `samples`.
+    _made: dict = dataclasses.field(default_factory=dict)
 
     def count(self, full):
         """Number of images to take where `full` is the default."""
@@ -108,6 +113,20 @@ class Study:
         noise = self.noise(model, len(images), num_samples, *key)
         return model.reconstruct(images, noise)
 
+    def samples(self, model, batch):
+        """The reconstructions of a batch that experiments share, made once.
+
+        Returns:
+            float32 `(batch, SAMPLES, image_size, image_size, 3)`.
+        """
+        key = model, batch.key, zlib.crc32(np.ascontiguousarray(batch.images))
+        if (made := self._made.get(key)) is None:
+            made = self.reconstruct(model, batch.images, SAMPLES, batch.key)
+            kept = sum(each.size for each in self._made.values())
+            if kept + made.size <= 3 * KEPT_PIXELS:
+                self._made[key] = made
+        return made
+
     def size(self, name):
         """Height and width at which images are read for a model, in pixels.
 
@@ -123,10 +142,10 @@ class Study:
         return metadata.get("classifier_size", self.image_size)
 
     def batches(self, limit, source=None, batch_size=BATCH_SIZE, name=None):
-        """Reads the first images, a batch at a time.
+        """Reads the first images, with a progress bar on a terminal.
 
-        A last image that would be alone joins the batch before it: measures
-        compare the images of a batch with each other.
+        Of so many that no last one is alone: measures compare the images of a
+        batch with each other.
 
         Args:
             limit: number of images, at most; None for all.
@@ -138,30 +157,24 @@ class Study:
             `Batch`.
         """
         source = source or self.source
-        waiting, index = None, 0
-        for batch in self._elements(source, self.size(name), batch_size, limit):
-            if waiting and len(batch[0]) == 1 < batch_size:
-                batch = tf.nest.map_structure(
-                    lambda *parts: np.concatenate(parts), waiting, batch
-                )
-            elif waiting:
-                yield Batch(*waiting, str(index))
-                index += 1
-            waiting = batch
-        if waiting:
-            yield Batch(*waiting, str(index))
+        count = min(limit or source.num_examples, source.num_examples)
+        while count > batch_size and count % batch_size == 1:
+            batch_size += 1
+        elements = self._elements(source, self.size(name), batch_size, count)
+        total = math.ceil(count / batch_size)
+        for index, batch in enumerate(self.progress(elements, total, name)):
+            yield Batch(*batch, str(index))
 
-    def _elements(self, source, size, batch_size, limit):
+    def _elements(self, source, size, batch_size, count):
         """Batches as `source.Source` has them.
 
         The first held-out images, which every experiment reads, are kept: to
         make a stream of them takes longer than to read some hundreds.
         """
-        count = min(limit or source.num_examples, source.num_examples)
 
         def stream(batch_size):
             return source.evaluation_batches(
-                size, batch_size, limit, with_factors=True
+                size, batch_size, count, with_factors=True
             ).as_numpy_iterator()
 
         if source is not self.source or count * size**2 > KEPT_PIXELS:
@@ -176,16 +189,6 @@ class Study:
     def first(self, count, name=None):
         """The first images, as one `Batch`, for a model or for none."""
         return next(self.batches(count, batch_size=count, name=name))
-
-    def read(self, limit, source=None, batch_size=BATCH_SIZE, name=None):
-        """As `batches`, with a progress bar on a terminal."""
-        limit = min(limit, (source or self.source).num_examples)
-        yield from self.progress(
-            self.batches(limit, source, batch_size, name),
-            # A lone last image makes no batch of its own.
-            max(1, -(-(limit - 1) // batch_size)),
-            name,
-        )
 
     def progress(self, iterable, total, name=None):
         """Passes an iterable on with a progress bar, on a terminal."""
@@ -203,48 +206,49 @@ class Study:
         batch_size=BATCH_SIZE,
         **options,
     ):
-        """What is measured of each image, batch by batch.
+        """What is measured of each image of a model, batch by batch.
 
         Args:
             measure: function of this study, a model and a `Batch` to a dict of
                 arrays `(batch, ...)`.
-            name: label of the model.
-            limit: number of images, at most.
-            source: `source.Source`. Defaults to the held-out images.
-            batch_size: images per batch.
+            name, limit, source, batch_size: as of `batches`.
             **options: passed on to `measure`.
 
         Returns:
             One dict of arrays `(images, ...)`.
         """
         model = self.models[name]
-        batches = self.read(limit, source, batch_size, name)
+        batches = self.batches(limit, source, batch_size, name)
         return concatenate(
             [measure(self, model, batch, **options) for batch in batches]
         )
 
-    def bootstrap(self, statistic, arrays, *key):
-        """Summary of a statistic of arrays, resampled by a key's seed.
+    def measured(self, measure, full, **options):
+        """Of each model its label and, as of `per_image`, what is measured."""
+        for name in self.models:
+            yield (
+                name,
+                self.per_image(measure, name, self.count(full), **options),
+            )
+
+    def bootstrap(self, statistic, *arrays):
+        """Summary of a statistic of arrays, of the same examples.
 
         Without two examples there is no interval.
         """
         if len(arrays[0]) == 1:
             return results.summary(statistic(*arrays))
-        interval = intervals.bootstrap_interval(
-            statistic, arrays, self.random(*key)
-        )
+        random = self.random("bootstrap")
+        interval = intervals.bootstrap_interval(statistic, arrays, random)
         return results.summary(*interval)
 
-    def bootstrap_difference(self, statistic, arrays, others, *key):
-        """As `bootstrap`, of a statistic of arrays minus that of others.
-
-        All are of the same examples, resampled together.
-        """
+    def bootstrap_difference(self, statistic, arrays, others):
+        """As `bootstrap`, of a statistic of arrays minus that of others."""
         count = len(arrays)
         return self.bootstrap(
             lambda *both: statistic(*both[:count]) - statistic(*both[count:]),
-            (*arrays, *others),
-            *key,
+            *arrays,
+            *others,
         )
 
     def contrast(self, section, text, statistic, values):
@@ -322,7 +326,7 @@ class Study:
             try:
                 source = self.training_source(*place)
                 # Another folder may have the name.
-                if source.identity:
+                if source.identity():
                     own = {"train": source.describe()}
                     runs.check_data(model.metadata, own, place[0])
                 return source, name

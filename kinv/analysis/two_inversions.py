@@ -28,10 +28,6 @@ def run(study):
         `results.Result`. By pair of models: `shared_r2`, `ceiling_of_first` and
         `ceiling_of_second`, with bootstrap intervals; and, of scenes, each
         factor's R² of one model's readings from the other's.
-
-    Raises:
-        results.NotApplicable: if no two models have the same classifier and
-            invert the same layer.
     """
     pairs = [
         pair
@@ -85,19 +81,14 @@ def _compare(study, one, two):
             study,
             two["codes"][:, part],
             one["codes"][:, part],
-            "two inversions",
-            "factors",
         )
     return measured
 
 
 def _shared(study, classes, first, second):
     first, second = (x.reshape(len(x), -1) for x in (first, second))
-    return study.bootstrap(
-        measures.explained_variance,
-        measures.within_class_errors(first, second, classes),
-        "two inversions",
-    )
+    errors = measures.within_class_errors(first, second, classes)
+    return study.bootstrap(measures.explained_variance, *errors)
 
 
 def _figure(study, first, second, *both):

@@ -8,11 +8,10 @@ import struct
 import zipfile
 
 import numpy as np
-import tensorflow as tf
 
 from kinv import errors, files
 from kinv.data import folders
-from kinv.data.source import Source
+from kinv.data.source import in_memory
 
 # Larger labels are no classes' numbers.
 MOST_CLASSES = 100_000
@@ -58,11 +57,10 @@ def open_arrays(path, split):
             f"Expected images in split {split} of {path}. Received: none."
         )
     images, labels = images[order], labels[order]
-    return Source(
-        tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}),
-        lambda image: image,
+    return in_memory(
+        images,
+        labels,
         class_names,
-        len(images),
         identity=lambda: _digest(images, labels),
         unlabelled=unlabelled,
         grey=images.shape[3] == 1,

@@ -12,28 +12,10 @@ import threading
 
 import numpy as np
 
-SHAPES = (
-    "sphere",
-    "cube",
-    "cylinder",
-    "cone",
-    "torus",
-    "octahedron",
-    "capsule",
-    "ellipsoid",
-    "pillar",
-    "cross",
-)
 # Eighths of the hue circle, starting at red.
 OBJECT_HUES = (
-    "red",
-    "yellow",
-    "lime",
-    "green",
-    "cyan",
-    "blue",
-    "purple",
-    "magenta",
+    *("red", "yellow", "lime", "green"),
+    *("cyan", "blue", "purple", "magenta"),
 )
 CAMERA_POSITION = (0.0, 1.9, -6.0)
 CAMERA_TARGET = (0.0, 0.88, 0.0)
@@ -69,14 +51,6 @@ def _unit(vector):
 # stands on the object's turntable, so that shading and shadow show the azimuth
 # of round shapes too.
 _LAMP = _unit((-0.62, 0.95, -0.62))
-
-
-def _sphere(x, y, z):
-    return _length(x, y - 0.9, z) - 0.9
-
-
-def _cube(x, y, z):
-    return _box(x, y - 0.72, z, 0.72, 0.72, 0.72)
 
 
 def _cylinder(x, y, z):
@@ -118,10 +92,6 @@ def _ellipsoid(x, y, z):
     return 0.9 * value * (value - 1) / np.maximum(slope, 1e-6)
 
 
-def _pillar(x, y, z):
-    return _box(x, y - 0.98, z, 0.38, 0.98, 0.38)
-
-
 def _cross(x, y, z):
     y = y - 0.98
     upright = _box(x, y, z, 0.3, 0.98, 0.3)
@@ -145,17 +115,26 @@ def _box(x, y, z, width, height, depth):
 # Per shape: signed distance, and centre height and radius of a sphere that
 # holds the object, all for size 1.
 _GEOMETRY = {
-    "sphere": (_sphere, 0.9, 0.91),
-    "cube": (_cube, 0.72, 1.26),
+    "sphere": (lambda x, y, z: _length(x, y - 0.9, z) - 0.9, 0.9, 0.91),
+    "cube": (
+        lambda x, y, z: _box(x, y - 0.72, z, 0.72, 0.72, 0.72),
+        0.72,
+        1.26,
+    ),
     "cylinder": (_cylinder, 0.8, 1.03),
     "cone": (_cone, 0.71, 1.11),
     "torus": (_torus, 0.95, 0.97),
     "octahedron": (_octahedron, 1.05, 1.07),
     "capsule": (_capsule, 0.96, 0.98),
     "ellipsoid": (_ellipsoid, 0.52, 1.12),
-    "pillar": (_pillar, 0.98, 1.13),
+    "pillar": (
+        lambda x, y, z: _box(x, y - 0.98, z, 0.38, 0.98, 0.38),
+        0.98,
+        1.13,
+    ),
     "cross": (_cross, 0.98, 1.07),
 }
+SHAPES = tuple(_GEOMETRY)
 _NOT_CONVEX = ("torus", "cross")
 
 

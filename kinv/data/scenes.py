@@ -30,13 +30,13 @@ SPLITS = {"train": 40_000, "validation": 4_000, "test": 4_000}
 # Half-open ranges of the continuous factors. The azimuth stays within a
 # quarter turn: a cube turned by 90 degrees is the same cube. The lamp turns
 # with the object, so that the azimuth of round shapes shows in their shadow.
-WALL_HUE_RANGE = (0.0, 1.0)
-FLOOR_HUE_RANGE = (0.0, 1.0)
-SIZE_RANGE = (0.55, 1.0)
-AZIMUTH_RANGE = (-40.0, 40.0)
-BRIGHTNESS_RANGE = (0.55, 1.0)
-
-
+RANGES = {
+    "wall_hue": (0.0, 1.0),
+    "floor_hue": (0.0, 1.0),
+    "size": (0.55, 1.0),
+    "azimuth": (-40.0, 40.0),
+    "brightness": (0.55, 1.0),
+}
 _CHUNK = 128
 
 
@@ -75,11 +75,10 @@ def scene_factors(split, indices):
     return {
         "shape": (uniform[:, 0] * len(SHAPES)).astype(np.int64),
         "object_hue": (uniform[:, 1] * len(OBJECT_HUES)).astype(np.int64),
-        "wall_hue": between(2, WALL_HUE_RANGE),
-        "floor_hue": between(3, FLOOR_HUE_RANGE),
-        "size": between(4, SIZE_RANGE),
-        "azimuth": between(5, AZIMUTH_RANGE),
-        "brightness": between(6, BRIGHTNESS_RANGE),
+        **{
+            name: between(column, limits)
+            for column, (name, limits) in enumerate(RANGES.items(), start=2)
+        },
     }
 
 
@@ -145,11 +144,7 @@ class KinvScenes(tfds.core.GeneratorBasedBuilder):
                     "label": tfds.features.ClassLabel(names=list(CLASS_NAMES)),
                     "shape": np.int64,
                     "object_hue": np.int64,
-                    "wall_hue": np.float32,
-                    "floor_hue": np.float32,
-                    "size": np.float32,
-                    "azimuth": np.float32,
-                    "brightness": np.float32,
+                    **dict.fromkeys(RANGES, np.float32),
                 }
             ),
             supervised_keys=("image", "label"),

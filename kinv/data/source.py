@@ -45,7 +45,7 @@ class Source:
     num_examples: int
     factor_names: list = ()
     num_skipped: int = 0
-    identity: Callable | None = None
+    identity: Callable = lambda: None
     unlabelled: str = ""
     left_out: str = ""
     grey: bool = False
@@ -174,6 +174,25 @@ class Source:
             .batch(batch_size)
         )
         return in_background(batches)
+
+
+def in_memory(images, labels, class_names, factors=None, **about):
+    """A `Source` of decoded images, uint8 `(number, height, width, channels)`.
+
+    Args:
+        images, labels: arrays of as many.
+        class_names, **about: as of `Source`.
+        factors: dict of further arrays.
+    """
+    examples = {"image": images, "label": labels, **(factors or {})}
+    return Source(
+        tf.data.Dataset.from_tensor_slices(examples),
+        lambda image: image,
+        class_names,
+        len(images),
+        list(factors or {}),
+        **about,
+    )
 
 
 def in_background(batches):
