@@ -1,12 +1,22 @@
 """Flags that several tools have."""
 
+import argparse
 import contextlib
 import os
 import pathlib
 import shlex
 import sys
 
-from kinv import errors, runs
+from kinv import errors, files
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        if action.default is None:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def add_data_flags(group):
@@ -170,7 +180,9 @@ def training(options):
     # First of all: several workers cannot be set up once TensorFlow has run.
     strategy = devices.make_strategy(options.strategy)
     chief = devices.is_chief(strategy)
-    with runs.lock(options.out, chief), devices.explain_lost_workers(strategy):
+    # Other workers than the first write nothing there.
+    lock = files.lock(options.out) if chief else contextlib.nullcontext()
+    with lock, devices.explain_lost_workers(strategy):
         yield strategy, chief
 
 

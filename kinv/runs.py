@@ -17,20 +17,6 @@ MAY_CHANGE = {"resume", "out", "strategy"}
 MOST_CHANGES = 5
 
 
-def lock(path, chief):
-    """Context that keeps other trainings out of a run directory.
-
-    Args:
-        path: the directory, made if need be.
-        chief: whether this process is the one worker that writes there; others
-            need no lock.
-
-    Raises:
-        errors.InputError: as `files.lock`.
-    """
-    return files.lock(path) if chief else contextlib.nullcontext()
-
-
 def open_run(path, options, may_change=(), before=None, chief=True):
     """Opens a run directory: that of a run to be resumed, or a new one.
 
@@ -42,7 +28,8 @@ def open_run(path, options, may_change=(), before=None, chief=True):
             `MAY_CHANGE`.
         before: dict of what runs did before there was an option, whose records
             lack it.
-        chief: as of `lock`. Other workers make no directory.
+        chief: whether this process is the one worker that writes there. Others
+            make no directory.
 
     Returns:
         dict of its `config.json` if the run had begun; otherwise {}, and the

@@ -46,7 +46,7 @@ def test_a_foreign_config_is_refused(tmp_path, config):
 
 def test_killed_before_the_options_were_written(tmp_path):
     (tmp_path / ".writing-00-config.json").write_text("{")
-    with runs.lock(tmp_path, chief=True):
+    with files.lock(tmp_path):
         assert not runs.open_run(tmp_path, {"resume": True})
 
 
@@ -73,13 +73,6 @@ def test_names_that_are_no_text(tmp_path):
     assert recorded["options"] == options
     with pytest.raises(errors.InputError, match="UTF-8.*Received: .*im\ufffdg"):
         runs.open_run(tmp_path / name, options)
-
-
-def test_only_the_chief_locks(tmp_path):
-    with runs.lock(tmp_path, chief=True), runs.lock(tmp_path, chief=False):
-        with pytest.raises(errors.InputError, match="no other process"):
-            with runs.lock(tmp_path, chief=True):
-                pass
 
 
 def split(class_names=("cat", "dog"), num_examples=10, digest="a"):

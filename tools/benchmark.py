@@ -12,6 +12,7 @@ Examples:
 
 import argparse
 import collections
+import contextlib
 import functools
 import json
 import pathlib
@@ -53,7 +54,7 @@ def parse_arguments(argv):
         "is two discriminator updates and one of the generator, of the "
         "generator alone and in the exported signature, of the input pipeline "
         "and of rendering scenes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     add_sizes(parser.add_argument)
     add = parser.add_argument
@@ -322,11 +323,10 @@ def start_peers(options):
         )
         about = process.stdout.readline()
         if not about:
-            reason = (process.communicate()[1].splitlines() or ["nothing"])[-1]
             raise errors.InputError(
                 "Expected a checkout of BigGAN-PyTorch, and a Python that has "
                 f"PyTorch. Received: --peer {options.peer} --peer-python "
-                f"{options.peer_python}, which say: {reason}"
+                f"{options.peer_python}, which say: {last_words(process)}"
             )
         print(f"{name}: {json.loads(about)}")
         peers[name] = process
@@ -335,13 +335,18 @@ def start_peers(options):
 
 def ask_peer(process, task):
     """Has a peer work once."""
-    process.stdin.write(f"{task}\n")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(f"{task}\n")
+        process.stdin.flush()
     if not process.stdout.readline():
         raise errors.InputError(
-            "Expected the peer to go on. Received: "
-            f"{process.communicate()[1].splitlines()[-1]}"
+            f"Expected the peer to go on. Received: {last_words(process)}"
         )
+
+
+def last_words(process):
+    """The last line that a peer that has ended wrote to stderr."""
+    return (process.communicate()[1].splitlines() or ["nothing"])[-1]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ GPU where there is one. Reads lines and answers each when it is done:
 
 import functools
 import json
+import os
 import sys
 import types
 
@@ -22,8 +23,8 @@ def main():
     """Builds the networks, then does as it is told until input ends."""
     checkout, sizes = sys.argv[1:]
     options = types.SimpleNamespace(**json.loads(sizes))
-    # What the networks print goes elsewhere: answers alone go to stdout.
-    answers, sys.stdout = sys.stdout, sys.stderr
+    # What the networks print goes nowhere: answers alone go to stdout.
+    answers, sys.stdout = sys.stdout, open(os.devnull, "w", encoding="utf-8")
     sys.path.insert(0, checkout)
     workloads, about = make_workloads(options)
     print(json.dumps(about), file=answers, flush=True)

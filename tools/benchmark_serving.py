@@ -38,7 +38,7 @@ def parse_arguments(argv):
         description="Measure calls per second of tools/serve.py, one after the "
         "other and by many clients at once. A call is one image and one "
         "reconstruction.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     add = parser.add_argument
     add(

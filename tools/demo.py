@@ -42,7 +42,7 @@ def parse_arguments(argv):
     """Reads the flags."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     add = parser.add_argument
     add(

@@ -28,7 +28,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         description="Export classifier and averaged generator of a run of "
         "tools/train.py as one SavedModel, the next version below --out.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     add = parser.add_argument
     add("--run", required=True, metavar="DIR", help="run of tools/train.py")

@@ -7,8 +7,8 @@ Example:
 
 import argparse
 import csv
-import dataclasses
 import pathlib
+from typing import NamedTuple
 
 from kinv import cli, errors, files
 
@@ -28,7 +28,7 @@ def parse_arguments(argv):
         "beside reconstructions with different noise, and the class before "
         "and after. What changes with the noise, the generator did not find in "
         "the logits.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     add = parser.add_argument
     add(
@@ -72,8 +72,7 @@ def parse_arguments(argv):
             f"argument --out: expected a name that ends in .png, received "
             f"{options.out!r}"
         )
-    suffix = pathlib.Path(options.logits_out or ".csv").suffix
-    if options.logits_out and suffix not in (".csv", ".npy"):
+    if not (options.logits_out or ".csv").endswith((".csv", ".npy")):
         parser.error(
             "argument --logits-out: expected a name that ends in .csv or "
             f".npy, received {options.logits_out!r}"
@@ -152,28 +151,28 @@ def main(argv=None):
     model = pipeline.Pipeline.load(options.model)
     if options.images_out:
         files.new_directory(options.images_out)
-    results = Results()
+    results = []
     try:
         invert(options, model, paths, results)
     finally:
         # What has been made is written, whatever stops the rest.
-        if results.paths:
+        if results:
             write(options, model, results)
 
 
-@dataclasses.dataclass
-class Results:
-    """What was made of the images so far, an entry for each."""
+class Inverted(NamedTuple):
+    """What was made of an image."""
 
-    paths: list = dataclasses.field(default_factory=list)
-    logits: list = dataclasses.field(default_factory=list)
-    agreements: list = dataclasses.field(default_factory=list)
-    # Of --diverse.
-    diverse: list = dataclasses.field(default_factory=list)
-    # Of the grid.
-    rows: list = dataclasses.field(default_factory=list)
-    captions: list = dataclasses.field(default_factory=list)
-    marked: list = dataclasses.field(default_factory=list)
+    path: pathlib.Path
+    logits: object
+    # Share of the reconstructions that get its class.
+    agreement: float
+    # As of `diversity.find`, without pictures; None without --diverse.
+    diverse: object
+    # Of its row in the grid: pictures, captions, and which of these to mark.
+    pictures: list
+    captions: list
+    marked: list
 
 
 def find_readable(options):
@@ -220,8 +219,9 @@ def invert(options, model, paths, results):
     for index, path in enumerate(paths):
         image = pixels.center_crop(images.read_image(path))[None]
         before = model.logits(image)
+        diverse = None
         if options.diverse:
-            found = diversity.find(
+            diverse = diversity.find(
                 model,
                 image[0],
                 options.samples,
@@ -229,11 +229,9 @@ def invert(options, model, paths, results):
                 options.seed,
                 bar.add,
             )
-            reconstructions, after = found.reconstructions, found.logits
+            reconstructions, after = diverse.reconstructions, diverse.logits
             # All candidates would fill the memory.
-            results.diverse.append(
-                found._replace(reconstructions=None, logits=None)
-            )
+            diverse = diverse._replace(reconstructions=None, logits=None)
         else:
             noise = random.standard_normal(
                 (1, options.samples, model.noise_dim), "float32"
@@ -242,36 +240,39 @@ def invert(options, model, paths, results):
             after = model.logits(reconstructions)
         changed = after.argmax(-1) != before.argmax(-1)
         if options.images_out:
-            begin = f"{index:05d}-{short_stem(path)}"
-            write_each(options.images_out, begin, reconstructions)
-        results.paths.append(path)
-        results.logits.append(before[0])
-        results.agreements.append(1 - changed.mean())
+            stem = f"{index:05d}-{short_stem(path)}"
+            for sample, reconstruction in enumerate(reconstructions):
+                images.write_image(
+                    pathlib.Path(options.images_out, f"{stem}-{sample}.png"),
+                    reconstruction,
+                )
+        pictures, captions, marked = [], [], [False, *changed]
         if index < MAX_ROWS:
             # At the grid's size: photographs would fill the memory.
             picture = pixels.resize_square(image[0], grids.CELL_SIZE)
-            results.rows.append([picture, *reconstructions])
-            results.captions.append(
-                [describe(row, model.class_names) for row in before]
-                + [describe(row, model.class_names) for row in after]
-            )
-            results.marked.append([False, *changed])
+            pictures = [picture, *reconstructions]
+            captions = [
+                describe(row, model.class_names) for row in (*before, *after)
+            ]
             if options.uncertainty:
                 deviation = reconstructions.std(axis=0, ddof=1)
-                results.rows[-1].append(grids.deviation_map(deviation))
-                results.captions[-1].append(f"mean {deviation.mean():.0f}")
-                results.marked[-1].append(False)
+                pictures.append(grids.deviation_map(deviation))
+                captions.append(f"mean {deviation.mean():.0f}")
+                marked.append(False)
+        # In one step: whenever the tool is stopped, results are whole.
+        results.append(
+            Inverted(
+                path,
+                before[0],
+                1 - changed.mean(),
+                diverse,
+                pictures,
+                captions,
+                marked,
+            )
+        )
         if not options.diverse:
             bar.add(1)
-
-
-def write_each(folder, begin, reconstructions):
-    """Writes reconstructions as `BEGIN-0.png`, `BEGIN-1.png`, ..."""
-    from kinv import images
-
-    for sample, reconstruction in enumerate(reconstructions):
-        path = pathlib.Path(folder) / f"{begin}-{sample}.png"
-        images.write_image(path, reconstruction)
 
 
 def short_stem(path):
@@ -290,35 +291,36 @@ def write(options, model, results):
     if options.logits_out:
         write_logits(
             options.logits_out,
-            results.paths,
-            np.array(results.logits),
+            [result.path for result in results],
+            np.array([result.logits for result in results]),
             model.class_names,
         )
     columns = [f"noise {sample + 1}" for sample in range(options.samples)]
     if options.uncertainty:
         columns.append(f"deviation, white: {grids.WHITE_DEVIATION} of 255")
+    shown = results[:MAX_ROWS]
     grid = grids.captioned_grid(
-        results.rows,
-        results.captions,
-        results.marked,
-        row_captions=[
-            files.printable(path.name) for path in results.paths[:MAX_ROWS]
-        ],
+        [result.pictures for result in shown],
+        [result.captions for result in shown],
+        [result.marked for result in shown],
+        row_captions=[files.printable(result.path.name) for result in shown],
         column_captions=["image", *columns],
     )
     images.write_image(options.out, grids.render(grid))
+    agreement = np.mean([result.agreement for result in results])
     print(
-        f"same class before and after: {np.mean(results.agreements):.1%} of "
-        f"{options.samples} reconstructions of {len(results.paths)} images"
+        f"same class before and after: {agreement:.1%} of "
+        f"{options.samples} reconstructions of {len(results)} images"
     )
-    for path, found in zip(results.paths, results.diverse, strict=False):
-        print(
-            f"{files.printable(path.name)}: pictures {found.spread:.0f} of 255 "
-            f"apart (usual {found.usual_spread:.0f}), logits "
-            f"{found.logit_distances.mean():.3g} from the image's (usual "
-            f"{found.usual_logit_distance:.3g})"
-        )
-    if len(results.paths) > MAX_ROWS:
+    for path, _, _, found, *_ in results:
+        if found:
+            print(
+                f"{files.printable(path.name)}: pictures {found.spread:.0f} of "
+                f"255 apart (usual {found.usual_spread:.0f}), logits "
+                f"{found.logit_distances.mean():.3g} from the image's (usual "
+                f"{found.usual_logit_distance:.3g})"
+            )
+    if len(results) > MAX_ROWS:
         print(f"the grid holds the first {MAX_ROWS} images")
     for output in (options.out, options.images_out, options.logits_out):
         if output:

@@ -38,7 +38,7 @@ def parse_arguments(argv):
         "TensorFlow Serving, and an explorer page for the browser. For one "
         "machine; for more, run TensorFlow Serving (docs/serving.md). New "
         "versions are picked up while calls go on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=cli.HelpFormatter,
     )
     add = parser.add_argument
     add(
