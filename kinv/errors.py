@@ -156,6 +156,7 @@ positive_int = _number(int, "an integer of at least 1", lambda n: n >= 1)
 non_negative_int = _number(int, "an integer of at least 0", lambda n: n >= 0)
 # As TensorFlow takes them.
 seed = _number(int, "an integer in [0, 2147483647]", lambda n: 0 <= n < 2**31)
+port = _number(int, "a port from 0 to 65535", lambda n: 0 <= n < 65536)
 # Whose bytes an integer of 31 bits counts.
 mebibytes = _number(int, "an integer in [1, 2047]", lambda n: 0 < n < 2048)
 positive_float = _number(

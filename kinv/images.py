@@ -304,21 +304,6 @@ def write_image(path, image):
     Args:
         path: path of the file, its parent exists.
         image: `(height, width, 3)` in [0, 255].
-
-    Raises:
-        errors.InputError: if the suffix is not an image format's, or the
-            folder does not exist.
     """
-    path = pathlib.Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise errors.InputError(
-            "Expected a file name that ends in one of "
-            f"{', '.join(SUFFIXES)}. Received: {path}."
-        )
-    if not path.parent.is_dir():
-        raise errors.InputError(
-            f"Expected a file in an existing folder. Received: {path}. Create "
-            f"{path.parent} first."
-        )
     with files.atomic_path(path) as temporary:
         PIL.Image.fromarray(to_uint8(image)).save(temporary)

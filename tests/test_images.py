@@ -119,13 +119,6 @@ def test_images_behind_a_link_into_a_hidden_folder_are_found(tmp_path):
     assert left_out == {"hidden": 1}
 
 
-def test_wrong_outputs(tmp_path):
-    with pytest.raises(errors.InputError, match="ends in one of"):
-        images.write_image(tmp_path / "a.doc", gradient(4))
-    with pytest.raises(errors.InputError, match="Create"):
-        images.write_image(tmp_path / "missing" / "a.png", gradient(4))
-
-
 def test_grid_shows_every_pixel_and_blank_cells():
     black = np.zeros((8, 8, 3))
     grid = grids.render(

@@ -56,8 +56,12 @@ def parse_arguments(argv):
         help="address to listen on; 0.0.0.0 for every machine that can reach "
         "this one",
     )
-    add("--rest-port", type=port, default=8501, help="0 for any free one")
-    add("--grpc-port", type=port, default=8500, help="0 for any free one")
+    add(
+        "--rest-port", type=errors.port, default=8501, help="0 for any free one"
+    )
+    add(
+        "--grpc-port", type=errors.port, default=8500, help="0 for any free one"
+    )
     add(
         "--allow-origin",
         action="append",
@@ -110,16 +114,6 @@ def add_limits(parser):
         help="reconstructions of a request at most, of 32 x 32 pixels; fewer "
         "of larger ones. kinv's own clients ask for up to 256",
     )
-
-
-def port(text):
-    """Argument type: a TCP port."""
-    number = errors.non_negative_int(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(
-            f"expected a port from 0 to 65535, received {text!r}"
-        )
-    return number
 
 
 def example_images():

@@ -216,8 +216,9 @@ def check_gradient(classifier, name):
     if gradient is None:
         raise errors.InputError(
             "Expected a classifier whose gradient reaches its input, for "
-            f"readback_weight. Received: {name}, {reason}. Give "
-            "readback_weight=0 class_readback_weight=0."
+            "readback_weight and class_readback_weight. Received: "
+            f"{name}, {reason}. Give readback_weight=0 "
+            "class_readback_weight=0."
         )
 
 
