@@ -14,7 +14,12 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Says the default of every flag that has one."""
 
     def _get_help_string(self, action):
-        if action.default is None:
+        # Not a zero.
+        if (
+            action.default is None
+            or action.default in ("", [])
+            or (action.default is False)
+        ):
             return action.help
         return super()._get_help_string(action)
 

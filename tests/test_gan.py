@@ -913,6 +913,18 @@ def test_data_that_is_none_is_refused():
             batches.full(data, 4, 0)
 
 
+def test_data_of_no_full_batch_are_refused():
+    images, _ = make_data(1)
+    data = tf.data.Dataset.from_tensor_slices(images)
+    data = data.batch(2 * len(images), drop_remainder=True)
+    with pytest.raises(errors.InputError, match="Make its batches smaller"):
+        model = gan.InversionGAN(
+            make_model().classifier, image_size=SIZE, base_channels=4
+        )
+        model.compile()
+        model.fit(data, verbose=0)
+
+
 def test_an_endless_data_set_is_fitted_to_as_far_as_it_is_read():
     data = tf.data.Dataset.from_tensor_slices(make_data(1)[0]).batch(4)
     endless = data.repeat()

@@ -407,6 +407,8 @@ def test_file_round_trip(network, tmp_path):
         ({"base_channels": 4, "image_size": 128}, "base_channels=4"),
         ({"noise_dim": 121}, "noise_dim=121"),
         ({"norms_per_block": 4}, "norms_per_block=4"),
+        ({"upsampling": "bilinear"}, "upsampling='bilinear'"),
+        ({"padding": "reflect"}, "padding='reflect'"),
         ({"logit_normalization": "softmax"}, "logit_normalization='softmax'"),
     ],
 )

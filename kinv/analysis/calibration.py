@@ -109,13 +109,9 @@ def _directions(residuals, components):
     return axes * np.where(axes.sum(axis=0) < 0, -1, 1)
 
 
-def _measure(study, model, batch):
-    return compare(model.target(batch.images), study.samples(model, batch))
-
-
-def _measure_training(study, model, batch):
-    noises, key = measures.ERROR_RATIO_NOISES, ("calibration", batch.key)
-    made = study.reconstruct(model, batch.images, noises, *key)
+def _measure(study, model, batch, num_samples=SAMPLES):
+    key = "calibration", batch.key
+    made = study.reconstruct(model, batch.images, num_samples, *key)
     return compare(model.target(batch.images), made)
 
 
@@ -152,8 +148,14 @@ def _training_images(study, name):
         source, training_set = study.training_images(study.models[name])
     except (errors.InputError, results.NotApplicable):
         return None, None
-    count = study.count(IMAGES)
-    return study.per_image(_measure_training, name, count, source), training_set
+    per_image = study.per_image(
+        _measure,
+        name,
+        study.count(IMAGES),
+        source,
+        num_samples=measures.ERROR_RATIO_NOISES,
+    )
+    return per_image, training_set
 
 
 def _ratios(study, per_image, rows):

@@ -93,7 +93,7 @@ def run(study):
 
 def _measure(study, model, batch):
     logits, condition = model.classify(batch.images)
-    made = study.samples(model, batch)[:, :SAMPLES]
+    made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
     image = model.target(batch.images)[:, None]
     return {
         "condition": condition,

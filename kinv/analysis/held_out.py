@@ -21,12 +21,15 @@ def measure(model, batches, bar, seed):
 
     Returns:
         dict of `images` (their number), `accuracy` of the classifier on those
-        whose label is known, `agreement` with its Wilson 95 % interval,
-        `within_class_r2`, `error_ratio` with its bootstrap interval,
-        `spread_skill`, the means of the measures of `reconstructions.compare`,
-        and, of enough images, `error_ratio_thirds` and the
-        `calibration.rank_distances` of this number of images. None for what is
-        not finite.
+        whose label is known (None without any), `agreement` (share of
+        reconstructions that get their image's class) with its Wilson 95 %
+        interval, `within_class_r2` (`measures.within_class_errors`),
+        `error_ratio` (`measures.error_ratio` of eight noises) with its
+        bootstrap interval, `spread_skill`, the means of the measures of
+        `reconstructions.compare`, and, of enough images,
+        `error_ratio_thirds`, and `rank_distance` with what chance leaves of
+        it, `flat_rank_distance`, as of `calibration.run`, these of its number
+        of images. None for what is not finite.
     """
     random, random_of_others = map(np.random.default_rng, (seed, [seed, 1]))
     samples = measures.ERROR_RATIO_NOISES

@@ -45,9 +45,8 @@ def run(study):
 
     Returns:
         `results.Result`. By model: `numbers`, how many the generator is given;
-        agreement, the within-class share and the measures of
-        `reconstructions`, of one noise; and, of scenes, R² of each factor as it
-        is read from 8 reconstructions.
+        the metrics of `reconstructions`, of one noise; and, of scenes, R² of
+        each factor as it is read from 8 reconstructions.
     """
     study.require(
         len({model.layer for model in study.models.values()}) > 1

@@ -4,11 +4,11 @@ import numpy as np
 
 from kinv import measures
 from kinv.analysis import grids, results
-from kinv.analysis import study as study_lib
 
 TITLE = "Noise resampling"
 BLOCKS = 4
 IMAGES = 200
+SAMPLES = 16
 # Continuous factors are cut into as many groups of equal size.
 FACTOR_GROUPS = 3
 
@@ -27,7 +27,7 @@ def run(study):
         between = per_image.pop("between")
         metrics[name] = {
             "images": len(spread),
-            "samples": study_lib.SAMPLES,
+            "samples": SAMPLES,
             "spread": results.mean(spread),
             "relative_spread": study.bootstrap(measures.ratio, spread, between),
         }
@@ -47,7 +47,7 @@ def run(study):
 
 
 def _measure(study, model, batch):
-    made = study.samples(model, batch)
+    made = study.reconstruct(model, batch.images, SAMPLES, batch.key)
     images = model.target(batch.images)
     between, count = np.full(len(images), np.nan), len(images)
     if count > 1:

@@ -58,7 +58,9 @@ def run(study):
 
     @functools.cache
     def measured(name, size):
-        return study.per_image(_measure, name, study.count(IMAGES), size=size)
+        return study.per_image(
+            _measure, name, study.count(IMAGES), label=name, size=size
+        )
 
     metrics, rows, tables, figures = {}, [], {}, []
     for names in itertools.combinations(study.models, 2):
@@ -78,8 +80,8 @@ def run(study):
     return results.Result(metrics, {"differences": rows, **tables}, figures)
 
 
-def _measure(study, model, batch, size):
-    made = study.samples(model, batch)[:, :SAMPLES]
+def _measure(study, model, batch, label, size):
+    made = study.reconstruct(model, batch.images, SAMPLES, label, batch.key)
     logits = model.logits(batch.images)
     reconstruction_logits = model.logits(made[:, 0])
     images = pixels.resize(model.target(batch.images), size)

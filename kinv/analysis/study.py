@@ -29,11 +29,8 @@ ROLES = (
         r"(?<!no[nt])(?<!no[nt][-_ ])standard|no[nt][-_ ]?robust",
     ),
 )
-# Of the held-out images that are kept in memory, and of their reconstructions:
-# 200 MB each.
+# Of the held-out images that are kept in memory: 200 MB.
 KEPT_PIXELS = 2**24
-# Reconstructions of each image that several experiments look at.
-SAMPLES = 16
 # `--quick` takes this share of the images.
 QUICK_SHARE = 0.2
 
@@ -90,8 +87,6 @@ class Study:
     title: str = ""
     # Held-out images by size, as of `_elements`.
     _kept: dict = dataclasses.field(default_factory=dict)
-    # Reconstructions by model and images, as of `samples`.
-    _made: dict = dataclasses.field(default_factory=dict)
 
     def count(self, full):
         """Number of images to take where `full` is the default."""
@@ -112,20 +107,6 @@ class Study:
         """Reconstructions, `num_samples` of each image, by a key's noise."""
         noise = self.noise(model, len(images), num_samples, *key)
         return model.reconstruct(images, noise)
-
-    def samples(self, model, batch):
-        """The reconstructions of a batch that experiments share, made once.
-
-        Returns:
-            float32 `(batch, SAMPLES, image_size, image_size, 3)`.
-        """
-        key = model, batch.key, zlib.crc32(np.ascontiguousarray(batch.images))
-        if (made := self._made.get(key)) is None:
-            made = self.reconstruct(model, batch.images, SAMPLES, batch.key)
-            kept = sum(each.size for each in self._made.values())
-            if kept + made.size <= 3 * KEPT_PIXELS:
-                self._made[key] = made
-        return made
 
     def size(self, name):
         """Height and width at which images are read for a model, in pixels.

@@ -184,6 +184,11 @@ def _read(model, batches, count):
         highest = max(highest, high)
         if found >= count:
             break
+    if not parts:
+        raise errors.InputError(
+            "Expected at least one full batch of images. Received: an empty "
+            "data set. Make its batches smaller."
+        )
     if 0 < highest <= 1:
         raise errors.InputError(
             "Expected images with values in [0, 255]. Received: values up to "

@@ -127,7 +127,7 @@ def measured(metadata):
             + measures.calibration_verdict(spread_skill)
             + fitted,
         )
-    # Exports of before have neither.
+    # Not of a few images, nor in exports from before there were these.
     if thirds := metrics.get("error_ratio_thirds"):
         yield (
             "the same in thirds of the images, those that vary least first",

@@ -128,10 +128,16 @@ class Generator(keras.Model):
                 "first layer and one for each block. "
                 f"Received: noise_dim={noise_dim}."
             )
-        if norms_per_block not in (2, 3):
-            raise errors.InputError(
-                f"Expected 2 or 3. Received: norms_per_block={norms_per_block}."
-            )
+        for name, value, choices in (
+            ("norms_per_block", norms_per_block, (2, 3)),
+            ("upsampling", upsampling, ("zeros", "nearest")),
+            ("padding", padding, ("zeros", "edge")),
+        ):
+            if value not in choices:
+                raise errors.InputError(
+                    f"Expected one of {', '.join(map(str, choices))}. "
+                    f"Received: {name}={value!r}."
+                )
         self.image_size = image_size
         self.condition_dim = condition_dim
         self.base_channels = base_channels
