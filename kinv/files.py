@@ -330,6 +330,11 @@ def make_directory(path):
     Raises:
         errors.InputError: if it is a file, or cannot be written to.
     """
+    if not str(path):
+        raise errors.InputError(
+            "Expected a directory to write to. Received: an empty name. Give . "
+            "for this one."
+        )
     path = pathlib.Path(path)
     if path.exists() and not path.is_dir():
         raise errors.InputError(

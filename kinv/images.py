@@ -72,6 +72,11 @@ def list_images(path):
             f"Expected an image file or a folder. Received: {path}, an "
             "address. Download it first."
         )
+    if not str(path):
+        raise errors.InputError(
+            "Expected an image file or a folder. Received: an empty name. "
+            "Give . for this folder."
+        )
     path = pathlib.Path(path)
     if path.is_file():
         return [path], collections.Counter()

@@ -788,6 +788,23 @@ def test_features_are_the_input_of_the_last_layer(tmp_path):
         features_lib.load_features(path)
 
 
+def test_a_classifier_that_is_not_square_does_not_train():
+    """The resize before it would have its dropout drop (Keras 3)."""
+    network = keras.Sequential(
+        [
+            keras.Input((8, 12, 3)),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(3),
+        ]
+    )
+    classifier = loading.load_classifier(network)
+    images = np.random.default_rng(0).uniform(0, 255, (4, 12, 12, 3))
+    logits = np.array(classifier(images))
+    np.testing.assert_array_equal(logits, classifier(images, training=False))
+    assert np.ptp(logits) > 1
+
+
 @pytest.mark.parametrize(
     "load", [features_lib.load_features, features_lib.load_perceptual]
 )

@@ -270,6 +270,8 @@ def test_new_directory_refuses_what_is_there(tmp_path):
         files.new_directory(tmp_path / "file")
     with pytest.raises(errors.InputError, match="holds files"):
         files.new_directory(tmp_path)
+    with pytest.raises(errors.InputError, match="an empty name"):
+        files.new_directory("")
     with pytest.raises(errors.InputError, match="Not a directory"):
         files.new_directory(tmp_path / "file" / "below")
 

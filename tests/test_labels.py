@@ -156,6 +156,10 @@ def test_arrays_of_one_file(tmp_path):
     opened, shown, numbers = everything(path, "train[:100%]")
     np.testing.assert_array_equal(shown, expected)
     assert opened.class_names == [] and "without any" in opened.unlabelled
+    # No 30 grey ones of 3 columns.
+    np.savez(path, x=np.zeros((30, 30, 3), "uint8"))
+    with pytest.raises(errors.InputError, match="Received: one of"):
+        datasets.open_dataset(str(path), "train")
 
 
 def test_labels_that_are_no_numbers_of_classes(tmp_path):

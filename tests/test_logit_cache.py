@@ -36,6 +36,19 @@ def everything(source, start=0):
     return [np.concatenate(x) for x in zip(*flat, strict=True)]
 
 
+def test_a_cache_among_the_images_is_refused(image_folder, tmp_path):
+    for inside in (image_folder, image_folder / "cache"):
+        with pytest.raises(errors.InputError, match="outside that of the im"):
+            logit_cache.check_place(inside, str(image_folder))
+    assert not (image_folder / "cache").exists()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(errors.InputError, match="a file"):
+        logit_cache.check_place(tmp_path / "file", str(image_folder))
+    logit_cache.check_place(tmp_path / "cache", str(image_folder))
+    # A name of TensorFlow Datasets that a folder might have, and has not.
+    logit_cache.check_place(tmp_path / "cache", "mnist")
+
+
 def test_cache_holds_what_the_classifier_says_in_the_same_order(
     source, classifier, tmp_path
 ):

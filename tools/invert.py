@@ -192,11 +192,13 @@ def find_readable(options):
                 unreadable.append(error)
     if unreadable and not (options.skip_unreadable and paths):
         more = len(unreadable) - 1
-        others = f" {more} more cannot be read." if more else ""
-        raise errors.InputError(
-            f"{unreadable[0]}{others} Or leave out what cannot be read with "
-            "--skip-unreadable."
-        )
+        message = f"{unreadable[0]}"
+        message += f" {more} more cannot be read." if more else ""
+        if not options.skip_unreadable:
+            message += (
+                " Or leave out what cannot be read with --skip-unreadable."
+            )
+        raise errors.InputError(message)
     if unreadable:
         print(f"left out {len(unreadable):,} unreadable images")
         for error in unreadable:

@@ -28,7 +28,7 @@ def train(options, strategy, chief):
     import keras
 
     from kinv import devices
-    from kinv.classifiers import loading
+    from kinv.classifiers import loading, logit_cache
     from kinv.data import datasets
     from kinv.inversion import adaptation, callbacks, checkpoints
 
@@ -44,6 +44,8 @@ def train(options, strategy, chief):
     )
 
     source, validation, data = datasets.open_splits(vars(options), resumed)
+    if options.cache_logits:
+        logit_cache.check_place(options.cache_logits, options.dataset)
     devices.check_workers_agree(strategy, [vars(options), data])
     replicas = strategy.num_replicas_in_sync
     images_per_step = check_batches(options, source, replicas)

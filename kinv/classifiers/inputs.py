@@ -141,7 +141,9 @@ def take_images(model, name, size, scaling):
     if x is inputs and shapes[0] == (None, side, side, 3):
         return model
     try:
-        return keras.Model(inputs, model(x), name=model.name)
+        # `Resizing` would have the layers behind it train unless told not to.
+        outputs = model(x, training=False)
+        return keras.Model(inputs, outputs, name=model.name)
     # Layers that count on the batch or the size that they were built for.
     except Exception as error:
         raise errors.InputError(

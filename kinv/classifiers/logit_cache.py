@@ -73,6 +73,28 @@ def cache_path(directory, description):
     return pathlib.Path(directory) / name / "logits.tfrecord"
 
 
+def check_place(directory, dataset):
+    """Makes the directory of a cache, which is not to lie among the images.
+
+    Args:
+        directory: of all caches.
+        dataset: folder of the images, or another name of theirs.
+
+    Raises:
+        errors.InputError: if it does, where it would be taken for a class, or
+            as `files.make_directory`.
+    """
+    place = pathlib.Path(directory).resolve()
+    if pathlib.Path(dataset).resolve() in (place, *place.parents) and (
+        pathlib.Path(dataset).is_dir()
+    ):
+        raise errors.InputError(
+            "Expected a folder for --cache-logits outside that of the images. "
+            f"Received: {directory} in {dataset}. Choose another."
+        )
+    files.make_directory(directory)
+
+
 def write(source, classifier, layer, image_size, directory):
     """Computes what is missing of a cache; does nothing where it is complete.
 

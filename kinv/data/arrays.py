@@ -168,6 +168,11 @@ def _idx(path, magic):
 
 def _check_images(path, images):
     """The images as uint8 `(number, height, width, channels)`."""
+    if images.ndim == 3 and images.shape[2] in (1, 3, 4):
+        raise errors.InputError(
+            f"Expected images (number, height, width, channels) in {path}. "
+            f"Received: one of {images.shape}. Save several."
+        )
     if images.ndim == 3:
         images = images[..., None]
     if (
