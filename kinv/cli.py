@@ -14,12 +14,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Says the default of every flag that has one."""
 
     def _get_help_string(self, action):
-        # Not a zero.
-        if (
-            action.default is None
-            or action.default in ("", [])
-            or (action.default is False)
-        ):
+        default = action.default
+        # A zero is one.
+        if default is None or default is False or default == []:
             return action.help
         return super()._get_help_string(action)
 

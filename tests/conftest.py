@@ -98,9 +98,18 @@ def rendered():
     def open_split(split, count):
         factors = scenes.scene_factors(split, range(count))
         labels = factors["shape"] * len(rendering.OBJECT_HUES)
-        labels += factors["object_hue"]
-        images = rendering.render(factors, 32)
-        return source.in_memory(images, labels, scenes.CLASS_NAMES, factors)
+        examples = {
+            "image": rendering.render(factors, 32),
+            "label": labels + factors["object_hue"],
+            **factors,
+        }
+        return source.Source(
+            tf.data.Dataset.from_tensor_slices(examples),
+            lambda image: image,
+            scenes.CLASS_NAMES,
+            count,
+            list(factors),
+        )
 
     return open_split
 

@@ -72,7 +72,8 @@ def parse_arguments(argv):
             f"argument --out: expected a name that ends in .png, received "
             f"{options.out!r}"
         )
-    if not (options.logits_out or ".csv").endswith((".csv", ".npy")):
+    suffix = pathlib.Path(options.logits_out or ".csv").suffix
+    if options.logits_out and suffix not in (".csv", ".npy"):
         parser.error(
             "argument --logits-out: expected a name that ends in .csv or "
             f".npy, received {options.logits_out!r}"

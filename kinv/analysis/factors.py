@@ -123,9 +123,11 @@ def _control(study, model, means, classes):
     """Mean readings of reconstructions of the class's mean logits."""
     chosen, rows = np.unique(classes, return_inverse=True)
     noise = study.noise(model, len(chosen), SAMPLES, "control")
-    # Their own logits count for nothing.
-    blank = np.zeros((len(chosen), 1, 1, 3), "float32")
-    made = model.reconstruct(blank, noise, 0.0, means[chosen][:, None])
+    made = model.generate(
+        means[chosen].repeat(SAMPLES, axis=0),
+        noise.reshape(-1, noise.shape[-1]),
+    )
+    made = made.reshape(*noise.shape[:2], *made.shape[1:])
     return scene_factors.read(made).mean(axis=1)[rows]
 
 

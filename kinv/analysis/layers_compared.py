@@ -85,7 +85,7 @@ def _pictures(study):
 
 
 def _measures(study, name):
-    measured = reconstructions.measured(study, name)
+    measured = reconstructions.metrics_of(study, name)
     if scene_factors.are_known(study):
         per_image = study.per_image(_read, name, study.count(IMAGES))
         for factor, part in scene_factors.PARTS.items():

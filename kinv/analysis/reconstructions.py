@@ -24,7 +24,7 @@ def run(study):
         `within_class_r2_of_features`, the share of what its features know
         beyond the class.
     """
-    metrics = {name: measured(study, name) for name in study.models}
+    metrics = {name: metrics_of(study, name) for name in study.models}
     power = {name: of["power"] for name, of in metrics.items()}
     return results.Result(
         metrics,
@@ -36,7 +36,7 @@ def run(study):
     )
 
 
-def measured(study, name):
+def metrics_of(study, name):
     """The metrics of one model."""
     per_image = study.per_image(_measure, name, study.count(IMAGES))
     conditions = per_image.pop("condition"), per_image.pop("read_condition")

@@ -22,7 +22,7 @@ def _root_mean_square(squares):
     return np.sqrt(squares.mean())
 
 
-# Of which arrays they are statistics.
+# By name: a statistic, and what of each image it is taken of.
 MEASURES = {
     "spread": (_root_mean_square, ["variance"]),
     "error_of_mean": (_root_mean_square, ["of_mean"]),
@@ -107,10 +107,7 @@ def _compare(study, names, both):
     # A class of both: the same pairs of images for both.
     classes = [of["logits"].argmax(-1) for of in both]
     _, classes = np.unique(classes, axis=1, return_inverse=True)
-    for of in both:
-        of["own"], of["other"] = measures.within_class_errors(
-            of["logits"], of["reconstruction_logits"], classes.ravel()
-        )
+    both = [of | _within_class(of, classes.ravel()) for of in both]
     minus = f"{names[1]} minus {names[0]}"
     of_each = {name: {} for name in (*names, minus)}
     for measure, (statistic, keys) in MEASURES.items():
@@ -121,6 +118,13 @@ def _compare(study, names, both):
             statistic, two, one
         )
     return of_each
+
+
+def _within_class(of, classes):
+    own, other = measures.within_class_errors(
+        of["logits"], of["reconstruction_logits"], classes
+    )
+    return {"own": own, "other": other}
 
 
 def _images(study, names, both, apart):

@@ -176,21 +176,19 @@ class Source:
         return in_background(batches)
 
 
-def in_memory(images, labels, class_names, factors=None, **about):
+def in_memory(images, labels, class_names, **about):
     """A `Source` of decoded images, uint8 `(number, height, width, channels)`.
 
     Args:
         images, labels: arrays of as many.
         class_names, **about: as of `Source`.
-        factors: dict of further arrays.
     """
-    examples = {"image": images, "label": labels, **(factors or {})}
+    examples = {"image": images, "label": labels}
     return Source(
         tf.data.Dataset.from_tensor_slices(examples),
         lambda image: image,
         class_names,
         len(images),
-        list(factors or {}),
         **about,
     )
 
