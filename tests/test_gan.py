@@ -426,13 +426,13 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_both_rates_decay_over_the_generator_s_updates():
     model = make_model(discriminator_steps=2)
-    model.compile(steps=10)
+    model.compile(2e-3, 5e-4, steps=10)
     optimizers = model.generator_optimizer, model.discriminator_optimizer
     for step in (0, 5, 10):
         shares = []
-        for optimizer, updates in zip(optimizers, (step, 2 * step)):
-            optimizer.iterations.assign(0)
-            first = float(optimizer.learning_rate)
+        for optimizer, first, updates in zip(
+            optimizers, (2e-3, 5e-4), (step, 2 * step)
+        ):
             optimizer.iterations.assign(updates)
             shares.append(float(optimizer.learning_rate) / first)
         # A half cosine from 1 to .02.

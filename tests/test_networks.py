@@ -136,7 +136,7 @@ def test_grey_images_have_three_equal_channels():
         ]
     )
     settings = {**presets.PRESETS["small"], "image_size": 8, "base_channels": 4}
-    generator, _ = presets.make_networks(classifier, settings)
+    generator, _ = networks.make(classifier, settings)
     generator = networks.Generator.from_config(generator.get_config())
     images = np.array(generator(inputs_of(generator), training=True))
     assert images.shape == (4, 8, 8, 3)
@@ -151,7 +151,7 @@ def test_pictures_larger_than_what_is_seen_are_told(size, told, caplog):
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
     )
     small = {**presets.PRESETS["small"], "base_channels": 4}
-    presets.make_networks(classifier, {**small, "image_size": size})
+    networks.make(classifier, {**small, "image_size": size})
     assert ("32 pixels will be made of images" in caplog.text) == told
 
 
@@ -175,7 +175,7 @@ def test_settings_that_do_not_suit_many_classes_are_told(
     )
     settings = {**presets.PRESETS["small"], "base_channels": 4}
     settings |= {"image_size": 8, "logit_normalization": normalization}
-    presets.make_networks(classifier, settings)
+    networks.make(classifier, settings)
     assert ("with the 1,000 of this classifier" in caplog.text) == told
 
 

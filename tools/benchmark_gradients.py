@@ -115,7 +115,7 @@ def calls_of_step(options, precision):
     import numpy as np
     from keras import ops
 
-    from kinv.inversion import losses
+    from kinv.inversion import losses, networks
 
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
@@ -123,7 +123,7 @@ def calls_of_step(options, precision):
     inputs = keras.Input((size, size, 3))
     outputs = keras.layers.Dense(NUM_CLASSES)(keras.layers.Flatten()(inputs))
     sizes = {name: getattr(options, name) for name in SIZES}
-    generator, discriminator = presets.make_networks(
+    generator, discriminator = networks.make(
         keras.Model(inputs, outputs), {**PAPER, **sizes}
     )
     keras.config.set_dtype_policy("float32")

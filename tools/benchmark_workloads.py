@@ -172,9 +172,11 @@ def data_workloads(options):
 
 def make_networks(options, classifier):
     """Both networks, in the dtype policy of the moment."""
+    from kinv.inversion import networks
+
     sizes = {name: getattr(options, name) for name in SIZES}
     settings = {**PRESET, **sizes}
-    return presets.make_networks(classifier, settings)
+    return networks.make(classifier, settings)
 
 
 def make_training(options, classifier):

@@ -74,11 +74,9 @@ def train(options, strategy, chief):
         model = build_model(options, classifier)
         steps = 0 if constant else epochs * options.steps_per_epoch
         model.compile(
-            presets.make_optimizer(options.generator_learning_rate, steps),
-            presets.make_optimizer(
-                options.discriminator_learning_rate,
-                steps * options.discriminator_steps,
-            ),
+            options.generator_learning_rate,
+            options.discriminator_learning_rate,
+            steps,
         )
     if not checkpoints.existing(run):
         if options.generator:
@@ -201,11 +199,9 @@ def build_model(options, classifier):
         classifier = features.add_features(
             classifier, options.layer, options.layer_maps
         )
-    return gan.InversionGAN(
-        classifier,
-        *presets.make_networks(classifier, vars(options)),
-        **{name: getattr(options, name) for name in gan.InversionGAN.SETTINGS},
-    )
+    names = presets.NETWORK_SETTINGS + gan.InversionGAN.SETTINGS
+    settings = {name: getattr(options, name) for name in names}
+    return gan.InversionGAN(classifier, **settings)
 
 
 def cache_logits(options, model, source, strategy):
@@ -276,9 +272,11 @@ def add_training_flags(group):
     )
     for name in presets.FLAGS:
         values, meaning = presets.SETTINGS[name]
+        listed = isinstance(values, tuple)
         add(
             "--" + name.replace("_", "-"),
-            type=values,
+            type=int if listed else values,
+            choices=values if listed else None,
             metavar="NUMBER",
             help=meaning,
         )

@@ -5,23 +5,12 @@ import numpy as np
 from keras import ops
 
 from kinv import errors
-
-LOGIT_NORMALIZATIONS = (
-    "none",
-    "standardize",
-    "whiten",
-    "class-centered",
-    "one-hot",
-)
+from kinv.inversion import presets
 
 
 def make_normalization(kind):
     """The `LogitNormalization` of one of these kinds; for `none` None."""
-    if kind not in LOGIT_NORMALIZATIONS:
-        raise errors.InputError(
-            f"Expected one of {', '.join(LOGIT_NORMALIZATIONS)}. "
-            f"Received: logit_normalization={kind!r}."
-        )
+    presets.check_choice("logit_normalization", kind)
     return None if kind == "none" else LogitNormalization(kind)
 
 

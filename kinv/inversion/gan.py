@@ -97,7 +97,7 @@ class InversionGAN(keras.Model):
                 name: kwargs.pop(name, defaults[name])
                 for name in presets.NETWORK_SETTINGS
             }
-            generator, discriminator = presets.make_networks(
+            generator, discriminator = networks.make(
                 classifier, network_settings
             )
         # Pixel values above 128 are whole numbers in bfloat16.
@@ -149,12 +149,7 @@ class InversionGAN(keras.Model):
                 f"{kind}. Received: a generator for {received[0]} and a "
                 f"discriminator for {received[1]}."
             )
-        adversaries = training_step.DISCRIMINATOR_LOSSES
-        if self.adversary not in adversaries:
-            raise errors.InputError(
-                f"Expected one of {', '.join(adversaries)}. Received: "
-                f"adversary={self.adversary!r}."
-            )
+        presets.check_choice("adversary", self.adversary)
         weights = (
             self.discriminator_steps and self.adversary_weight,
             self.score_weight,
@@ -171,19 +166,19 @@ class InversionGAN(keras.Model):
 
     def compile(
         self,
-        generator_optimizer=None,
-        discriminator_optimizer=None,
+        generator_optimizer=SMALL["generator_learning_rate"],
+        discriminator_optimizer=SMALL["discriminator_learning_rate"],
         steps=None,
         **kwargs,
     ):
         """Takes the two optimizers and builds them.
 
         Args:
-            generator_optimizer: Keras optimizer or its name; by default
-                `presets.make_optimizer` at the preset `small`'s rate.
+            generator_optimizer: Keras optimizer, its name, or the learning rate
+                of the paper's.
             discriminator_optimizer: another one, as the first.
-            steps: number of generator updates over which the rates of the
-                default optimizers decay; constant without.
+            steps: number of generator updates over which learning rates
+                decay; constant without.
             **kwargs: of `keras.Model.compile`. `jit_compile` is by default
                 Keras's choice where `devices.compiles` lets it.
         """
@@ -191,17 +186,13 @@ class InversionGAN(keras.Model):
             kwargs = {"jit_compile": False, **kwargs}
         # Keras would make a third optimizer, with slots for every weight.
         super().compile(optimizer=None, **kwargs)
-        self.generator_optimizer = presets.with_loss_scaling(
-            generator_optimizer
-            or presets.make_optimizer(SMALL["generator_learning_rate"], steps)
+        self.generator_optimizer = training_step.make_optimizer(
+            generator_optimizer, steps
         )
-        self.discriminator_optimizer = presets.with_loss_scaling(
-            discriminator_optimizer
-            or presets.make_optimizer(
-                SMALL["discriminator_learning_rate"],
-                # It is updated that many times as often.
-                steps and steps * self.discriminator_steps,
-            )
+        self.discriminator_optimizer = training_step.make_optimizer(
+            discriminator_optimizer,
+            # It is updated that many times as often.
+            steps and steps * self.discriminator_steps,
         )
         # Keras builds only `self.optimizer`. Unbuilt ones fail on several
         # replicas, and a checkpoint cannot be restored into them.

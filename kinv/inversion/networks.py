@@ -9,8 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from kinv import errors
-from kinv.inversion import blocks, conditioning, layers, normalization
+from kinv import errors, pixels
+from kinv.inversion import (
+    blocks,
+    conditioning,
+    layers,
+    normalization,
+    presets,
+)
 
 # Channels in units of `base_channels`. 64 px is the paper's (Tables 1 and 2),
 # 128 px compare_gan's; 32 px leaves out the two widest blocks of 64 px. 8 px,
@@ -33,12 +39,7 @@ DISCRIMINATOR_ATTENTION = {8: 4, 32: 16, 64: 32, 128: 64}
 
 
 def _validate(image_size, base_channels):
-    if image_size not in GENERATOR_CHANNELS:
-        raise errors.InputError(
-            "Expected an image size that the networks exist for: "
-            f"{', '.join(map(str, GENERATOR_CHANNELS))}. "
-            f"Received: image_size={image_size}."
-        )
+    presets.check_choice("image_size", image_size)
     # The narrowest map that self-attention sees has 8 channels or more.
     multiple = 8 if image_size == 128 else 4
     if base_channels < multiple or base_channels % multiple:
@@ -59,29 +60,12 @@ class Generator(keras.Model):
     that has hidden layers sees the first chunk, too.
 
     Args:
-        image_size: height and width of the images: 8, 32, 64 or 128.
         condition_dim: number of logits, or of the features of another layer
             that take their place.
-        base_channels: channels of the widest maps are 16 (8 up to 32 px) times
-            this. The paper: 96.
-        noise_dim: a multiple of the number of blocks plus one.
-        embedding_dim: size of the embedded logits.
-        embedding_layers: hidden layers of the `conditioning.Embedding`, 0 as in
-            the paper.
-        gain_offset: 0 as in the paper, 1 as in BigGAN. With 1 the maps keep
-            their variance at first, and small networks train faster.
-        norms_per_block: 2 as in the paper's code, 3 as in its text.
-        attention: whether the self-attention block is there.
-        logit_normalization: `none` as in the paper, or a kind of
-            `conditioning.LogitNormalization`.
-        upsampling: `zeros` as in the paper's code, or `nearest`, which leaves
-            no chequered pattern.
-        padding: of the 3x3 convolutions: `zeros` as in the paper, or `edge`,
-            with which a flat wall stays flat up to the corner.
-        bounded_noise: whether batch norm and tanh bound the first map, which
-            is linear in its noise in the paper: what rare noise, far from 0,
-            would make of it is seldom trained.
         channels: 3, or 1 for grey images, whose three channels are equal.
+        image_size, base_channels, ...: settings, as `presets.SETTINGS` says; by
+            default as in the paper's code. `noise_dim` is a multiple of the
+            number of blocks plus one.
 
     Call arguments:
         inputs: dict of `condition`, float32 `(batch, condition_dim)`, and
@@ -128,16 +112,9 @@ class Generator(keras.Model):
                 "first layer and one for each block. "
                 f"Received: noise_dim={noise_dim}."
             )
-        for name, value, choices in (
-            ("norms_per_block", norms_per_block, (2, 3)),
-            ("upsampling", upsampling, ("zeros", "nearest")),
-            ("padding", padding, ("zeros", "edge")),
-        ):
-            if value not in choices:
-                raise errors.InputError(
-                    f"Expected one of {', '.join(map(str, choices))}. "
-                    f"Received: {name}={value!r}."
-                )
+        presets.check_choice("norms_per_block", norms_per_block)
+        presets.check_choice("upsampling", upsampling)
+        presets.check_choice("padding", padding)
         self.image_size = image_size
         self.condition_dim = condition_dim
         self.base_channels = base_channels
@@ -279,14 +256,9 @@ class Discriminator(keras.Model):
     tells an image from a reconstruction late in training has little contrast.
 
     Args:
-        image_size: height and width of the images: 8, 32, 64 or 128.
-        condition_dim: as for `Generator`.
-        base_channels: the last map has 16 (8 up to 32 px) times as many
-            channels. The paper: 96.
-        attention: whether the self-attention block is there.
-        logit_normalization: as for `Generator`.
-        patch_scores: whether places are scored, or the picture as in the paper.
-        sees_detail: whether fine bands are seen beside the picture.
+        condition_dim: as of `Generator`.
+        image_size, base_channels, ...: settings, as `presets.SETTINGS` says; by
+            default as in the paper.
 
     Call arguments:
         inputs: dict of `images`, float32 `(batch, image_size, image_size, 3)`
@@ -382,3 +354,44 @@ class Discriminator(keras.Model):
 
     def get_config(self):
         return {**super().get_config(), **layers.settings_of(self)}
+
+
+def make(classifier, settings):
+    """Generator and discriminator for a classifier, not trained.
+
+    For one that sees the luminance alone, a generator of grey images.
+
+    Args:
+        classifier: as of `gan.InversionGAN`.
+        settings: dict that has `presets.NETWORK_SETTINGS`, and may have others.
+
+    Raises:
+        errors.InputError: of a classifier of images of any size, or of settings
+            that `presets.check` refuses.
+    """
+    if classifier.input_shape[1] is None:
+        raise errors.InputError(
+            "Expected a classifier of images of one size. Received: "
+            f"{classifier.name} for {classifier.input_shape}. Choose one: "
+            "kinv.load_classifier(classifier, size=64)."
+        )
+    presets.check(
+        settings,
+        classifier.input_shape[1],
+        classifier.outputs[0].shape[-1],
+        has_features=len(classifier.outputs) == 2,
+    )
+
+    def chosen(names):
+        return {name: settings[name] for name in names}
+
+    of_both = chosen(presets.SHARED_SETTINGS)
+    of_both["condition_dim"] = classifier.outputs[-1].shape[-1]
+    of_generator = chosen(presets.GENERATOR_SETTINGS)
+    names = [layer.name for layer in classifier._flatten_layers()]
+    if pixels.LUMINANCE_LAYER in names:
+        of_generator["channels"] = 1
+    return (
+        Generator(**of_both, **of_generator),
+        Discriminator(**of_both, **chosen(presets.DISCRIMINATOR_SETTINGS)),
+    )

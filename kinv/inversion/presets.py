@@ -4,7 +4,7 @@ import argparse
 import logging
 import textwrap
 
-from kinv import errors, pixels
+from kinv import errors
 
 LOGGER = logging.getLogger("kinv")
 # Settings that have a flag of their own in `tools/train.py`.
@@ -42,14 +42,19 @@ OBJECTIVE_SETTINGS = (
     "ema_start_step",
     "micro_batches",
 )
+IMAGE_SIZES = (8, 32, 64, 128)
 # By name: the values it takes, as an argument type or a tuple of choices, and
 # what it is.
 SETTINGS = {
     "image_size": (
-        errors.positive_int,
+        IMAGE_SIZES,
         "height and width of reconstructions: 8, 32, 64 or 128",
     ),
-    "base_channels": (errors.positive_int, "width of both networks"),
+    "base_channels": (
+        errors.positive_int,
+        "width of both networks: their widest maps have 16 times as many "
+        "channels, up to 32 pixels 8 times",
+    ),
     "noise_dim": (errors.positive_int, "length of the noise vector"),
     "embedding_dim": (errors.positive_int, "length of the embedded logits"),
     "embedding_layers": (
@@ -59,11 +64,13 @@ SETTINGS = {
     ),
     "gain_offset": (
         errors.non_negative_float,
-        "added to the conditional norms' gains; 1 as in BigGAN",
+        "added to the conditional norms' gains: 0 as in the paper; 1 as in "
+        "BigGAN, with which small networks train faster",
     ),
     "norms_per_block": (
         (2, 3),
-        "conditional norms of a generator block: 2, or 3",
+        "conditional norms of a generator block: 2 as in the paper's code, 3 "
+        "as in its text",
     ),
     "upsampling": (
         ("zeros", "nearest"),
@@ -300,6 +307,55 @@ def assignment(text):
     )
 
 
+def check_choice(name, value):
+    """Raises `errors.InputError` unless the setting takes the value."""
+    choices = SETTINGS[name][0]
+    if value not in choices:
+        raise errors.InputError(
+            f"Expected one of {', '.join(map(str, choices))}. Received: "
+            f"{name}={value!r}."
+        )
+
+
+def check(settings, classifier_size, num_classes, has_features):
+    """Whether the settings of networks suit a classifier.
+
+    Warnings are logged of pictures that are larger than what the classifier
+    sees needs, and of settings that are known not to suit it.
+
+    Args:
+        settings: dict that has `image_size` and `logit_normalization`.
+        classifier_size: height and width of the images that it sees.
+        num_classes: number of its logits.
+        has_features: whether the networks are given features instead.
+
+    Raises:
+        errors.InputError: if features are to be normalised as logits.
+    """
+    size = settings["image_size"]
+    normalization = settings["logit_normalization"]
+    if any(classifier_size <= other < size for other in IMAGE_SIZES):
+        LOGGER.warning(
+            "Pictures of %s pixels will be made of images enlarged from the %s "
+            "that the classifier sees. Take a smaller image size, or a "
+            "classifier of larger images.",
+            size,
+            classifier_size,
+        )
+    if has_features and normalization in OF_LOGITS:
+        raise errors.InputError(
+            "Expected a logit_normalization of none, standardize or whiten for "
+            f"features, which tell no class. Received: {normalization}."
+        )
+    if num_classes > MANY_CLASSES and normalization == "class-centered":
+        LOGGER.warning(
+            "The preset small was chosen on 80 classes. docs/classifiers.md "
+            "(Many classes) has settings that hold with the %s of this "
+            "classifier.",
+            f"{num_classes:,}",
+        )
+
+
 def describe():
     """The table of settings and presets as text, for `--help`."""
     lines = ["settings, their values in the presets " + ", ".join(PRESETS)]
@@ -310,91 +366,3 @@ def describe():
             meaning, 78, initial_indent=" " * 6, subsequent_indent=" " * 6
         )
     return "\n".join(lines)
-
-
-def make_networks(classifier, settings):
-    """Generator and discriminator for a classifier, not trained.
-
-    For one that sees the luminance alone, a generator of grey images. Warnings
-    are logged of pictures that are larger than what the classifier sees needs,
-    and of settings that are known not to suit it.
-
-    Args:
-        classifier: as of `gan.InversionGAN`.
-        settings: dict that has the `NETWORK_SETTINGS`, and may have others.
-
-    Raises:
-        errors.InputError: of a classifier of images of any size, or of features
-            that are to be normalised as logits.
-    """
-    # Tools read the table before they load TensorFlow.
-    from kinv.inversion import networks
-
-    seen, size = classifier.input_shape[1], settings["image_size"]
-    if seen is None:
-        raise errors.InputError(
-            "Expected a classifier of images of one size. Received: "
-            f"{classifier.name} for {classifier.input_shape}. Choose one: "
-            "kinv.load_classifier(classifier, size=64)."
-        )
-    if any(seen <= other < size for other in networks.GENERATOR_CHANNELS):
-        LOGGER.warning(
-            "Pictures of %s pixels will be made of images enlarged from the %s "
-            "that the classifier sees. Take a smaller image size, or a "
-            "classifier of larger images.",
-            size,
-            seen,
-        )
-
-    classes = classifier.outputs[0].shape[-1]
-    normalization = settings["logit_normalization"]
-    if len(classifier.outputs) == 2 and normalization in OF_LOGITS:
-        raise errors.InputError(
-            "Expected a logit_normalization of none, standardize or whiten for "
-            f"features, which tell no class. Received: {normalization}."
-        )
-    if classes > MANY_CLASSES and normalization == "class-centered":
-        LOGGER.warning(
-            "The preset small was chosen on 80 classes. docs/classifiers.md "
-            "(Many classes) has settings that hold with the %s of this "
-            "classifier.",
-            f"{classes:,}",
-        )
-
-    def chosen(names):
-        return {name: settings[name] for name in names}
-
-    of_both = chosen(SHARED_SETTINGS)
-    of_both["condition_dim"] = classifier.outputs[-1].shape[-1]
-    of_generator = chosen(GENERATOR_SETTINGS)
-    layers = classifier._flatten_layers(include_self=False)
-    if any(layer.name == pixels.LUMINANCE_LAYER for layer in layers):
-        of_generator["channels"] = 1
-    return (
-        networks.Generator(**of_both, **of_generator),
-        networks.Discriminator(**of_both, **chosen(DISCRIMINATOR_SETTINGS)),
-    )
-
-
-def make_optimizer(learning_rate, steps=None):
-    """Adam as of section 7.2; its rate decays along a cosine over `steps`."""
-    import keras
-
-    if steps:
-        learning_rate = keras.optimizers.schedules.CosineDecay(
-            learning_rate, steps, LAST_LEARNING_RATE
-        )
-    return keras.optimizers.Adam(
-        learning_rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
-    )
-
-
-def with_loss_scaling(optimizer):
-    """The optimizer, or that of a name; its losses scaled in mixed float16."""
-    import keras
-
-    optimizer = keras.optimizers.get(optimizer)
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if keras.config.dtype_policy().name == "mixed_float16" and not scales:
-        return keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer

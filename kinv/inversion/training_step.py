@@ -18,10 +18,11 @@ Metrics based on Deep Networks, NeurIPS 2016).
 
 import functools
 
+import keras
 import tensorflow as tf
 from keras import ops
 
-from kinv.inversion import layers, losses, micro_batches
+from kinv.inversion import layers, losses, micro_batches, presets
 
 DISCRIMINATOR_LOSSES = {
     "hinge": losses.hinge_discriminator_loss,
@@ -234,6 +235,31 @@ def update_average(model):
         strict=True,
     ):
         vector.assign(moved)
+
+
+def make_optimizer(optimizer, steps=None):
+    """A network's optimizer; it scales losses in mixed float16.
+
+    Args:
+        optimizer: Keras optimizer, its name, or the learning rate of the Adam
+            of section 7.2.
+        steps: number of updates over which such a rate decays along a cosine;
+            constant without.
+    """
+    if isinstance(optimizer, float):
+        rate = optimizer
+        if steps:
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate, steps, presets.LAST_LEARNING_RATE
+            )
+        optimizer = keras.optimizers.Adam(
+            rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8
+        )
+    optimizer = keras.optimizers.get(optimizer)
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if keras.config.dtype_policy().name == "mixed_float16" and not scales:
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def _generate(model, condition, noise):
