@@ -111,7 +111,7 @@ def check_output(path):
 
 
 def check_parent(path):
-    """Raises `InputError` unless the folder of an output exists.
+    """Raises `InputError` unless the folder of an output can be written.
 
     Args:
         path: of the output, a file or a folder, or None for none.
@@ -121,6 +121,11 @@ def check_parent(path):
         raise errors.InputError(
             f"Expected an existing folder to write {path} to. Received: "
             f"{parent}, which does not exist. Create it first."
+        )
+    if path and not os.access(parent, os.W_OK):
+        raise errors.InputError(
+            f"Expected a folder that can be written. Received: {parent}, which "
+            "is read-only. Choose another."
         )
 
 

@@ -168,6 +168,15 @@ non_negative_float = _number(
 share = _number(float, "a number in [0, 1)", lambda n: 0 <= n < 1)
 
 
+def origin(text):
+    """Argument type: an origin of web pages, or `*` for all."""
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s?#]+", text):
+        raise argparse.ArgumentTypeError(
+            f"expected https://HOST, without a path, or *, received {text!r}"
+        )
+    return text
+
+
 def boolean(text):
     """Argument type: `True` or `False`."""
     if text.lower() not in ("true", "false"):

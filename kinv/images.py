@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import pathlib
+import stat
 import struct
 import warnings
 
@@ -207,6 +208,9 @@ def _opened(path):
             # memory, and then takes rows for as long as they are once turned.
             file = path
             if not hasattr(path, "read"):
+                # To open a pipe waits for somebody who writes to it.
+                if stat.S_ISFIFO(os.stat(path).st_mode):
+                    raise PIL.UnidentifiedImageError
                 file = stack.enter_context(open(path, "rb"))
             image = PIL.Image.open(file, formats=tuple(FORMATS))
             yield stack.enter_context(image)

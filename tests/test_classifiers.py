@@ -126,6 +126,8 @@ def test_load_names_an_unreadable_file(tmp_path, name):
         ),
         ("a.pth", b"PK", "another library's.*docs/classifiers.md"),
         ("saved_model.pb", b"PK", "Name its directory."),
+        ("a.keras", b"\x89HDF\r\n\x1a\n", "damaged, or .* call it .h5"),
+        ("a.h5", b"PK", "says: .*If the file is whole"),
     ],
 )
 def test_load_says_what_a_file_is_instead(tmp_path, name, content, message):
@@ -158,7 +160,7 @@ def test_load_names_the_cause_and_the_way_out(tmp_path):
 def test_load_names_a_truncated_file(tmp_path):
     path = save(tmp_path, layers.Flatten(), layers.Dense(3))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(errors.InputError, match="says: .*If the file is whole"):
+    with pytest.raises(errors.InputError, match="which is damaged"):
         loading.load_classifier(path)
 
 
@@ -455,6 +457,8 @@ class Labelled:
         ([0, 1, 0] * 30, "66.7% of 90 held-out images"),
         ([1, 2, 0] * 40, "0.0% of 120 held-out images, no better than chance:"),
         ([2, 1, 0] * 100, "33.5% of 200 held-out images, no better than"),
+        # Too few to tell.
+        ([2, 1, 0] * 2, "33.3% of 6 held-out images\n"),
         ([-1] * 10, "not measured, for lack of labels"),
     ],
 )
@@ -470,9 +474,8 @@ def test_accuracy_tells_whether_the_classifier_is_used_rightly(
         [-keras.ops.square(red - level) for level in (0, 100, 200)], axis=-1
     )
     classifier = keras.Model(inputs, logits)
-    assert line in loading.describe_accuracy(
-        classifier, source, ["a", "b", "c"]
-    )
+    found = loading.describe_accuracy(classifier, source, ["a", "b", "c"])
+    assert line in f"{found}\n"
 
 
 def test_channels_first_of_any_size(tmp_path):

@@ -117,9 +117,12 @@ def test_sigterm_is_as_ctrl_c(capsys):
         (errors.mebibytes, "2047", 2047),
         (errors.positive_float, "2.5e-4", 0.00025),
         (errors.non_negative_float, "0", 0.0),
+        (errors.origin, "http://127.0.0.1:8000", "http://127.0.0.1:8000"),
+        (errors.origin, "*", "*"),
+        (errors.origin, "null", "null"),
     ],
 )
-def test_numbers_in_range(kind, text, value):
+def test_arguments_become_values(kind, text, value):
     assert kind(text) == value
 
 
@@ -140,9 +143,12 @@ def test_numbers_in_range(kind, text, value):
         (errors.non_negative_float, "-0.1"),
         (errors.non_negative_float, "nan"),
         (errors.non_negative_float, ""),
+        (errors.origin, "example.org"),
+        (errors.origin, "https://example.org/page"),
+        (errors.origin, "https://"),
     ],
 )
-def test_numbers_out_of_range_are_quoted(kind, text):
+def test_what_an_argument_cannot_be_is_quoted(kind, text):
     with pytest.raises(argparse.ArgumentTypeError) as error:
         kind(text)
     assert f"received {text!r}" in str(error.value)

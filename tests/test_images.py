@@ -63,7 +63,10 @@ def test_bad_files_are_named(tmp_path):
     empty = tmp_path / "empty.jpg"
     empty.touch()
     missing = tmp_path / "missing.png"
-    for path in (truncated, text, empty, missing, tmp_path):
+    # To open it would wait for ever.
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    for path in (truncated, text, empty, missing, pipe, tmp_path):
         with pytest.raises(errors.InputError, match=path.name) as caught:
             images.read_image(path)
         assert "\n" not in str(caught.value)

@@ -477,6 +477,20 @@ def test_invert_wrong_input_leaves_nothing(exported, pictures, tmp_path):
         assert not list(tmp_path.glob(".writing*"))
 
 
+def test_a_folder_that_may_not_be_written_is_found_before_the_work(
+    pictures, tmp_path, monkeypatch
+):
+    # Root, which tests may run as, may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(errors.InputError, match=f"{tmp_path}, which is read-"):
+        invert.main(
+            [
+                *("--model", "none", str(pictures)),
+                *("--out", str(tmp_path / "grid.png")),
+            ]
+        )
+
+
 def test_no_image_is_overwritten(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(images.list_images(pictures)[0][0], "mine.png")

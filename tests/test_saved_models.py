@@ -270,6 +270,17 @@ def test_directories_that_are_none(tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "empty"))
     with pytest.raises(errors.InputError, match="has no signature"):
         loading.load_classifier(tmp_path / "empty")
+    module = tf.Module()
+    function = tf.function(
+        lambda x: x[:, 0, 0], [tf.TensorSpec((None, 8, 8, 3), tf.float32)]
+    )
+    tf.saved_model.save(
+        module,
+        str(tmp_path / "two"),
+        {name: function.get_concrete_function() for name in ("one", "other")},
+    )
+    with pytest.raises(errors.InputError, match="two with one, other. Export"):
+        loading.load_classifier(tmp_path / "two")
     write_keras_export(make_model(), str(tmp_path / "model"))
     with pytest.raises(errors.InputError, match="--classifier-size 8, or none"):
         loading.load_classifier(tmp_path / "model", size=9)

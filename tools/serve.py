@@ -64,6 +64,7 @@ def parse_arguments(argv):
     )
     add(
         "--allow-origin",
+        type=errors.origin,
         action="append",
         default=[],
         metavar="ORIGIN",

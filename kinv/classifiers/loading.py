@@ -1,6 +1,7 @@
 """Loading and checking the classifier that is inverted."""
 
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -16,8 +17,9 @@ from kinv.classifiers import (
 )
 from kinv.data import labels
 
-# Held-out images that tell whether a classifier is used rightly.
-ACCURACY_IMAGES = 200
+# Held-out images that tell whether a classifier is used rightly; how many are
+# needed to tell it from chance.
+ACCURACY_IMAGES, FEWEST_IMAGES = 200, 30
 # Names of files that hold another library's networks.
 _FOREIGN = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".tflite")
 
@@ -185,7 +187,7 @@ def describe_accuracy(classifier, source, class_names):
         return unknown
     line += f"{hits / count:.1%} of {count} held-out images"
     low, _ = intervals.wilson_interval(hits, count)
-    if low <= 1 / len(class_names):
+    if count >= FEWEST_IMAGES and low <= 1 / len(class_names):
         line += (
             ", no better than chance: check the input range, mean and std, "
             "and the order of the classes"
@@ -317,6 +319,11 @@ def load_file(path):
         reason = (
             "another library's. Make a SavedModel of it as docs/classifiers.md "
             "does of a PyTorch network, and name that directory."
+        )
+    elif path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        reason = (
+            "which is damaged, or of another format. Copy it again, or, if "
+            "HDF5 is what it holds, call it .h5."
         )
     elif path.name == "saved_model.pb":
         reason = "a part of a SavedModel. Name its directory."

@@ -296,6 +296,12 @@ def _function_of_images(loaded, directory):
         specs = list(tensors.values())
         if len(specs) == 1 and _takes_images(specs[0]):
             return function, specs[0]
+    if signatures and not candidates:
+        raise errors.InputError(
+            f"Expected a SavedModel with one signature, or {SIGNATURE} among "
+            f"them. Received: {directory} with {', '.join(signatures)}. Export "
+            f"the function that classifies images as {SIGNATURE}."
+        )
     found = "; ".join(
         ", ".join(f"{x.dtype.name} {x.shape}" for x in tensors.values())
         for _, tensors in candidates
