@@ -11,6 +11,17 @@ import keras
 import numpy as np
 from keras import ops
 
+# What a 3x3 kernel is to every second row (and column) of a map: for both
+# phases of rows two taps, each a sum of the kernel's three rows. Zeros: output
+# rows 2j and 2j + 1 take of input rows j and j + 1; nearest: 2j - 1 and 2j of
+# j - 1 and j; pool: the mean of two output rows takes of four input rows, of
+# which each phase has two.
+TAPS = {
+    "zeros": np.array([[[0, 1, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 1]]]),
+    "nearest": np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]]),
+    "pool": np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]) / 2,
+}
+
 
 def settings_of(layer):
     """What a layer or model was made with, for `get_config`.
@@ -216,9 +227,13 @@ class SpectralConv2D(SpectralLayer):
             padding = "valid"
         if self.pool:
             inputs = _separate_phases(inputs)
-            kernel = _pooled_kernel(kernel)
+            kernel = _phase_kernel(kernel, TAPS["pool"])
+            kernel = ops.reshape(kernel, (2, 2, -1, self.filters))
         elif self.upsampling and self.kernel_size == 3:
-            kernel = _phase_kernel(kernel, self.upsampling)
+            kernel = _phase_kernel(kernel, TAPS[self.upsampling])
+            # The phases of the output are its outermost channels.
+            kernel = ops.transpose(kernel, (0, 1, 3, 2, 4))
+            kernel = ops.reshape(kernel, (2, 2, -1, 4 * self.filters))
         kernel = ops.cast(kernel, self.compute_dtype)
         outputs = ops.conv(inputs, kernel, padding=padding)
         if self.upsampling and self.kernel_size == 1:
@@ -295,29 +310,21 @@ def finest_band(images):
     return images - repeat_pixels(low), low
 
 
-def _phase_kernel(kernel, upsampling):
-    """`(3, 3, i, o)` to `(2, 2, i, 4 * o)`, the phases outermost."""
-    taps = {"zeros": _taps_of_zeros, "nearest": _taps_of_nearest}[upsampling]
-    phases = [
-        taps(row, axis=1, phase=phase)
-        for row in (taps(kernel, axis=0, phase=phase) for phase in (0, 1))
-        for phase in (0, 1)
-    ]
-    return ops.concatenate(phases, axis=-1)
+def _phase_kernel(kernel, taps):
+    """The 2x2 kernels that a 3x3 kernel is to four phases, as one.
 
+    Args:
+        kernel: tensor `(3, 3, inputs, outputs)`.
+        taps: of `TAPS`.
 
-def _taps_of_zeros(kernel, axis, phase):
-    """What output rows 2j and 2j + 1 take of input rows j and j + 1."""
-    first, middle, last = ops.split(kernel, 3, axis=axis)
-    taps = (first, last) if phase else (middle, ops.zeros_like(middle))
-    return ops.concatenate(taps, axis=axis)
-
-
-def _taps_of_nearest(kernel, axis, phase):
-    """What output rows 2j - 1 and 2j take of input rows j - 1 and j."""
-    first, middle, last = ops.split(kernel, 3, axis=axis)
-    taps = (first, middle + last) if phase else (first + middle, last)
-    return ops.concatenate(taps, axis=axis)
+    Returns:
+        Tensor `(2, 2, phases, inputs, outputs)`.
+    """
+    taps = np.einsum("pti,qsj->tspqij", taps, taps).reshape(16, 9)
+    *_, inputs, outputs = kernel.shape
+    kernel = ops.reshape(kernel, (9, inputs * outputs))
+    kernel = ops.matmul(taps.astype("float32"), kernel)
+    return ops.reshape(kernel, (2, 2, 4, inputs, outputs))
 
 
 def _interleave_phases(inputs):
@@ -335,17 +342,6 @@ def _separate_phases(inputs):
     shape = (-1, height // 2, 2, width // 2, 2, channels)
     phases = ops.transpose(ops.reshape(inputs, shape), (0, 1, 3, 2, 4, 5))
     return ops.reshape(phases, (-1, height // 2, width // 2, 4 * channels))
-
-
-def _pooled_kernel(kernel):
-    """`(3, 3, i, o)` to `(2, 2, 4 * i, o)`, the phases outermost."""
-    # Rows of a 4x4 kernel in terms of rows of the 3x3 kernel, and columns.
-    row = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
-    taps = np.einsum("ij,kl->ikjl", row, row).reshape(2, 2, 2, 2, 9)
-    taps = taps.transpose(0, 2, 1, 3, 4).reshape(16, 9).astype("float32")
-    *_, inputs, outputs = kernel.shape
-    pooled = ops.matmul(taps, ops.reshape(kernel, (9, inputs * outputs)))
-    return ops.reshape(pooled, (2, 2, 4 * inputs, outputs))
 
 
 @keras.saving.register_keras_serializable(package="kinv")
