@@ -73,7 +73,7 @@ setup(
         "scipy>=1.13,<2",  # intervals and tests
         "jinja2>=3.1,<4",  # the report's page
         "tqdm>=4.66,<5",  # progress of analyses
-        "fastapi>=0.120,<1",  # the REST protocol and the explorer's page
+        "starlette>=0.48,<2",  # the REST protocol and the explorer's page
         "uvicorn>=0.35,<1",  # the server of these
         "orjson>=3.11,<4",  # JSON of the REST protocol
         "grpcio>=1.70,<2",  # the gRPC protocol

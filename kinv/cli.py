@@ -86,7 +86,12 @@ def named_models(arguments):
                 parts = parts.parent
             name = parts.name
         path = path.rstrip("/")
-        if not name or name in paths:
+        if not name or not path:
+            raise errors.InputError(
+                f"Expected --model NAME=MODEL. Received: --model {argument}, "
+                f"without a {'model' if name else 'name'}."
+            )
+        if name in paths:
             raise errors.InputError(
                 "Expected models of different names. Received: --model "
                 f"{argument}, of the name {name!r} again. Name it: --model "
@@ -163,9 +168,9 @@ def add_run_flags(group):
     )
 
 
-def loading_tensorflow():
-    """Says what the next seconds go by with, before TensorFlow is imported."""
-    # It logs an error where there is merely no GPU; what is one is raised.
+def announce_tensorflow():
+    """Says that TensorFlow is being loaded, which takes some seconds."""
+    # It logs errors where there is merely no GPU; real ones are raised anyway.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" not in sys.modules:
         print("loading TensorFlow ...", file=sys.stderr)
@@ -181,7 +186,7 @@ def training(options):
     Yields:
         The `tf.distribute` strategy, and whether this process writes files.
     """
-    loading_tensorflow()
+    announce_tensorflow()
     from kinv import devices
 
     # First of all: several workers cannot be set up once TensorFlow has run.

@@ -74,7 +74,7 @@ def _multi_worker_strategy():
         raise errors.InputError(
             "Expected the environment variable TF_CONFIG to describe the "
             "workers of --strategy multiworker, as JSON. Received: "
-            f"{os.environ['TF_CONFIG']} ({errors.reason(error).rstrip('.')})."
+            f"{os.environ['TF_CONFIG']} ({errors.reason(error)})."
         ) from error
 
 
@@ -115,7 +115,7 @@ def wait_for_workers(strategy):
         strategy.reduce("SUM", strategy.run(lambda: tf.ones(())))
 
 
-def of_first_worker(strategy, arrays):
+def broadcast_from_first_worker(strategy, arrays):
     """What the first worker gives, on every worker.
 
     Args:
@@ -160,8 +160,8 @@ def check_workers_agree(strategy, settings):
     if not np.allclose(mean, numbers):
         raise errors.InputError(
             "Expected the same options and data on all workers. Received: "
-            "others on another one. Start all with the same command, on the "
-            "same data."
+            "different ones on another worker. Start all with the same "
+            "command, on the same data."
         )
 
 
@@ -195,10 +195,10 @@ _LOST = (
 )
 
 
-def compiles(strategy, classifier=None):
+def can_use_xla(strategy, classifier=None):
     """Whether XLA compiles a training under a `tf.distribute` strategy.
 
-    It is slower on CPU, and fails on several replicas, of layers that say so
+    It is slower on CPUs, and fails on several replicas, with layers that say so
     (SavedModels), and where images are stretched for a classifier that is not
     square.
     """
@@ -221,7 +221,7 @@ def evaluation_batches(source, image_size, batch_size, limit, strategy):
     Args:
         source: `data.source.Source`.
         image_size, limit: of its `evaluation_batches`.
-        batch_size: of it, at most, but for one image a replica.
+        batch_size: images of a batch at most, but at least one a replica.
         strategy: `tf.distribute` strategy.
 
     Raises:

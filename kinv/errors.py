@@ -102,9 +102,9 @@ def _explain(error, resumable):
     if type(error).__name__ == "DataLossError":
         found = re.search(r"\w+ record at \d+", message)
         return (
-            "Expected the records of the data set, or of the logit cache, as "
-            f"they were written. Received: {found[0] if found else 'others'}. "
-            "Remove the damaged one; the command makes it anew."
+            "Expected undamaged records in the data set, or the logit cache. "
+            f"Received: {found[0] if found else 'a damaged one'}. Remove what "
+            "is damaged; the command makes it anew."
         )
     return message if isinstance(error, OSError) else _undecoded(error)
 
@@ -116,13 +116,13 @@ def _undecoded(error):
         return found[1]
     # Without a data set opened it can be about none.
     folders = sys.modules.get("kinv.data.folders")
-    if folders and "Decode" in str(error):
+    if folders and re.search("Decode|ReadFile", str(error)):
         return folders.find_unreadable()
     return None
 
 
 def reason(error):
-    """The cause in another library's exception, for a message of ours."""
+    """The cause in another library's exception, without a full stop."""
     text = str(error).strip() or type(error).__name__
     # Keras puts it last, or second, and configurations around it.
     *_, text = text.split("Exception encountered: ")
@@ -131,7 +131,7 @@ def reason(error):
         text = "\n".join(rest).strip() or text
     text = re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
     first, *_ = text.splitlines() or [type(error).__name__]
-    return first.split(" Full object config:")[0]
+    return first.split(" Full object config:")[0].rstrip(".")
 
 
 def _number(kind, expected, accepts):
@@ -157,7 +157,7 @@ non_negative_int = _number(int, "an integer of at least 0", lambda n: n >= 0)
 # As TensorFlow takes them.
 seed = _number(int, "an integer in [0, 2147483647]", lambda n: 0 <= n < 2**31)
 port = _number(int, "a port from 0 to 65535", lambda n: 0 <= n < 65536)
-# Whose bytes an integer of 31 bits counts.
+# Their number of bytes has to fit a signed 32-bit integer.
 mebibytes = _number(int, "an integer in [1, 2047]", lambda n: 0 < n < 2048)
 positive_float = _number(
     float, "a number greater than 0", lambda n: 0 < n < math.inf

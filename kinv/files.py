@@ -222,6 +222,8 @@ def _lock_file(path, wait):
         return None
     mode = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     while True:
+        # Whoever had it may have removed what it had made.
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")
         try:
             fcntl.flock(file, mode)
@@ -257,7 +259,7 @@ def _lock_file(path, wait):
 
 
 def printable(path):
-    """A path as text to show: what is none in it is replaced by U+FFFD."""
+    """A path as text; control characters and stray bytes become U+FFFD."""
     text = os.fsencode(path).decode("utf-8", "replace")
     return re.sub(r"[\x00-\x1f\x7f]", "\ufffd", text)
 

@@ -79,9 +79,9 @@ def list_images(path):
             "Give . for this folder."
         )
     path = pathlib.Path(path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return [path], collections.Counter()
-    if not path.is_dir():
+    if not path.exists():
         raise errors.InputError(
             f"Expected an image file or a folder. Received: {path}, which does "
             "not exist. Check the path."
@@ -222,7 +222,7 @@ def _opened(path):
     except PermissionError:
         reason = "which may not be read. Check its permissions."
     except PIL.UnidentifiedImageError:
-        reason = "which is none. Convert it to PNG or JPEG."
+        reason = "which kinv cannot read. Convert it to PNG or JPEG."
     except PIL.Image.DecompressionBombError:
         reason = "which has too many pixels. Make it smaller."
     except _UnknownRangeError as error:

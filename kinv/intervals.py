@@ -80,11 +80,12 @@ def bootstrap_interval(statistic, arrays, random, repetitions=500):
         repetitions: number of resamplings.
 
     Returns:
-        `(value, low, high)`; NaN without examples.
+        `(value, low, high)`; NaN without examples, no interval of one.
     """
     count = len(arrays[0])
-    if not count:
-        return (math.nan,) * 3
+    if count < 2:
+        value = statistic(*arrays) if count else math.nan
+        return value, math.nan, math.nan
     draws = [
         statistic(*(array[rows] for array in arrays))
         for rows in random.integers(count, size=(repetitions, count))

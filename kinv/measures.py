@@ -80,12 +80,14 @@ def explained_variance(residuals, totals):
         1 - sum of residuals / sum of totals: 1 explains all, 0 nothing. Of
         `within_class_errors` the share of what logits know beyond the class
         that reconstructions show; 0 where the image's own logits made no
-        difference.
+        difference. NaN without images.
     """
+    if not len(residuals):
+        return math.nan
     return 1 - residuals.sum() / max(totals.sum(), 1e-12)
 
 
-def ratio(values, others):
+def ratio_of_means(values, others):
     """Mean of values over the mean of others."""
     return values.mean() / max(others.mean(), 1e-12)
 
@@ -317,7 +319,7 @@ def sharpness(images):
 def band_power(images):
     """Power of grey pictures in bands of frequency.
 
-    Blurred ones lack the upper bands; chequers and grain are in them.
+    Blurred ones lack the upper bands; checkerboards and grain are in them.
 
     Args:
         images: `(batch, size, size, 3)` in [0, 255].

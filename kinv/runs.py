@@ -26,8 +26,8 @@ def open_run(path, options, may_change=(), before=None, chief=True):
             run, if it had begun.
         may_change: names of options that are free to differ then, besides
             `MAY_CHANGE`.
-        before: dict of what runs did before there was an option, whose records
-            lack it.
+        before: dict of the values of options that older records lack: what
+            runs did then.
         chief: whether this process is the one worker that writes there. Others
             make no directory.
 
@@ -123,7 +123,7 @@ def check_data(recorded, found, name):
         if rest > 0:
             changes[MOST_CHANGES:] = [f"{rest:,} more changes"]
         raise errors.InputError(
-            f"Expected the {kind} images of {name} as they were in training. "
+            f"Expected the {kind} images of {name} that the run began with. "
             "Received others: "
             + ("; ".join(changes) or "other names or sizes of files")
             + ". Put them back as they were, or train a new run on them."

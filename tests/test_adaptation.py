@@ -60,7 +60,7 @@ def test_regression_makes_the_embedding_tell_pictures():
     embedding(train[0][:1])
     first = explained(embedding, train, test)
     before = np.array(embedding(test[0]))
-    weights = adaptation.regress(
+    weights = adaptation.pretrain(
         embedding, train[0], train[1] / train[1].std(), seed=0
     )
     # The embedding that was given is left alone.

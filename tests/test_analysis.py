@@ -1402,7 +1402,7 @@ def test_two_models_side_by_side(source):
     minus = of["wild minus calm"]
     assert 6 < minus["spread"]["low"] < 7 < minus["spread"]["high"] < 8
     assert minus["error_ratio"]["high"] < 0
-    rows = result.tables["images-calm-wild"]
+    rows = result.tables["images calm and wild"]
     assert len(rows) == 400
     first = max(rows, key=lambda row: row["distance_of_means"])
     assert first["image"] == 123 and first["file"] == "image 123"

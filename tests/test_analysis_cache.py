@@ -1,5 +1,7 @@
 """What one report leaves for the next, in the user's cache."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,16 @@ def test_the_oldest_make_room(monkeypatch):
     monkeypatch.setattr(cache, "MOST_BYTES_OF_ONE", 100)
     cache.store(["large"], {"array": np.zeros(100)})
     assert cache.load(["large"]) is None
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "home", home)
+    cache.store(KEY, ARRAYS)
+    assert cache.load(KEY) is None
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(home):

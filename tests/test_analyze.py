@@ -218,8 +218,8 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
         "leaves open: its pictures vary too little"
     )
     assert narrow.endswith(
-        "What stays the same under the noise here need not be known to the "
-        "classifier. "
+        "What stays the same here as the noise changes is not necessarily "
+        "known to the classifier. "
     )
     assert wide.startswith(
         'class="trust low">wide: the noise says 2.00 of what the generator '
@@ -388,22 +388,27 @@ def test_finished_experiments_are_not_repeated(
 
 
 def test_what_a_finished_experiment_did_not_write(tmp_path):
-    picture = grids.captioned_grid([[np.zeros((8, 8, 3))]], cell_size=8)
+    picture = grids.captioned_grid(
+        [[np.zeros((8, 8, 3))]], [["a word"]], cell_size=8
+    )
     figure = results_lib.Figure("picture", "A picture.", picture)
     with_figure = results_lib.Result({"number": 1.0}, {}, [figure])
     report.write_result(tmp_path / "old", "Old", with_figure)
     report.write_result(tmp_path / "new", "New", with_figure, with_pdf=True)
     report.write_result(tmp_path / "table", "T", results_lib.Result({}, {}, []))
     report.write_summaries(tmp_path / "tensorboard", "new", with_figure)
+    # Text that can be edited.
+    pdf = (tmp_path / "new" / "picture.pdf").read_bytes()
+    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf
     again = f"remove {tmp_path / 'old'} and repeat the command"
-    assert analyze.missing(tmp_path, "old", True, True) == [
+    assert analyze.describe_missing(tmp_path, "old", True, True) == [
         f"without PDF: {again}",
         f"without TensorBoard summaries: {again}",
     ]
-    assert analyze.missing(tmp_path, "old", False, False) == []
-    assert analyze.missing(tmp_path, "new", True, True) == []
+    assert analyze.describe_missing(tmp_path, "old", False, False) == []
+    assert analyze.describe_missing(tmp_path, "new", True, True) == []
     # There is no figure to write.
-    assert analyze.missing(tmp_path, "table", True, False) == []
+    assert analyze.describe_missing(tmp_path, "table", True, False) == []
 
 
 def test_figures_of_one_name_are_two_files(tmp_path):
@@ -521,7 +526,7 @@ def test_photographs_without_labels(
     # A fifth of 50 classes of ten images each.
     assert metrics["stability"]["any"]["images"] == 100
     assert "right" not in metrics["stability"]["any"]
-    with open(out / "side_by_side" / "images-any-other.csv") as file:
+    with open(out / "side_by_side" / "images any and other.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 100
     for row in rows:
@@ -685,6 +690,9 @@ def test_labels():
     }
     with pytest.raises(errors.InputError, match="different names"):
         cli.named_models(["a", "x/a"])
+    for argument, lacking in ((".", "a name"), ("a=", "a model")):
+        with pytest.raises(errors.InputError, match=f"without {lacking}"):
+            cli.named_models([argument])
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,24 @@ def test_load_names_a_truncated_file(tmp_path):
         loading.load_classifier(path)
 
 
+def test_load_takes_a_subclassed_network_inside_a_model(tmp_path):
+    class Network(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.flatten, self.dense = layers.Flatten(), layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(self.flatten(inputs))
+
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, Network()(inputs))
+    loaded = loading.load_classifier(model)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-4)
+    with pytest.raises(errors.InputError, match="Expected a layer"):
+        features_lib.add_features(loaded, "nothing", "pool")
+
+
 def test_load_rejects_a_softmax_that_cannot_be_taken_off(tmp_path):
     def normalized(inputs):
         powers = keras.ops.exp(inputs)
@@ -265,7 +283,7 @@ def test_exported_applications_keep_their_preprocessing(tmp_path, name):
 
 
 def test_applications_are_checked(tmp_path):
-    with pytest.raises(errors.InputError, match="Near: ResNet50"):
+    with pytest.raises(errors.InputError, match="Closest: ResNet50"):
         loading.load_classifier("keras.applications:Resnet50")
     with pytest.raises(errors.InputError, match="absent.h5, which does not"):
         loading.load_classifier(
@@ -610,7 +628,7 @@ def test_sigmoids_of_a_saved_model_are_no_logits(tmp_path):
     logits = layers.Dense(4)(layers.Flatten()(inputs / 2550))
     outputs = layers.Activation("sigmoid")(logits)
     keras.Model(inputs, outputs).export(tmp_path / "model", verbose=False)
-    with pytest.raises(errors.InputError, match="of a sigmoid each"):
+    with pytest.raises(errors.InputError, match="each of a sigmoid"):
         loading.load_classifier(tmp_path / "model")
     loaded = loading.load_classifier(tmp_path / "model", log_probabilities=True)
     images = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 3))
@@ -893,7 +911,11 @@ def test_features_are_as_precise_in_a_mixed_precision_run(maps):
 @pytest.mark.parametrize(
     "name, maps, message",
     [
-        ("conv", "pool", "flatten, dense. Received: conv. Near: convolution."),
+        (
+            "conv",
+            "pool",
+            "flatten, dense. Received: conv. Closest: convolution.",
+        ),
         (
             "tokens",
             "pool",
@@ -966,6 +988,32 @@ def test_perceptual_distance_against_numpy(tmp_path):
     np.testing.assert_array_equal(distance(one, one), np.zeros(5))
     # Of another size, they are brought to the network's.
     assert distance(np.zeros((1, 9, 9, 3)), np.zeros((1, 9, 9, 3))) == 0
+
+
+def test_perceptual_distance_of_a_network_inside_another(tmp_path):
+    keras.utils.set_random_seed(0)
+    # One of images of any size does not know what its maps measure.
+    network = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.Conv2D(8, 1, name="first"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(4, 1, name="second"),
+            layers.GlobalAveragePooling2D(),
+        ]
+    )
+    inputs = keras.Input((4, 4, 3))
+    flat = inputs
+    for layer in network.layers:
+        flat = layer(flat)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 5, 4, 4, 3))
+    distances = []
+    for name, outputs in (("flat", flat), ("nested", network(inputs))):
+        keras.Model(inputs, outputs).save(tmp_path / f"{name}.keras")
+        distance = features_lib.load_perceptual(tmp_path / f"{name}.keras")
+        distances.append(distance(*images))
+    assert distances[0].min() > 0
+    np.testing.assert_allclose(*distances, rtol=1e-4)
 
 
 def test_perceptual_distance_needs_maps(tmp_path):

@@ -203,6 +203,11 @@ def test_unreadable_image_is_named_or_skipped(folder):
     assert (source.num_examples, source.num_skipped) == (29, 1)
 
 
+def test_an_empty_name_is_not_this_folder():
+    with pytest.raises(errors.InputError, match="Received: an empty name"):
+        datasets.open_dataset("", "train")
+
+
 def test_unknown_name():
     with pytest.raises(errors.InputError, match="Received: no_such_data"):
         datasets.open_dataset("no_such_data", "train")
@@ -271,6 +276,16 @@ def test_damage_inside_a_file_stops_the_stream_with_its_name(folder, capsys):
     assert len(message.splitlines()) == 1
     source = datasets.open_dataset(folder, "train[:100%]", True)
     assert (source.num_examples, source.num_skipped) == (29, 1)
+
+
+def test_a_file_that_vanishes_is_named(folder, capsys):
+    source = datasets.open_dataset(folder, "train[:100%]")
+    path = next(folder.rglob("*.png"))
+    path.unlink()
+    with pytest.raises(SystemExit):
+        errors.run(lambda: list(source.evaluation_batches(8, 4)))
+    message = capsys.readouterr().err
+    assert f"{path}, which is missing or damaged" in message
 
 
 def test_opening_a_folder_decodes_no_image(folder, monkeypatch):
@@ -410,7 +425,7 @@ def test_names_that_are_no_text(folder):
 def test_another_format_is_named_or_skipped(folder):
     path = folder / "odd" / "01.png"
     Image.new("RGB", (16, 16)).save(path, format="TGA")
-    with pytest.raises(errors.InputError, match="01.png, which is none"):
+    with pytest.raises(errors.InputError, match="01.png, which kinv can"):
         datasets.open_dataset(folder, "train[:100%]")
     source = datasets.open_dataset(folder, "train[:100%]", skip_unreadable=True)
     assert source.num_examples == 29 and source.num_skipped == 1

@@ -78,7 +78,8 @@ from kinv import devices
 index = float(sys.argv[1])
 strategy = devices.make_strategy("multiworker")
 arrays = [np.full((2, 2), 5 + index, "float32"), np.float32(index)]
-print([x.tolist() for x in devices.of_first_worker(strategy, arrays)])
+found = devices.broadcast_from_first_worker(strategy, arrays)
+print([x.tolist() for x in found])
 """
 
 
@@ -117,7 +118,7 @@ def test_one_worker_tells_itself():
     arrays = [np.ones(3, "float32")]
     for name in ("single", "mirrored"):
         strategy = devices.make_strategy(name)
-        assert devices.of_first_worker(strategy, arrays) is arrays
+        assert devices.broadcast_from_first_worker(strategy, arrays) is arrays
 
 
 def test_several_workers_need_a_description(monkeypatch):
@@ -272,7 +273,7 @@ def test_what_xla_compiles(monkeypatch):
 
     def compiles(*layers):
         classifier = keras.Sequential([keras.Input((8, 8, 3)), *layers])
-        return devices.compiles(tf.distribute.get_strategy(), classifier)
+        return devices.can_use_xla(tf.distribute.get_strategy(), classifier)
 
     assert not compiles(keras.layers.Flatten())
     listed = tf.config.list_physical_devices

@@ -233,6 +233,11 @@ def test_who_waits_gets_the_directory_in_the_end(tmp_path, holder):
         assert holder.wait() == -9
 
 
+def test_who_waits_makes_a_directory_that_was_removed_meanwhile(tmp_path):
+    with files._lock_file(tmp_path / "run" / files.LOCK, wait=True):
+        assert (tmp_path / "run").is_dir()
+
+
 @pytest.mark.parametrize("missing", ["module", "file system"])
 def test_without_locks_a_line_says_so(tmp_path, monkeypatch, caplog, missing):
     def flock(file, mode):

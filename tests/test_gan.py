@@ -779,6 +779,38 @@ def test_datasets_of_images_alone_and_a_partial_batch():
         model.fit(images, batch_size=25)
 
 
+def test_probabilities_are_refused_where_nothing_is_fitted():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Dense(5)(keras.layers.Flatten()(inputs))
+    classifier = keras.Model(inputs, keras.layers.Softmax()(x))
+    model = gan.InversionGAN(
+        classifier,
+        image_size=SIZE,
+        base_channels=4,
+        logit_normalization="none",
+        embedding_layers=0,
+        readback_weight=0.0,
+    )
+    model.compile(None, 1)
+    assert float(model.discriminator_optimizer.learning_rate) == 1
+    with pytest.raises(errors.InputError, match="returns logits"):
+        model.fit(make_data()[0], batch_size=8, verbose=0)
+
+
+def test_every_fit_has_an_order_of_its_own(monkeypatch):
+    model = make_model()
+    seeds = []
+
+    def full(x, batch_size, seed, parts):
+        seeds.append(seed)
+        return tf.data.Dataset.from_tensor_slices(x).batch(batch_size)
+
+    monkeypatch.setattr(gan.batches, "full", full)
+    for _ in range(2):
+        model.fit(make_data()[0][:24], batch_size=8, verbose=0)
+    assert len(set(seeds)) == 2
+
+
 def test_a_fitted_embedding_begins_without_noise():
     keras.utils.set_random_seed(0)
     classifier = make_model().classifier

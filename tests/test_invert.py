@@ -190,6 +190,19 @@ def test_export_measures_the_exported_model(run, exported):
     assert metrics["spread_skill"] >= 0
 
 
+def test_without_its_lite_model_nothing_is_exported(run, tmp_path, monkeypatch):
+    def lite_model(*networks):
+        raise errors.InputError("Expected operators that LiteRT has.")
+
+    monkeypatch.setattr(export, "lite_model", lite_model)
+    out = tmp_path / "out"
+    with pytest.raises(errors.InputError, match="that LiteRT has"):
+        export_tool.main(
+            [*export_command(run, out), f"--lite={tmp_path / 'a.tflite'}"]
+        )
+    assert not out.exists() or not list(out.iterdir())
+
+
 def test_second_export_equals_the_first(run, exported, capsys):
     lite = run / "colors.tflite"
     export_tool.main([*export_command(run, exported), f"--lite={lite}"])

@@ -307,12 +307,12 @@ BYTES = np.full((8, 8, 3), 100, "uint8")
     "label, value, reason",
     [
         (None, None, "no feature 'label'"),
-        (np.int64, 1, "no ClassLabel"),
-        (tfds.features.Text(), "red", "a Text, no ClassLabel"),
+        (np.int64, 1, "not a ClassLabel"),
+        (tfds.features.Text(), "red", "a Text, not a ClassLabel"),
         (
             tfds.features.Sequence(tfds.features.ClassLabel(num_classes=2)),
             [1],
-            "a Sequence, no ClassLabel",
+            "a Sequence, not a ClassLabel",
         ),
     ],
 )

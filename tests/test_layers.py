@@ -154,7 +154,7 @@ def test_insert_zeros_keeps_values_at_even_places():
     assert np.count_nonzero(outputs) == inputs.size
 
 
-def test_repeated_pixels_leave_no_chequered_pattern():
+def test_repeated_pixels_leave_no_checkerboard():
     # A constant map stays constant, but for the border's padding; zeros make
     # four different values of it.
     kernel = random(3, 3, 2, 1)
@@ -397,8 +397,8 @@ def test_no_embedding_is_longer_than_the_longest():
     layer, condition = conditioning.Embedding(3, 1), random(4, 5)
     before = np.array(layer(condition))
     lengths = np.linalg.norm(before, axis=1)
-    layer.longest = float(np.median(lengths))
-    shortened = np.minimum(1, layer.longest / lengths)[:, None]
+    layer.max_norm = float(np.median(lengths))
+    shortened = np.minimum(1, layer.max_norm / lengths)[:, None]
     np.testing.assert_allclose(layer(condition), before * shortened, 1e-5)
 
 

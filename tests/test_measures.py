@@ -81,6 +81,13 @@ def test_mean_interval_is_students(random):
     assert math.isnan(intervals.mean_interval(values[:1])[1])
 
 
+def test_one_example_has_no_interval():
+    value, low, high = intervals.bootstrap_interval(
+        np.mean, [np.array([0.6])], np.random.default_rng(0)
+    )
+    assert value == 0.6 and np.isnan([low, high]).all()
+
+
 def test_bootstrap_interval_covers(random):
     # Of 200 intervals of a mean, some 190 cover it.
     covered = 0

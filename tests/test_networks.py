@@ -347,24 +347,42 @@ def test_the_scale_of_the_noise_is_that_of_all_of_it():
 
 
 def test_the_longest_embedding_is_that_of_the_last_statistics():
-    generator = networks.Generator(8, 5, 4, noise_dim=8)
+    generator = networks.Generator(8, 5, 4, noise_dim=8, embedding_layers=1)
     inputs = inputs_of(generator, 8)
-    kernel = np.array(generator.embed_condition.embed.kernel)
+    embedding = generator.embed_condition
     # Of conditions twice as long after those, and then of the first again.
     for factor in (1.0, 2.0, 1.0):
-        condition = factor * inputs["condition"]
-        generator.fill_standing_statistics([{**inputs, "condition": condition}])
-        lengths = np.linalg.norm(condition @ kernel, axis=1)
-        longest = generator.embed_condition.longest
-        assert longest == pytest.approx(lengths.max(), rel=1e-5)
-    # The pictures show it.
-    directions = inputs["condition"] / lengths[:, None] * longest
-    found, expected = (
-        generator({**inputs, "condition": scale * directions})
-        for scale in (3.0, 1.0)
+        seen = {**inputs, "condition": factor * inputs["condition"]}
+        generator.fill_standing_statistics([seen])
+        max_norm, embedding.max_norm = embedding.max_norm, None
+        lengths = np.linalg.norm(generator._embed(**seen)[0], axis=1)
+        assert max_norm == pytest.approx(lengths.max(), rel=1e-5)
+        embedding.max_norm = max_norm
+    # Of longer conditions, and so of all that is made of them.
+    seen["condition"] = 9 * inputs["condition"]
+    lengths = np.linalg.norm(generator._embed(**seen)[0], axis=1)
+    assert lengths.max() == pytest.approx(max_norm, rel=1e-5)
+
+
+def test_a_folded_generator_is_itself_when_saved_and_loaded(tmp_path):
+    generator = networks.Generator(8, 5, 4, noise_dim=8)
+    inputs = inputs_of(generator, 8)
+    generator.fold_spectral_norms(iterations=60)
+    generator.save(tmp_path / "generator.keras")
+    loaded = keras.models.load_model(tmp_path / "generator.keras")
+    np.testing.assert_allclose(
+        loaded(inputs, training=True), generator(inputs, training=True), atol=1
     )
-    np.testing.assert_allclose(found, expected, atol=1e-2)
-    assert np.ptp(expected) > 1
+
+
+def test_a_linear_embedding_follows_the_scale_of_the_logits():
+    generator = networks.Generator(8, 5, 4, noise_dim=8)
+    inputs = inputs_of(generator, 8)
+    generator.fill_standing_statistics([inputs])
+    kernel = np.array(generator.embed_condition.embed.kernel)
+    condition = 9 * inputs["condition"]
+    embedded, _ = generator._embed(condition, inputs["noise"])
+    np.testing.assert_allclose(embedded, condition @ kernel, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

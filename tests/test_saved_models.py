@@ -210,8 +210,11 @@ def save_function(path, function, *specs):
     "shapes, message",
     [
         ([(None, 192)], r"images.*takes float32 \(None, 192\)"),
-        ([(None, 8, 8, 2)], r"height, width, 3.*takes float32 \(None, 8, 8, 2"),
-        ([(2, 8, 8, 3)], r"any batch.*takes float32 \(2, 8, 8, 3\)"),
+        (
+            [(None, 8, 8, 2)],
+            r"height, width, channels.*takes float32 \(None, 8, 8, 2",
+        ),
+        ([(2, 8, 8, 3)], r"a batch of any size.*takes float32 \(2, 8, 8, 3\)"),
         ([(None, 8, 8, 3)] * 2, r"one input.*8, 3\), float32 \(None"),
     ],
 )

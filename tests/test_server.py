@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import gc
 import gzip
 import http.server
 import json
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 
 import grpc
 import hypothesis
@@ -154,12 +156,21 @@ def test_a_server_that_does_not_know_kinv_numbers_the_classes(
 
 
 class MetadataOnly(http.server.BaseHTTPRequestHandler):
-    """A server without `kinv.json`, as TensorFlow Serving is."""
+    """A server that has no `kinv.json` unless told, as TensorFlow Serving."""
 
     def do_GET(self):  # noqa: N802 (the base class's name)
         known = self.path.endswith("/metadata")
         body = self.server.metadata if known else b'{"error": "Malformed"}'
-        self.send_response(200 if known else 400)
+        if self.path.endswith("/kinv.json") and self.server.kinv:
+            known, body = True, self.server.kinv
+        self.answer(200 if known else 400, body)
+
+    def do_POST(self):  # noqa: N802
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200, b'{"predictions": []}')
+
+    def answer(self, status, body):
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
 
@@ -167,33 +178,49 @@ class MetadataOnly(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_what_such_a_server_tells_changes_with_the_version(version):
+@pytest.fixture
+def other_server():
+    """A server of `MetadataOnly`, and the address of a model there."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MetadataOnly)
+    server.kinv = None
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    target = f"http://127.0.0.1:{server.server_port}/v1/models/{NAME}"
+    yield server, f"http://127.0.0.1:{server.server_port}/v1/models/{NAME}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_such_a_server_tells_changes_with_the_version(
+    version, other_server
+):
+    server, target = other_server
     found = []
     for number in (3, 4):
         server.metadata = rest_lib.metadata_json(
             dataclasses.replace(version, number=number), NAME
         )
         found.append(pipeline.Pipeline.load(target).metadata)
-    server.shutdown()
-    server.server_close()
     assert [metadata["served_version"] for metadata in found] == [3, 4]
     assert "classifier_size" not in found[0]
     assert analyze.digest(found[0]) != analyze.digest(found[1])
 
 
 @pytest.mark.parametrize("answer", [{}, [], {"model_spec": {"version": "1"}}])
-def test_a_server_of_something_else_is_one_line(answer):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MetadataOnly)
+def test_a_server_of_something_else_is_one_line(answer, other_server):
+    server, target = other_server
     server.metadata = json.dumps(answer).encode()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    target = f"http://127.0.0.1:{server.server_port}/v1/models/{NAME}"
     with pytest.raises(errors.InputError, match="metadata of something else"):
         pipeline.Pipeline.load(target)
-    server.shutdown()
-    server.server_close()
+
+
+def test_other_answers_than_a_model_s_are_one_line(version, other_server):
+    server, target = other_server
+    server.metadata = rest_lib.metadata_json(version, NAME)
+    model = pipeline.Pipeline.load(target)
+    with pytest.raises(errors.InputError, match="other outputs than its own"):
+        model.logits(np.zeros((1, 8, 8, 3)))
+    for server.kinv in (b"{}", b"[]"):
+        with pytest.raises(errors.InputError, match=f"kinv.json of {target}"):
+            pipeline.Pipeline.load(target)
 
 
 @pytest.mark.parametrize(
@@ -434,6 +461,9 @@ def test_a_decompression_bomb_is_refused(served):
     bomb = gzip.compress(b" " * (2**26 + 1))
     answer = post(served, bomb, headers={"Content-Encoding": "gzip"})
     assert answer.status_code == 413
+    # It is no fault of the server's.
+    page = requests.get(f"{served.rest}/monitoring/prometheus/metrics").text
+    assert f'model_name="{NAME}",status="RESOURCE_EXHAUSTED"' in page
 
 
 @pytest.mark.parametrize(
@@ -811,6 +841,21 @@ def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
     assert len(batches) <= 4
 
 
+def test_what_was_answered_is_not_kept():
+    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+    inputs = make_inputs()
+    kept = weakref.ref(inputs["noise"])
+    server.submit(NAME, server.version(NAME), inputs).result()
+    del inputs
+    for _ in range(100):
+        gc.collect()
+        if kept() is None:
+            break
+        time.sleep(0.05)
+    assert kept() is None
+    server.close()
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_calls_of_clients_that_left_are_not_computed(protocol):
     def ended(status):
@@ -1096,6 +1141,17 @@ def test_a_client_that_sends_no_more_is_sent_away(
     with socket.create_connection(address, timeout=30) as connection:
         connection.sendall(sent)
         assert received(connection)[:12] == answer
+
+
+@pytest.mark.slow
+def test_a_connection_is_kept_between_calls(start_web):
+    address, _ = start_web()
+    with socket.create_connection(address, timeout=30) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            # Longer than uvicorn waits unless told otherwise.
+            time.sleep(6)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0])
@@ -1451,7 +1507,7 @@ def test_the_page_is_of_the_versions_that_serve():
 
     versions = {"a": version(1, "cat"), "b": version(1, "dog")}
     server = types.SimpleNamespace(names=["a", "b"], version=find)
-    page = serve.page_of(server, serve.example_images())
+    page = serve.make_page(server, serve.example_images())
     assert '"cat"' in page() and '"dog"' in page()
     versions["a"] = version(2, "horse")
     assert '"horse"' in page() and '"cat"' not in page()

@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import pathlib
-import shlex
 import sys
 import time
 
@@ -147,15 +146,15 @@ def add_data_flags(add):
         "--classifier-size",
         type=errors.positive_int,
         metavar="PIXELS",
-        help="height of the images that classifiers take; needed of models on "
-        "a server that does not tell it, as TensorFlow Serving does not",
+        help="height of the images that classifiers take; needed for models on "
+        "a server that does not tell it, such as TensorFlow Serving",
     )
 
 
 def main(argv=None):
     """Runs the experiments that are missing, and writes the report."""
     options = parse_arguments(argv)
-    cli.loading_tensorflow()
+    cli.announce_tensorflow()
     # NumPy's threads, each of which waits for the others, would wait for
     # TensorFlow's, which have the cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -186,7 +185,7 @@ def analyze(options, words):
             }
             for label, model in study.models.items()
         },
-        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *words]),
+        "command": cli.command("analyze", *words),
         "versions": runs.versions(),
         # A resumed report may have been begun at another.
         "git_commits": sorted(commit or "unknown" for commit in commits),
@@ -321,7 +320,9 @@ def run_experiments(study, options, out):
         module = importlib.import_module(f"kinv.analysis.{name}")
         if (out / name).exists():
             print(f"{module.TITLE}: done before")
-            for line in missing(out, name, options.pdf, options.tensorboard):
+            for line in describe_missing(
+                out, name, options.pdf, options.tensorboard
+            ):
                 print(f"  {line}")
             continue
         start = time.perf_counter()
@@ -342,7 +343,7 @@ def run_experiments(study, options, out):
     return records, skipped
 
 
-def missing(out, name, pdf, tensorboard):
+def describe_missing(out, name, pdf, tensorboard):
     """Lines about what a finished experiment, whose PNGs remain, lacks."""
     kinds = []
     directory = out / name

@@ -68,7 +68,7 @@ def parse_arguments(argv):
         "--classifier",
         metavar="NAME",
         help="classifier in the loop, as tools/train.py takes it, with random "
-        "weights; None is kinv's own small one",
+        "weights (default: kinv's own small one)",
     )
     add(
         "--only",
@@ -121,8 +121,8 @@ def add_sizes(add):
         "--batch-size",
         type=errors.positive_int,
         metavar="IMAGES",
-        help=f"images per update; None is {BATCH_SIZE}, and of --gradients the "
-        "most of which a GPU has room for the peer, too",
+        help=f"images per update (default: {BATCH_SIZE}; with --gradients as "
+        "many as leave the peer room on the GPU)",
     )
 
 
@@ -133,7 +133,7 @@ def main(argv=None):
     if options.gradients:
         benchmark_gradients.prepare(options)
     else:
-        cli.loading_tensorflow()
+        cli.announce_tensorflow()
     options.batch_size = options.batch_size or BATCH_SIZE
     peers = start_peers(options) if options.peer else {}
     try:
@@ -168,8 +168,8 @@ def measure(options, peers):
     ]
     if not chosen:
         raise errors.InputError(
-            "Expected --only to be in the name of something that is measured, "
-            f"such as {next(iter(tasks))[0]}. Received: "
+            "Expected --only to match the name of a measurement, such as "
+            f"{next(iter(tasks))[0]}. Received: "
             f"{', '.join(options.only)}."
         )
     # The peak in any case: figures are shares of it.

@@ -55,7 +55,7 @@ def main(argv=None):
     """Measures, prints a table, writes the figures."""
     options = parse_arguments(argv)
     cli.check_output(options.json)
-    cli.loading_tensorflow()
+    cli.announce_tensorflow()
     rows = measure(options)
     if options.json:
         runs.write_figures(options.json, rows, vars(options))

@@ -133,7 +133,7 @@ def network_workloads(options):
         train = make_training(options, trivial)
         workloads["training", precision] = amount, train
     train = make_training(options, classifier)
-    workloads[f"training, {called}", precision] = amount, train
+    workloads[f"training, {called}", PRECISIONS[-1]] = amount, train
     for precision in PRECISIONS:
         keras.config.set_dtype_policy(precision)
         generate = make_generation(options, trivial)
@@ -185,21 +185,17 @@ def make_training(options, classifier):
     import numpy as np
     import tensorflow as tf
 
-    from kinv import devices
     from kinv.data import source as source_lib
     from kinv.inversion import gan
 
     keras.utils.set_random_seed(0)
+    settings = {**PRESET, **{name: getattr(options, name) for name in SIZES}}
+    names = presets.NETWORK_SETTINGS + presets.OBJECTIVE_SETTINGS
     model = gan.InversionGAN(
-        classifier,
-        *make_networks(options, classifier),
-        **{name: PRESET[name] for name in gan.InversionGAN.SETTINGS[1:]},
-        seed=0,
+        classifier, seed=0, **{name: settings[name] for name in names}
     )
     model.compile(
-        keras.optimizers.Adam(4e-4, beta_1=0.0),
-        keras.optimizers.Adam(4e-4, beta_1=0.0),
-        jit_compile=devices.compiles(tf.distribute.get_strategy()),
+        PRESET["generator_learning_rate"], PRESET["discriminator_learning_rate"]
     )
     size = classifier.input_shape[1]
     images = np.random.default_rng(0).uniform(
@@ -232,7 +228,7 @@ def make_generation(options, classifier):
         ),
     }
     inputs = {k: tf.cast(value, "float32") for k, value in inputs.items()}
-    compiles = devices.compiles(tf.distribute.get_strategy())
+    compiles = devices.can_use_xla(tf.distribute.get_strategy())
     predict = tf.function(generator, jit_compile=compiles)
 
     def generate():

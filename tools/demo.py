@@ -166,7 +166,7 @@ def write_images(folder):
     """
     if folder.exists():
         return
-    cli.loading_tensorflow()
+    cli.announce_tensorflow()
     from kinv import images
     from kinv.data import datasets
 

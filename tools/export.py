@@ -65,7 +65,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Exports the run and prints the figures and the path."""
     options = parse_arguments(argv)
-    cli.loading_tensorflow()
+    cli.announce_tensorflow()
     # The place first: what cannot be written should not be computed.
     cli.check_output(options.lite)
     from kinv.inversion import model_card
@@ -131,7 +131,7 @@ def write_version(options):
         metadata["training"]["updates"] = updates
     with export.new_version(options.out) as (temporary, final):
         generator.fold_spectral_norms(iterations=20)
-        # What was not asked for calibration stays as it was trained.
+        # A run that was not asked for calibration keeps its noise as it is.
         if trained.get("score_weight"):
             metadata["export"] |= scale_noise(
                 generator,
@@ -144,6 +144,10 @@ def write_version(options):
         progress = keras.utils.Progbar(num_batches)
         generator.fill_standing_statistics(with_progress(inputs, progress))
         export.save(temporary, classifier, generator, metadata)
+        if options.lite:
+            # Before the figures: LiteRT may lack an operator.
+            print("converting for LiteRT")
+            lite = export.lite_model(classifier, generator)
         print("measuring on held-out images")
         metadata["metrics"] = held_out.measure(
             pipeline.Pipeline.load(temporary),
@@ -159,9 +163,8 @@ def write_version(options):
         card.write_text(model_card.text(metadata), "utf-8", "replace")
         export.write_metadata(temporary, metadata)
     if options.lite:
-        print("converting for LiteRT")
         with files.atomic_path(options.lite) as temporary:
-            temporary.write_bytes(export.lite_model(classifier, generator))
+            temporary.write_bytes(lite)
     return metadata, final[0]
 
 

@@ -94,9 +94,9 @@ def add_sampling_flags(add):
         "--diverse",
         type=errors.positive_int,
         metavar="NUMBER",
-        help=f"show the reconstructions that differ most, of {CANDIDATES} "
-        "noises, among those whose logits are no farther from the image's than "
-        "usual; their number takes the place of --samples",
+        help=f"of {CANDIDATES} noises show this many reconstructions, those "
+        "that differ most from each other, among those whose logits are read "
+        "back no worse than usual; replaces --samples",
     )
     add(
         "--uncertainty",
@@ -131,7 +131,7 @@ def add_output_flags(add):
 def main(argv=None):
     """Inverts the images and writes the grid."""
     options = parse_arguments(argv)
-    cli.loading_tensorflow()
+    cli.announce_tensorflow()
     from kinv.serving import pipeline
 
     for output in (options.out, options.logits_out):

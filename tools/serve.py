@@ -142,7 +142,7 @@ def example_images():
 def main(argv=None):
     """Serves until it is told to stop."""
     options = parse_arguments(argv)
-    cli.loading_tensorflow()
+    cli.announce_tensorflow()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("kinv").setLevel(logging.INFO)
     cli.check_output(options.page)
@@ -165,9 +165,8 @@ def write_page(path, directories):
         # What a server does not hand out.
         if "classifier_size" not in model.metadata:
             raise errors.InputError(
-                "Expected the directory of an export for --page, which "
-                "tells the page of its classes. Received: "
-                f"{directories[name]}."
+                "Expected the directory of an export for --page, which takes "
+                f"the names of classes from it. Received: {directories[name]}."
             )
     with files.atomic_path(path) as temporary:
         page = explorer.page(models, example_images())
@@ -186,7 +185,7 @@ def serve(options, directories):
             options.max_body * 2**20, options.max_pixels, options.max_samples
         ),
     )
-    page = page_of(server, example_images())
+    page = make_page(server, example_images())
     opened = bind(options.host, options.rest_port)
     # In an address, the colons of IPv6 stand in brackets.
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -211,8 +210,8 @@ def serve(options, directories):
     if options.host not in OWN_HOSTS:
         print("other machines can call: there is no password", flush=True)
 
-    # Not for good: a signal that the system gives to another thread does not
-    # wake this one, in which alone Python handles it.
+    # In steps of a second: a signal that the system delivers to another thread
+    # does not wake this one, and Python handles signals in this one alone.
     while not asked_to_stop.wait(timeout=1):
         pass
     stopped = grpc_server.stop(GRACE_SECONDS)
@@ -226,7 +225,7 @@ def serve(options, directories):
     os._exit(0)
 
 
-def page_of(server, examples):
+def make_page(server, examples):
     """A function to the explorer page of the versions that serve just then."""
     from kinv.serving import explorer, limits
 

@@ -94,7 +94,6 @@ def train(options, strategy, chief):
             run,
             vars(options),
             precision=precision,
-            dataset=options.dataset,
             data=data,
             class_names=class_names,
             generator=model.generator.get_config(),
@@ -337,15 +336,15 @@ def add_classifier_flags(group):
     add(
         "--output",
         metavar="NAME",
-        help="the classifier's output that holds the logits, of several",
+        help="which of the classifier's several outputs holds the logits",
     )
     add_input_flags(add)
     add(
         "--log-probabilities",
         action="store_true",
-        help="the classifier gives probabilities of which no softmax or "
-        "sigmoid can be taken off: take their logarithms, of sigmoids' the "
-        "log-odds",
+        help="the classifier ends in probabilities, and its softmax or sigmoid "
+        "cannot be removed: use the logarithms of its probabilities, or the "
+        "log-odds if it is a sigmoid",
     )
     add(
         "--class-names",
@@ -379,8 +378,8 @@ def add_input_flags(add):
         type=float,
         nargs="+",
         metavar="MEAN",
-        help="taken off pixel values, which are in 0 1 before if no "
-        "--input-range is given; one number or one for each channel "
+        help="subtracted from the pixel values, which are scaled to 0 1 first "
+        "unless --input-range is given; one number, or one for each channel "
         "(default: 0)",
     )
     add(

@@ -79,7 +79,7 @@ def add_attack_flags(group):
         choices=("none", "linf", "l2"),
         default="none",
         help="norm of the attack to train against; none: standard training, "
-        "attacked in linf only to be measured (default: %(default)s)",
+        "and linf for measuring alone (default: %(default)s)",
     )
     add(
         "--radius",
@@ -144,7 +144,6 @@ def train(options, strategy, chief):
             run,
             vars(options),
             class_names=source.class_names,
-            dataset=options.dataset,
             data=data,
         )
     epochs_done = checkpoints.restore(model, run)
@@ -236,7 +235,7 @@ def build_model(options, num_classes, channels, steps):
         options.learning_rate, options.epochs * steps
     )
     optimizer = keras.optimizers.Adam(schedule)
-    compiles = devices.compiles(tf.distribute.get_strategy())
+    compiles = devices.can_use_xla(tf.distribute.get_strategy())
     if options.adversarial != "none":
         attack = make_attack(options, options.attack_steps)
         model = attacks.AdversarialTraining(classifier, attack, options.seed)
@@ -279,8 +278,6 @@ def save(options, classifier, source, held_out, minutes):
     )
     classifier.set_weights(weights)
     metrics = measure(options, classifier, held_out)
-    metrics["class_names"] = source.class_names
-    metrics["dataset"] = options.dataset
     metrics["training_minutes_of_last_session"] = minutes
     checkpoints.save_model(classifier, run / "classifier.keras")
     files.write_json(run / "metrics.json", metrics)

@@ -35,7 +35,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """Trains, and leaves `factors.keras` and its figures."""
     options = parse_arguments(argv)
-    cli.loading_tensorflow()
+    cli.announce_tensorflow()
     with files.lock(options.out):
         train(files.new_directory(options.out))
 

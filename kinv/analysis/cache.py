@@ -69,10 +69,10 @@ def load(key):
 
 def store(key, arrays):
     """Keeps a dict of arrays under a key, if there is room."""
-    path = _path(key)
     if sum(array.nbytes for array in arrays.values()) > MOST_BYTES_OF_ONE:
         return
     try:
+        path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_path(path) as temporary:
             np.savez(temporary, **arrays, **{NAMES: list(arrays)})
@@ -81,6 +81,6 @@ def store(key, arrays):
         )
         while sum(entry.stat().st_size for entry in entries) > MOST_BYTES:
             entries.pop(0).unlink()
-    except OSError:
-        # Full, or read-only: computed again the next time.
+    except (OSError, RuntimeError):
+        # Full, read-only, or nobody's home: computed again the next time.
         return

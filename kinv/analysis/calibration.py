@@ -46,7 +46,7 @@ def run(study):
                 *thirds(per_image["spread"]),
             )
         }
-        training, training_set = _training_images(study, name)
+        training, training_set = _measure_training_images(study, name)
         if training:
             groups["training images"] = _ratios(study, training, slice(None))
         ranks[name] = component_ranks(per_image["images"], per_image["samples"])
@@ -142,7 +142,7 @@ def compare(images, made):
     return per_image
 
 
-def _training_images(study, name):
+def _measure_training_images(study, name):
     """The same of training images, or None; and whose they are."""
     try:
         source, training_set = study.training_images(study.models[name])
@@ -239,9 +239,9 @@ def _figures(metrics, ranks):
             "single ones, with 95 % intervals: of held-out images, of their "
             "thirds by spread over the noise, and of training images"
             f"{whose}. Dotted: "
-            "0.5625, that of samples of what the logits leave open; above, the "
-            f"noise varies too little. In the band it says {low} to {high} of "
-            "what is open (scale on the right).",
+            "0.5625, that of samples of what the generator leaves open; above, "
+            f"the noise varies too little. In the band it says {low} to {high} "
+            "of what is open (scale on the right).",
             plots.error_ratios(
                 [group.replace(" ", "\n") for group in groups], series
             ),

@@ -17,7 +17,7 @@ IMAGES = 40
 TRAINING_IMAGES = 20_000
 # What each one is, in captions.
 WAYS = {
-    "class only": "of their mean over the class",
+    "class only": "the generator's picture of their mean over the class",
     "nearest image": "the nearest training image",
     "optimisation": "gradient descent on pixels",
 }

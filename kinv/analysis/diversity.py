@@ -14,6 +14,8 @@ CANDIDATES = 256
 # Held-out images among which those of the same class are looked for.
 POOL = 500
 SHOWN = 3
+# Pictures that are no farther apart, in grey levels, are equal.
+EQUAL = 1e-3
 # Of an image's noises, these many at a time.
 PART = 64
 
@@ -35,9 +37,9 @@ def run(study):
         apart = np.array([classes.get(c, np.nan) for c in per_image["class"]])
         spread = per_image["spread"]
         # Copies of one image are no measure.
-        known = apart > 0
+        known = apart > EQUAL
         # Equal reconstructions are no wider than usual.
-        usual = np.maximum(per_image["usual_spread"], 1e-3)
+        usual = np.maximum(per_image["usual_spread"], EQUAL)
         metrics[name] = {
             "images": len(spread),
             "candidates": CANDIDATES,

@@ -273,7 +273,8 @@ def _figures(metrics, ranks, inverted):
             f"What {inverted} know of each factor (R² of the best probe, "
             "outlined) and what reconstructions show of it (R² of a factor "
             "network's readings of 16 of them, filled), with 95 % intervals. "
-            f"Where the bar is filled, they show all that {inverted} know.",
+            "A bar that is filled to its outline means that they show all that "
+            f"{inverted} know.",
             plots.filled_bars(bars, "R²"),
         ),
         results.Figure(

@@ -67,9 +67,7 @@ def measure(model, batches, bar, seed):
         **{key: results.mean(x)["value"] for key, x in per_image.items()},
         "agreement_interval": intervals.wilson_interval(same.sum(), len(same)),
         # None where no two images share a class.
-        "within_class_r2": (
-            measures.explained_variance(own, other) if len(own) else None
-        ),
+        "within_class_r2": _finite(measures.explained_variance(own, other)),
         **_calibration(
             study.concatenate(of_noise), study.concatenate(pictures), random
         ),
@@ -84,7 +82,7 @@ def _calibration(of_noise, pictures, random):
     # Where all pictures equal their images there is no ratio.
     found = {
         "error_ratio": _finite(ratio),
-        "error_ratio_interval": None if np.isnan(ratio) else (low, high),
+        "error_ratio_interval": None if np.isnan(low) else (low, high),
         "spread_skill": _finite(measures.spread_skill(ratio)),
     }
     if len(errors[0]) >= calibration.FEWEST:

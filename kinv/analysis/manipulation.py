@@ -192,7 +192,7 @@ def _plot(effect, metrics):
         effect,
         f"Change of {effect} of reconstructions when the logits are "
         "manipulated, mean over images with its 95 % interval. The control "
-        "moves the logits as far as the shift does, in random directions: what "
-        "it brings about is the generator's answer to any displacement.",
+        "moves the logits as far as the shift does, in random directions: its "
+        "effect is how the generator responds to any displacement.",
         plots.panels(panels, f"change of {effect} (grey levels)"),
     )

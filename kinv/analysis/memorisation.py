@@ -56,7 +56,9 @@ def run(study):
         nearest = distances.pop("nearest")
         for row, name in enumerate(names, start=1):
             ratios = {
-                measure: study.bootstrap(measures.ratio, of[row], of[0])
+                measure: study.bootstrap(
+                    measures.ratio_of_means, of[row], of[0]
+                )
                 for measure, of in distances.items()
             }
             metrics[name] = {**ratios, **searched}

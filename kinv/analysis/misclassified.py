@@ -54,7 +54,9 @@ def run(study):
             measure: compare(per_image[measure], right) for measure in MEASURES
         }
         compared["quality"] = {
-            group: study.bootstrap(quality, *(x[chosen] for x in errors))
+            group: study.bootstrap(
+                measures.explained_variance, *(x[chosen] for x in errors)
+            )
             for group, chosen in (("right", right), ("wrong", ~right))
         } | {"p_value": None}
         metrics[name] = {
@@ -126,16 +128,6 @@ def _measure(study, model, batch, strength, shown):
     return {measure: values[known] for measure, values in per_image.items()}
 
 
-def quality(errors, shuffled_errors):
-    """Explained variance of pixels, beside another image's reconstruction.
-
-    NaN without images, as a resampling may lack a group.
-    """
-    if not len(errors):
-        return np.nan
-    return measures.explained_variance(errors, shuffled_errors)
-
-
 def compare(values, right):
     """A measure of right and of wrong images, and a test of the difference."""
     groups = {"right": values[right], "wrong": values[~right]}
@@ -159,7 +151,7 @@ def _figure(name, strength, shown):
         f"{name}: images that the classifier gets wrong, over their "
         "reconstructions. Below the image: its true class, then the predicted "
         "one; below the reconstruction: the class that the classifier gives "
-        f"it, red where it is another than the predicted one.{degraded}",
+        f"it, red where it differs from the predicted one.{degraded}",
         grids.captioned_grid(
             [images, made],
             [[f"{a} → {b}" for a, b in zip(true, predicted)], read],
@@ -175,12 +167,15 @@ def _claims(study, name, strength, same, errors, right):
     if strength:
         note += f", all degraded by noise of {strength} grey levels"
 
+    explained = measures.explained_variance
+
     def lost(own, shuffled, right):
-        of_right = quality(own[right], shuffled[right])
-        return quality(own[~right], shuffled[~right]) - (1 - MARGIN) * of_right
+        of_right = explained(own[right], shuffled[right])
+        of_wrong = explained(own[~right], shuffled[~right])
+        return of_wrong - (1 - MARGIN) * of_right
 
     of_right, of_wrong = (
-        quality(*(values[chosen] for values in errors))
+        explained(*(values[chosen] for values in errors))
         for chosen in (right, ~right)
     )
     claims = [

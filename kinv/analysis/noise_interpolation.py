@@ -31,7 +31,9 @@ def run(study):
             "images": len(ends),
             "steps": STEPS,
             **results.summaries(per_image),
-            "end_distance": study.bootstrap(measures.ratio, ends, between),
+            "end_distance": study.bootstrap(
+                measures.ratio_of_means, ends, between
+            ),
         }
         per_image["end_distance"] = ends / max(between.mean(), 1e-12)
         rows += results.image_rows(per_image, "image", model=name)
@@ -49,7 +51,9 @@ def _claims(study, distances):
             "closer.",
             "distance of the ends' logits over that of two images, standard "
             "minus robust",
-            study.bootstrap_difference(measures.ratio, standard, robust),
+            study.bootstrap_difference(
+                measures.ratio_of_means, standard, robust
+            ),
         )
     ]
 
@@ -93,8 +97,8 @@ def _figure(study, name):
     steps = [f"{t:.3g}" for t in np.linspace(0, 1, STEPS)]
     return results.Figure(
         name,
-        f"{name}: linear interpolation between two noises. Left, the image of "
-        f"whose {model.inverted} all reconstructions in its row are "
+        f"{name}: linear interpolation between two noises. On the left, the "
+        f"image from whose {model.inverted} every reconstruction in the row is "
         "made.",
         grids.captioned_grid(
             [

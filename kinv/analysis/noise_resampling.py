@@ -29,7 +29,9 @@ def run(study):
             "images": len(spread),
             "samples": SAMPLES,
             "spread": results.mean(spread),
-            "relative_spread": study.bootstrap(measures.ratio, spread, between),
+            "relative_spread": study.bootstrap(
+                measures.ratio_of_means, spread, between
+            ),
         }
         rows += [
             {"model": name, "factor": factor, **row}

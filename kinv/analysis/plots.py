@@ -34,8 +34,6 @@ STYLE = {
     "legend.frameon": False,
     # A dollar sign in a name is one.
     "text.parse_math": False,
-    # Text stays text, and fonts can be edited, in a PDF.
-    "pdf.fonttype": 42,
 }
 
 

@@ -56,7 +56,7 @@ def metrics_of(study, name):
     if study.models[name].layer:
         metrics["within_class_r2_of_features"] = within_class(conditions)
     metrics["power"] = {
-        band: study.bootstrap(measures.ratio, *pair)
+        band: study.bootstrap(measures.ratio_of_means, *pair)
         for band, *pair in zip(
             measures.BANDS, *(power.T for power in powers), strict=True
         )
@@ -124,7 +124,7 @@ def _power_figure(power):
         "power",
         "Power of reconstructions over that of images, by frequency, with 95 % "
         "intervals. At 1 (dotted) they are as sharp: below, blurred; above, "
-        "grained or chequered.",
+        "grainy, or show a checkerboard.",
         plots.curves(
             range(len(measures.BANDS)),
             {name: by_band.values() for name, by_band in power.items()},

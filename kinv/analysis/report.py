@@ -10,6 +10,7 @@ import pathlib
 import re
 
 import jinja2
+import matplotlib
 import tensorflow as tf
 
 from kinv import files, measures
@@ -45,11 +46,13 @@ def write_result(directory, title, result, with_pdf=False):
         for figure in result.figures:
             figure.drawing.savefig(temporary / f"{figure.name}.png", dpi=DPI)
             if with_pdf:
-                # Without the date, so that equal figures are equal files.
-                figure.drawing.savefig(
-                    temporary / f"{figure.name}.pdf",
-                    metadata={"CreationDate": None},
-                )
+                # Text stays text, in fonts that can be edited. Without the
+                # date, so that equal figures are equal files.
+                with matplotlib.rc_context({"pdf.fonttype": 42}):
+                    figure.drawing.savefig(
+                        temporary / f"{figure.name}.pdf",
+                        metadata={"CreationDate": None},
+                    )
         files.write_json(
             temporary / "metrics.json",
             {

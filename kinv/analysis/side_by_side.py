@@ -71,7 +71,7 @@ def run(study):
         rows += results.rows(metrics[pair], "of", "measure", models=pair)
         means = zip(*(of["mean"] for of in both), strict=True)
         apart = np.array([picture_distances(np.stack(x))[0, 1] for x in means])
-        tables[f"images-{'-'.join(names)}"] = _images(study, names, both, apart)
+        tables[f"images {pair}"] = _images(study, names, both, apart)
         farthest = np.argsort(-apart, kind="stable")[:SHOWN]
         figures += [
             _figure(study, names, both, farthest, first)
@@ -156,12 +156,12 @@ def _figure(study, names, both, farthest, first):
             [f"{np.sqrt(of['variance'][index]):.0f} of 255" for index in shown],
         ]
     caption = (
-        "The images of which the mean reconstructions of "
-        f"{' and '.join(names)} differ most. Of each model one reconstruction, "
-        "below it the class that its classifier gives the image, and the "
-        "standard deviation over 8 noises, with its root mean square below: "
-        "black where the logits decide, white where it is "
-        f"{grids.WHITE_DEVIATION} grey levels or more."
+        f"The images whose mean reconstructions by {' and '.join(names)} "
+        "differ most. For each model one reconstruction, with the class that "
+        "its classifier gives the image below it, and the standard deviation "
+        "over 8 noises, with its root mean square below it: black where the "
+        f"noise changes nothing, white at {grids.WHITE_DEVIATION} grey levels "
+        "or more."
     )
     if first:
         caption = f"Those that differ most after the first {first} images."

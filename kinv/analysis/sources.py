@@ -79,7 +79,7 @@ def check_data(label, metadata, open_split, dataset, split):
     except errors.InputError as error:
         if name == dataset:
             raise
-        print(f"taken for another data set than the model's. {error}")
+        print(f"analysed as another data set than the model's: {error}")
         return
     if trained is None:
         return
@@ -91,7 +91,7 @@ def check_data(label, metadata, open_split, dataset, split):
     if folders.may_overlap(*places):
         print(
             f"{label} was trained on {trained}, which may share images with "
-            f"{split}: what is measured of them may be too good"
+            f"{split}, so measurements may be too good"
         )
 
 

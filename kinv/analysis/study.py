@@ -213,12 +213,7 @@ class Study:
             )
 
     def bootstrap(self, statistic, *arrays):
-        """Summary of a statistic of arrays, of the same examples.
-
-        Without two examples there is no interval.
-        """
-        if len(arrays[0]) == 1:
-            return results.summary(statistic(*arrays))
+        """Summary of a statistic of arrays, of the same examples."""
         random = self.random("bootstrap")
         interval = intervals.bootstrap_interval(statistic, arrays, random)
         return results.summary(*interval)
@@ -301,7 +296,7 @@ class Study:
         trained = model.metadata.get("training", {})
         place = trained.get("dataset"), trained.get("train_split")
         if None in place:
-            reason = "as the model names none of its own"
+            reason = "because the model names none of its own"
         else:
             name = "{}, split {}".format(*place)
             try:
@@ -313,8 +308,8 @@ class Study:
                 return source, name
             except (errors.InputError, results.NotApplicable):
                 reason = (
-                    f"as the model's own ({name}) are not at hand, or are "
-                    "analysed"
+                    f"because the model's own ({name}) are not at hand, or are "
+                    "the ones analysed"
                 )
         return (
             self.training_source(),

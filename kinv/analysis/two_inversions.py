@@ -98,8 +98,8 @@ def _figure(study, first, second, *both):
     return results.Figure(
         f"{first}-{second}",
         f"Images, the mean reconstruction over {SAMPLES} noises of {first} and "
-        f"of {second}, and where the two differ: black nowhere, white by 128 "
-        "grey levels or more.",
+        f"of {second}, and where the two differ: black where they agree, "
+        "white where they differ by 128 grey levels or more.",
         grids.captioned_grid(
             [images, *means, difference],
             row_captions=["image", first, second, "difference"],

@@ -63,7 +63,7 @@ def _build(name, weights, options):
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
         raise errors.InputError(
-            f"Expected an application of Keras. Received: {name}. Near: "
+            f"Expected an application of Keras. Received: {name}. Closest: "
             f"{', '.join(near)}."
         )
     if weights not in ("imagenet", "none") and not os.path.isfile(weights):
@@ -76,7 +76,7 @@ def _build(name, weights, options):
         return build(weights=None if weights == "none" else weights, **options)
     # A failed download, or whatever another model's file makes h5py raise.
     except Exception as error:
-        reason = errors.reason(error).rstrip(".")
+        reason = errors.reason(error)
         home = os.environ.get("KERAS_HOME", "~/.keras")
         raise errors.InputError(
             f"Expected weights for {name}. Received: {reason}. Put the file "
@@ -95,7 +95,7 @@ def _resized(build, model, size, options):
     except ValueError as error:
         raise errors.InputError(
             f"Expected a size of images that {model.name} takes. Received: "
-            f"--classifier-size {size}: {errors.reason(error)}"
+            f"--classifier-size {size}: {errors.reason(error)}."
         ) from error
     # EfficientNet's input is scaled a second time with the word "imagenet"
     # alone: here by the first kernel, which has no bias.

@@ -57,7 +57,9 @@ class ProjectedGradientDescent:
             return tf.random.stateless_uniform(
                 shape, seed, -self.radius, self.radius
             )
-        directions = _unit_length(tf.random.stateless_normal(shape, seed))
+        directions = tf.math.l2_normalize(
+            tf.random.stateless_normal(shape, seed), [1, 2, 3], 1e-24
+        )
         fractions = tf.random.stateless_uniform(
             (shape[0], 1, 1, 1), (seed[0], seed[1] + 2**40)
         )
@@ -85,7 +87,7 @@ class ProjectedGradientDescent:
         if self.norm == "linf":
             steps = tf.sign(gradients)
         else:
-            steps = _unit_length(gradients)
+            steps = tf.math.l2_normalize(gradients, [1, 2, 3], 1e-24)
         return self.project(adversarial + self.step_size * steps, images)
 
     def __call__(self, classifier, images, labels, offsets, ascend=None):
@@ -246,8 +248,3 @@ def _hits(labels, logits):
     """1.0 where the largest logit is the label's, else 0.0."""
     predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
     return tf.cast(predictions == tf.cast(labels, tf.int32), tf.float32)
-
-
-def _unit_length(vectors):
-    norms = tf.norm(tf.reshape(vectors, (tf.shape(vectors)[0], -1)), axis=-1)
-    return vectors / tf.maximum(norms, 1e-12)[:, None, None, None]

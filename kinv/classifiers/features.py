@@ -39,7 +39,7 @@ def add_features(classifier, layer, maps):
         raise errors.InputError(
             f"Expected a layer of the classifier: {', '.join(shown)}. "
             f"Received: {layer}."
-            + (f" Near: {', '.join(near)}." if near else "")
+            + (f" Closest: {', '.join(near)}." if near else "")
         )
     model = _with_outputs_of(classifier, [layer])
     logits, features = model.outputs
@@ -70,7 +70,8 @@ def _layers(model):
     """All layers, those of networks inside the model in their place."""
     found = []
     for layer in model.layers:
-        inner = isinstance(layer, keras.Model) and layer.outputs
+        # Subclassed ones have none.
+        inner = isinstance(layer, keras.Model) and getattr(layer, "outputs", ())
         found += _layers(layer) if inner else [layer]
     return found
 
@@ -180,21 +181,24 @@ def load_perceptual(name):
     """
     model = _load(name)
     size = model.input_shape[1]
-    last = {
-        layer.output.shape[1:3]: layer.name
+    convolutions = [
+        layer.name
         for layer in _layers(model)
         if isinstance(layer, layers.Conv2D)
-    }
-    if not last:
+    ]
+    if not convolutions:
         raise errors.InputError(
             f"Expected a network with convolutions. Received: {name}, which "
             "has none."
         )
-    model = _with_outputs_of(model, list(last.values()))
+    # Layers of a network inside another one do not know their sizes themselves.
+    model = _with_outputs_of(model, convolutions)
+    last = {features.shape[1:3]: features for features in model.outputs[1:]}
+    model = keras.Model(model.inputs[0], {str(k): x for k, x in last.items()})
 
     def maps_of(images):
-        _, *maps = model(pixels.resize(images, size), training=False)
-        for features in maps:
+        maps = model(pixels.resize(images, size), training=False)
+        for features in maps.values():
             features = np.asarray(features, "float64")
             lengths = np.linalg.norm(features, axis=-1, keepdims=True)
             yield features / np.maximum(lengths, 1e-10)

@@ -114,9 +114,9 @@ def take_images(model, name, size, scaling):
     if taken is None:
         raise errors.InputError(
             "Expected a classifier that takes images, one input of shape "
-            "(batch, height, width, 3), or 1 channel, or these first. "
-            f"{received} Wrap it in a keras.Model of such an input and save "
-            "that."
+            "(batch, height, width, channels), with 3 channels or 1, last "
+            f"or first. {received} Wrap it in a keras.Model of such an input "
+            "and save that."
         )
     height, width = _sides(taken, size, received)
     side = max(height, width)
@@ -148,7 +148,7 @@ def take_images(model, name, size, scaling):
     except Exception as error:
         raise errors.InputError(
             f"Expected a classifier of any number of images of {side} pixels. "
-            f"{received} {errors.reason(error)}"
+            f"{received} {errors.reason(error)}."
         ) from error
 
 

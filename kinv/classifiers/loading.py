@@ -102,7 +102,7 @@ def _copy(model):
     except Exception as error:
         raise errors.InputError(
             "Expected a functional or sequential Keras model. Received: "
-            f"{model.name}: {errors.reason(error)}"
+            f"{model.name}: {errors.reason(error)}."
         ) from error
     return copy
 
@@ -317,8 +317,9 @@ def load_file(path):
         reason = "which only points to it. Run git lfs pull."
     elif path.suffix in _FOREIGN:
         reason = (
-            "another library's. Make a SavedModel of it as docs/classifiers.md "
-            "does of a PyTorch network, and name that directory."
+            "which is another library's. Make a SavedModel of it as "
+            "docs/classifiers.md does of a PyTorch network, and name that "
+            "directory."
         )
     elif path.suffix == ".keras" and not zipfile.is_zipfile(path):
         reason = (
@@ -334,7 +335,7 @@ def load_file(path):
         # or a layer's constructor raise.
         except Exception as error:
             reason = (
-                f"of which it says: {errors.reason(error).rstrip('.')}. If "
+                f"about which Keras says: {errors.reason(error)}. If "
                 "the file is whole, load it with the code that made it and "
                 "name the directory that model.export('classifier') writes: "
                 "this needs none of that code."

@@ -167,7 +167,7 @@ def _records(source, classifier, layer, record, start):
             )
         targets = pixels.resize(images, record["image"].shape[0])
         records = np.empty(len(labels), record)
-        records["image"] = np.clip(np.rint(targets), 0, 255)
+        records["image"] = pixels.to_uint8(targets)
         records["label"] = labels
         records["logits"] = logits
         yield records
@@ -276,6 +276,6 @@ def _check(path, record, source, classifier, layer):
     if error > TOLERANCE * np.square(logits).sum():
         raise errors.InputError(
             "Expected a logit cache of this classifier. Received: "
-            f"{path}, of one with the same layers and variables that finds "
-            "other logits. Give another directory with --cache-logits."
+            f"{path}, of one with the same layers and variables but other "
+            "logits. Give another directory with --cache-logits."
         )

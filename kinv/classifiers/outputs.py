@@ -61,7 +61,7 @@ def give_logits(model, name, log_probabilities):
     if not np.ptp(noise, axis=0).any():
         raise errors.InputError(
             "Expected a classifier that tells images apart. Received: "
-            f"{name}, which gives all of six images of noise the same outputs. "
+            f"{name}, which gives the same outputs for six images of noise. "
             "Check that its weights were loaded, or say, by the input range, "
             "which pixel values it takes."
         )
@@ -111,7 +111,8 @@ def _before_activation(output):
     operation, node_index, tensor_index = output._keras_history
     node = operation._inbound_nodes[node_index]
     if isinstance(operation, keras.Model):
-        if not operation.outputs:
+        # Subclassed ones have none.
+        if len(getattr(operation, "inputs", None) or ()) != 1:
             return output
         inner = operation.outputs[tensor_index]
         before = _before_activation(inner)
@@ -168,8 +169,8 @@ def _outputs_of_noise(model, name):
     except Exception as error:
         raise errors.InputError(
             "Expected a classifier that TensorFlow can run on this machine. "
-            f"Received: {name}: {errors.reason(error)}. Layers of channels "
-            "first need a GPU."
+            f"Received: {name}: {errors.reason(error)}. Channels-first layers "
+            "need a GPU."
         ) from error
     outputs = np.asarray(outputs, "float64")
     if not np.isfinite(outputs).all():

@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers
 
 from kinv import errors
+from kinv.data import labels
 
 # The published names of what Keras calls a layer's variables.
 ARRAYS = {
@@ -17,8 +18,6 @@ ARRAYS = {
     "moving_mean": "mean/EMA",
     "moving_variance": "variance/EMA",
 }
-# How many wrong arrays a message names at most.
-LISTED = 3
 
 
 def build(
@@ -147,7 +146,7 @@ def load(path, image_size, **configuration):
     if any(problems.values()):
         kind = "R152-Denoise.npz" if denoise else "R152.npz"
         reason = "; ".join(
-            f"{len(names)} {problem}: {_shorten(names)}"
+            f"{len(names)} {problem} ({labels.some(names)})"
             for problem, names in problems.items()
             if names
         )
@@ -179,7 +178,7 @@ def _read(path):
     except Exception as error:
         raise errors.InputError(
             f"Expected {path} to be an .npz file of arrays. Received: "
-            f"{errors.reason(error)} Download it again."
+            f"{errors.reason(error)}. Download it again."
         ) from error
 
 
@@ -190,8 +189,3 @@ def _variables(model):
         for layer in model.layers
         for variable in layer.weights
     }
-
-
-def _shorten(names):
-    more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -124,7 +124,7 @@ def check_no_sigmoid(model, name):
     if _last_operation(model.layers[-1].function) == "Sigmoid":
         raise errors.InputError(
             f"Expected a classifier that returns logits. Received: {name}, "
-            "whose outputs are probabilities, of a sigmoid each. Take their "
+            "whose outputs are probabilities, each of a sigmoid. Take their "
             "log-odds, which are the logits, with --log-probabilities."
         )
 
@@ -186,7 +186,7 @@ def _convert(directory, output, size, target):
         reason = errors.reason(error)
         raise errors.InputError(
             f"Expected {directory} to be a SavedModel that TensorFlow can "
-            f"load. Received: {reason} Export the classifier again."
+            f"load. Received: {reason}. Export the classifier again."
         ) from error
     function, spec = _function_of_images(loaded, directory)
     shape = _image_shape(spec, size, directory)
@@ -228,7 +228,7 @@ def _convert(directory, output, size, target):
         reason = errors.reason(error)
         raise errors.InputError(
             f"Expected {directory} to classify images of shape (batch, "
-            f"{', '.join(map(str, shape))}). Received: {reason}"
+            f"{', '.join(map(str, shape))}). Received: {reason}."
         ) from error
     return shape, _num_outputs(concrete, shape, directory)
 
@@ -308,8 +308,8 @@ def _function_of_images(loaded, directory):
     )
     raise errors.InputError(
         "Expected a SavedModel that takes images, one input of shape (batch, "
-        "height, width, 3), or 1 channel, or these first, for any batch or one "
-        f"image. Received: {directory}, which takes "
+        "height, width, channels), with 3 channels or 1, last or first, for a "
+        f"batch of any size or one image. Received: {directory}, which takes "
         f"{found or 'nothing: it has no signature and cannot be called'}. "
         "Export a function of such images."
     )
@@ -346,7 +346,7 @@ def _image_shape(spec, size, directory):
     """Shape of one image, without open dimensions."""
     shape = list(spec.shape[1:])
     layout = inputs.layout(spec.shape)
-    if layout.height is None and layout.width is None and not size:
+    if None in (layout.height, layout.width) and not size:
         raise errors.InputError(
             f"Expected --classifier-size for {directory}, which takes images "
             "of any size. Received: none. Give the size it was trained at."

@@ -1,5 +1,6 @@
 """Arrays of images in a file as data sets: .npz and IDX (MNIST's format)."""
 
+import functools
 import gzip
 import hashlib
 import pathlib
@@ -61,7 +62,7 @@ def open_arrays(path, split):
         images,
         labels,
         class_names,
-        identity=lambda: _digest(images, labels),
+        identity=functools.cache(lambda: _digest(images, labels)),
         unlabelled=unlabelled,
         grey=images.shape[3] == 1,
         place=(f"{path.resolve()}, {'all' if whole else name}", borders),
@@ -79,7 +80,7 @@ def _read(path, name):
         raise errors.InputError(
             "Expected a TFDS name, a folder of images, a .npz with images x "
             "and labels y, or an IDX file of images. Received: "
-            f"{path} ({errors.reason(e).rstrip('.')})."
+            f"{path} ({errors.reason(e)})."
         ) from None
 
 

@@ -44,6 +44,11 @@ def open_dataset(name, split, skip_unreadable=False):
         errors.InputError: if there is no such data set or split, if it has no
             images, or if an image cannot be read.
     """
+    if not str(name):
+        raise errors.InputError(
+            "Expected a data set. Received: an empty name. Give . for this "
+            "folder."
+        )
     path = pathlib.Path(name)
     # MNIST's and its like, as they are downloaded.
     files_of_digits = filter(
@@ -84,10 +89,10 @@ def open_splits(options, recorded):
     cli.print_left_out(source, validation)
     if folders.may_overlap(source.place, validation.place):
         print(
-            "held-out images may be training images, and what is measured of "
-            "them too good: "
-            f"{' and '.join(options[name] for name in names)} cannot be told "
-            "apart; percentages such as train[:80%] and train[80%:] can"
+            "held-out images may be training images, so measurements of them "
+            "may be too good: "
+            f"{' and '.join(options[name] for name in names)} overlap, or may; "
+            "percentages such as train[:80%] and train[80%:] do not"
         )
     data = {"train": source.describe(), "validation": validation.describe()}
     runs.check_data(recorded or {}, data, options["dataset"])
@@ -147,11 +152,11 @@ def _prepared(name):
         builder = tfds.builder(name)
     # TFDS has an exception of its own for each way a name can be wrong.
     except Exception as error:
-        reason = errors.reason(error).rstrip(".")
+        reason = errors.reason(error)
         raise errors.InputError(
             "Expected a folder or a file of images, or a name of TensorFlow "
             f"Datasets such as kinv_scenes/32 or cifar10. Received: {name}, "
-            f"where there is none, nor is it a name ({reason})."
+            f"which is neither ({reason})."
         ) from error
     features = builder.info.features
     if "image" not in features:
@@ -171,7 +176,7 @@ def _prepared(name):
     except Exception as error:
         reason = errors.reason(error)
         raise errors.InputError(
-            f"Expected to download or prepare {name}. Received: {reason} "
+            f"Expected to download or prepare {name}. Received: {reason}. "
             "Check the network and the free disk space, or name another "
             "folder: TFDS_DATA_DIR=/path/to/folder."
         ) from error
@@ -185,7 +190,7 @@ def _class_names(name, features):
     label = features["label"]
     if not isinstance(label, tfds.features.ClassLabel):
         kind = type(label).__name__
-        return [], f"the feature 'label' of {name} is a {kind}, no ClassLabel"
+        return [], f"the 'label' of {name} is a {kind}, not a ClassLabel"
     return label.names, ""
 
 

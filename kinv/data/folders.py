@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import os
 import pathlib
@@ -72,7 +73,9 @@ def open_folder(directory, split, skip_unreadable):
         class_names,
         len(readable),
         num_skipped=len(order) - len(readable),
-        identity=lambda: _digest(root, [paths[i] for i in readable]),
+        identity=functools.cache(
+            lambda: _digest(root, [paths[i] for i in readable])
+        ),
         unlabelled=unlabelled,
         left_out=images.describe_left_out(left_out, f"left out of {root}: "),
         place=(os.path.realpath(root), borders),
@@ -232,7 +235,8 @@ def _find_classes(directory, root, paths):
     if empty := sorted(set(folders).difference(parts[0] for parts in tops)):
         raise errors.InputError(
             f"Expected images in each sub-folder of {root}. Received: "
-            f"{', '.join(empty)} without any. Remove what is no class."
+            f"{', '.join(empty)} without any. Remove folders that are no "
+            "classes."
         )
     numbers = {folder: number for number, folder in enumerate(classes)}
     names = [files.printable(folder) for folder in classes]
@@ -344,15 +348,16 @@ def _decode_error(path, plain):
         return error
     except tf.errors.OpError:
         return errors.InputError(
-            f"Expected an image file. Received: {path}, which is damaged. "
-            "Replace it."
+            f"Expected an image file. Received: {path}, which is missing or "
+            "damaged. Put it back."
         )
     return None
 
 
 def _or_skip(error):
     return errors.InputError(
-        f"{error} Or leave out what cannot be read with --skip-unreadable."
+        f"{error} Or pass --skip-unreadable to leave out files that cannot be "
+        "read."
     )
 
 

@@ -197,6 +197,6 @@ def _render_in_parallel(split, count, image_size):
             raise errors.InputError(
                 "Expected processes that render kinv_scenes. Received: one "
                 "that stopped. Put the code of your script under `if __name__ "
-                '== "__main__":`, which processes need, and see that memory '
+                '== "__main__":`, which they need, and see that memory '
                 "is free."
             ) from None

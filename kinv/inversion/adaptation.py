@@ -9,18 +9,20 @@ from kinv.inversion import conditioning, losses, presets
 
 # Images that the normalisation of the logits is fitted to.
 STATISTICS_IMAGES = 10_000
+CHECKED_IMAGES = 100
 # Images that the embedding is fitted to, and how.
 REGRESSION_IMAGES = 120_000
 # Fewer where more numbers than these would be kept of their logits.
 REGRESSION_VALUES = 2**27
-PASSES = 12
+EPOCHS = 12
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
-# Without, it knows images by heart, and more of them than of others.
+# Without it the embedding memorises its images, and predicts them better than
+# held-out ones.
 WEIGHT_DECAY = 1.0
-# Length of a gradient at most. Those of logits are shorter; of a thousand
-# features, products of products diverge without.
-MOST_GRADIENT = 1.0
+# Bound on the norm of the gradient. Logits stay below it; with a thousand
+# features, products of products diverge without it.
+CLIP_NORM = 1.0
 # Side of the finest band that it predicts.
 FINEST_BAND = 16
 # Standard deviation, in [-1, 1], below which a value counts the less.
@@ -32,8 +34,8 @@ PART = 10_000
 def adapt(model, batches, verbose):
     """Fits the normalisation of the logits, and a first embedding of them.
 
-    The embedding of normalised logits, where it has hidden layers, by `regress`
-    on small pictures.
+    The embedding of normalised logits, where it has hidden layers, is fitted by
+    `pretrain` to small pictures.
     A model that was made of trained networks keeps theirs.
 
     Args:
@@ -50,11 +52,12 @@ def adapt(model, batches, verbose):
     # One that was given, and has its map of logits.
     normalization = generator.normalize_condition
     trained = not model.is_adapted() and normalization and normalization.fitted
-    regresses = normalization and not trained and generator.embedding_layers
-    if not (normalization or model.readback_weight):
-        return
-    count = STATISTICS_IMAGES
-    if regresses:
+    pretrains = normalization and not trained and generator.embedding_layers
+    fits = normalization or model.readback_weight
+    # Without anything to fit, what classifier and images are is checked all
+    # the same.
+    count = STATISTICS_IMAGES if fits else CHECKED_IMAGES
+    if pretrains:
         most = REGRESSION_VALUES // generator.condition_dim
         count = min(REGRESSION_IMAGES, most)
         if verbose:
@@ -74,6 +77,8 @@ def adapt(model, batches, verbose):
             "outputs are probabilities, 1 in all. Take its softmax off with "
             "kinv.load_classifier(classifier)."
         )
+    if not fits:
+        return
     statistics = condition[:STATISTICS_IMAGES]
     if trained:
         model.class_centered_whitening.set_statistics(statistics)
@@ -81,20 +86,22 @@ def adapt(model, batches, verbose):
             model.discriminator.normalize_condition.set_statistics(statistics)
     else:
         model.set_logit_statistics(statistics)
-    if not regresses:
+    if not pretrains:
         return
     condition = _in_parts(normalization, condition)
     # No noise: it tells nothing of the images.
     noise_dim = generator.noise_dim // (len(generator.blocks) + 1)
     condition = np.pad(condition, [(0, 0), (0, noise_dim)])
-    weights = regress(
+    weights = pretrain(
         generator.embed_condition,
         condition,
         _bands(pictures),
         model.seed,
         verbose,
     )
-    weights = devices.of_first_worker(model.distribute_strategy, weights)
+    weights = devices.broadcast_from_first_worker(
+        model.distribute_strategy, weights
+    )
     # Noise has the last rows of every kernel. At random it would drown what was
     # fitted; from 0 it learns.
     for kernel in weights:
@@ -104,7 +111,7 @@ def adapt(model, batches, verbose):
         network.embed_condition.set_weights(weights)
 
 
-def regress(embedding, condition, targets, seed, verbose=0):
+def pretrain(embedding, condition, targets, seed, verbose=0):
     """Fits an embedding so that a linear map of it predicts the targets.
 
     To read the logits is much of what a generator has to learn, and cheap to
@@ -136,10 +143,10 @@ def regress(embedding, condition, targets, seed, verbose=0):
 
     rows = tf.data.Dataset.range(len(condition)).shuffle(len(condition), seed)
     rows = rows.batch(min(BATCH_SIZE, len(condition)), drop_remainder=True)
-    steps = PASSES * len(rows)
+    steps = EPOCHS * len(rows)
     of_rows = tf.constant(condition), tf.constant(targets)
     rate = keras.optimizers.schedules.CosineDecay(
-        LEARNING_RATE, steps, presets.LAST_LEARNING_RATE
+        LEARNING_RATE, steps, presets.FINAL_RATE_RATIO
     )
     regression.compile(
         keras.optimizers.AdamW(
@@ -147,12 +154,12 @@ def regress(embedding, condition, targets, seed, verbose=0):
             WEIGHT_DECAY,
             beta_1=0.0,
             epsilon=1e-8,
-            global_clipnorm=MOST_GRADIENT,
+            global_clipnorm=CLIP_NORM,
         ),
         "mse",
     )
     regression.fit(
-        rows.repeat(PASSES).map(
+        rows.repeat(EPOCHS).map(
             lambda rows: tuple(tf.gather(x, rows) for x in of_rows)
         ),
         verbose=verbose,

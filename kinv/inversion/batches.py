@@ -101,6 +101,8 @@ def unpack(batch):
         errors.InputError: if it is anything else.
     """
     images, logits = _parts(batch)
+    if logits is not None:
+        logits = ops.cast(logits, "float32")
     return ops.cast(images, "float32"), logits
 
 

@@ -112,7 +112,8 @@ def with_fine_bands(images):
     finest, low = layers.finest_band(images)
     second, _ = layers.finest_band(low)
     bands = (finest, layers.repeat_pixels(second))
-    # Around 0.5, since the first block's ReLU cuts off what is below 0.
+    # Around 0.5, so that weak detail of both signs passes the first block's
+    # ReLU; what is darker by more than 1/16 (finest) or 1/8 is cut off.
     bands = [
         0.5 + gain * band
         for gain, band in zip(DETAIL_GAINS, bands, strict=True)

@@ -302,9 +302,9 @@ def describe_best(run):
     if best is None:
         low, high = SPREAD_RANGE
         text += (
-            f" In no epoch did the noise say from {low:.2f} to {high:.2f} of "
-            "what is left open at an agreement near the best, so the last one "
-            "is kept."
+            " In no epoch was the spread of the noise between "
+            f"{low:.2f} and {high:.2f} times what is left open at an agreement "
+            "near the best, so the last one is kept."
         )
     # 0 where no two held-out images share a class: nothing is known then.
     paired = row.get("val_shuffled_logit_error", 1)

@@ -34,7 +34,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.run = pathlib.Path(run)
 
     def on_train_begin(self, logs=None):
-        """Removes a damaged last one, lest it becomes the one before."""
+        """Removes a damaged last one, lest it become the one before."""
         newest = self.run / CHECKPOINTS[0]
         try:
             files.verify(newest)
@@ -113,7 +113,7 @@ def restore(model, run):
         except Exception as error:
             failure = failure or errors.InputError(
                 f"Expected {path} to be a checkpoint of this network. "
-                f"Received: {errors.reason(error)} Start a new run in another "
+                f"Received: {errors.reason(error)}. Start a new run in another "
                 "directory."
             )
     if failure:
@@ -175,7 +175,7 @@ def restore_discriminator(model, run):
         except Exception as error:
             raise errors.InputError(
                 f"Expected {path} to hold a discriminator like this run's. "
-                f"Received: {errors.reason(error)} Copy generator.keras to "
+                f"Received: {errors.reason(error)}. Copy generator.keras to "
                 "another directory to start with a new one."
             ) from error
 

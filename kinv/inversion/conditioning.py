@@ -184,7 +184,7 @@ class Embedding(keras.layers.Layer):
     Never spectrally normalised, and float32 in every precision.
 
     Products of what no image gives, such as of logits that are perturbed, grow
-    beyond what was trained. `longest` is the length that an embedding is
+    beyond what was trained. `max_norm` is the length that an embedding is
     shortened to where it is longer; None, until the generator fills its
     standing statistics, for no such length.
 
@@ -203,7 +203,7 @@ class Embedding(keras.layers.Layer):
         Delving Deep into Rectifiers, ICCV 2015.
     """
 
-    longest = None
+    max_norm = None
 
     def __init__(self, units, hidden_layers, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
@@ -235,12 +235,12 @@ class Embedding(keras.layers.Layer):
             x = value(x) * gates * ops.sigmoid(gates)
             x = ops.concatenate([x, condition], axis=-1)
         embedded = self.embed(x)
-        if self.longest is None:
+        if self.max_norm is None:
             return embedded
         # The root of a maximum has a gradient at 0, too.
         squares = ops.sum(ops.square(embedded), axis=-1, keepdims=True)
-        lengths = ops.sqrt(ops.maximum(squares, self.longest**2))
-        return embedded * (self.longest / lengths)
+        lengths = ops.sqrt(ops.maximum(squares, self.max_norm**2))
+        return embedded * (self.max_norm / lengths)
 
     def get_config(self):
         return {
@@ -260,7 +260,7 @@ def finite(logits):
     bad = np.count_nonzero(~np.isfinite(logits).all(axis=-1))
     if bad:
         raise errors.InputError(
-            "Expected a classifier whose outputs are numbers. Received: NaN or "
+            "Expected a classifier whose outputs are finite. Received: NaN or "
             f"infinity for {bad:,} of {len(logits):,} training images. Mend "
             "what it does to these, or leave them out."
         )

@@ -48,12 +48,8 @@ def load_generator(path):
     try:
         saved = keras.models.load_model(path, compile=False)
         if isinstance(saved, networks.Generator):
-            if saved.dtype_policy.name == "float32":
-                return saved
-            config = {**saved.get_config(), "dtype": "float32"}
-            generator = networks.Generator.from_config(config)
-            generator.set_weights(saved.get_weights())
-            return generator
+            saved.dtype_policy = "float32"
+            return saved
         reason = f"a {type(saved).__name__}"
     # Keras lets through whatever a damaged file makes zipfile, h5py, json or
     # a layer's constructor raise.
@@ -79,7 +75,7 @@ def condition_of(classifier, images):
         float32 array `(batch, condition_dim)`.
     """
     # `predict` would have XLA compile it on GPUs, which not all can.
-    outputs = _outputs(classifier, classifier(images, training=False))
+    outputs = tf.nest.flatten(classifier(images, training=False))
     return np.asarray(outputs[-1], "float32")
 
 
@@ -230,7 +226,7 @@ def signature(classifier, generator):
         images = batches.center_square(images, classifier_size)
         logits, *features = (
             tf.cast(x, "float32")
-            for x in _outputs(classifier, classifier(images, training=False))
+            for x in tf.nest.flatten(classifier(images, training=False))
         )
         outputs = {"logits": tf.ensure_shape(logits, (None, num_classes))}
         if features:
@@ -288,7 +284,7 @@ def lite_model(classifier, generator):
         ]
     )
     def invert(images, noise):
-        outputs = _outputs(classifier, classifier(images, training=False))
+        outputs = tf.nest.flatten(classifier(images, training=False))
         logits, *_ = outputs
         *_, condition = (tf.cast(output, "float32") for output in outputs)
         inputs = {"condition": condition, "noise": noise}
@@ -337,11 +333,6 @@ def _in_parts(generator, inputs):
         parallel_iterations=1,
     )
     return pictures.concat()
-
-
-def _outputs(classifier, results):
-    """List of a classifier's one or two results."""
-    return [results] if len(classifier.outputs) == 1 else results
 
 
 def _write_warmup_requests(path, classifier_size, generator):

@@ -166,8 +166,8 @@ class InversionGAN(keras.Model):
 
     def compile(
         self,
-        generator_optimizer=SMALL["generator_learning_rate"],
-        discriminator_optimizer=SMALL["discriminator_learning_rate"],
+        generator_optimizer=None,
+        discriminator_optimizer=None,
         steps=None,
         **kwargs,
     ):
@@ -175,22 +175,22 @@ class InversionGAN(keras.Model):
 
         Args:
             generator_optimizer: Keras optimizer, its name, or the learning rate
-                of the paper's.
+                of the paper's; by default that at the preset `small`'s rate.
             discriminator_optimizer: another one, as the first.
             steps: number of generator updates over which learning rates
                 decay; constant without.
             **kwargs: of `keras.Model.compile`. `jit_compile` is by default
-                Keras's choice where `devices.compiles` lets it.
+                Keras's choice where `devices.can_use_xla` lets it.
         """
-        if not devices.compiles(self.distribute_strategy, self.classifier):
+        if not devices.can_use_xla(self.distribute_strategy, self.classifier):
             kwargs = {"jit_compile": False, **kwargs}
         # Keras would make a third optimizer, with slots for every weight.
         super().compile(optimizer=None, **kwargs)
         self.generator_optimizer = training_step.make_optimizer(
-            generator_optimizer, steps
+            generator_optimizer or SMALL["generator_learning_rate"], steps
         )
         self.discriminator_optimizer = training_step.make_optimizer(
-            discriminator_optimizer,
+            discriminator_optimizer or SMALL["discriminator_learning_rate"],
             # It is updated that many times as often.
             steps and steps * self.discriminator_steps,
         )
@@ -250,7 +250,9 @@ class InversionGAN(keras.Model):
         updates = self.discriminator_steps + 1
         replicas = self.distribute_strategy.num_replicas_in_sync
         parts = updates * self.micro_batches * replicas
-        given, x = x, batches.full(x, batch_size * updates, self.seed, parts)
+        # Another order in every call.
+        seed = self.seed + int(np.asarray(self.generator_optimizer.iterations))
+        given, x = x, batches.full(x, batch_size * updates, seed, parts)
         if not self.is_adapted():
             seen = batches.at_most(x, given, **kwargs)
             self.adapt(seen, kwargs.get("verbose", "auto"))
@@ -261,7 +263,7 @@ class InversionGAN(keras.Model):
         return super().fit(x, **{"shuffle": False, **kwargs})
 
     def adapt(self, images, verbose="auto"):
-        """Fits to images what does not learn, and a first embedding.
+        """Fits what gradients do not train, and pretrains the embedding.
 
         The normalisation of the logits, the read-back's units, and the
         embedding of the logits (`adaptation`).
@@ -340,9 +342,7 @@ class InversionGAN(keras.Model):
             `(batch, condition_dim)`.
         """
         images = batches.resize(images, self.classifier.input_shape[1])
-        outputs = self.classifier(images, training=False)
-        if len(self.classifier.outputs) == 1:
-            outputs = [outputs]
+        outputs = tf.nest.flatten(self.classifier(images, training=False))
         outputs = [ops.cast(x, "float32") for x in outputs]
         return outputs[0], outputs[-1]
 

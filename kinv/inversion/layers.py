@@ -11,11 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
-# What a 3x3 kernel is to every second row (and column) of a map: for both
-# phases of rows two taps, each a sum of the kernel's three rows. Zeros: output
-# rows 2j and 2j + 1 take of input rows j and j + 1; nearest: 2j - 1 and 2j of
-# j - 1 and j; pool: the mean of two output rows takes of four input rows, of
-# which each phase has two.
+# The taps that replace a 3x3 kernel along one axis, as (phase, tap, row of the
+# kernel). Zeros: output rows 2j and 2j + 1 from input rows j and j + 1.
+# Nearest: output rows 2j - 1 and 2j from input rows j - 1 and j. Pool: the mean
+# of two output rows from four input rows, two in each phase.
 TAPS = {
     "zeros": np.array([[[0, 1, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 1]]]),
     "nearest": np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]]),
@@ -106,6 +105,8 @@ class SpectralLayer(keras.layers.Layer):
         for _ in range(iterations):
             vector, sigma = self._power_iteration(self.kernel.value, vector)
         self.kernel.assign(self.kernel / sigma)
+        # By which a copy, which is not folded, divides by 1.
+        self.spectral_vector.assign(vector)
         self.folded = True
 
     def _power_iteration(self, kernel, vector):
@@ -166,7 +167,7 @@ class SpectralConv2D(SpectralLayer):
     input's values at the even rows and columns, zeros elsewhere (compare_gan's
     `unpool`); `nearest` repeats every value four times. Outputs of rows (and
     columns) of zeros would have another mean and variance than their
-    neighbours, which shows as a chequered pattern that training never quite
+    neighbours, which shows as a checkerboard that training never quite
     removes; repeated values have none.
     The larger map is never made. An output pixel meets the same rows of a 3x3
     kernel as every second one beside it, or their sum where they meet the same

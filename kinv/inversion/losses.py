@@ -124,7 +124,7 @@ def class_divergence(read, expected):
     """Kullback-Leibler divergence of the class probabilities.
 
     `sum(p log(p / q))` of those expected, `p`, and read, `q`. Of a thousand
-    classes few are likely, and a distance of the logits is one of the others.
+    classes few are likely: a distance of the logits mostly measures the others.
     """
     expected = ops.log_softmax(expected)
     differences = expected - ops.log_softmax(read)

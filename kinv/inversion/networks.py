@@ -19,7 +19,7 @@ from kinv.inversion import (
 )
 
 # Channels in units of `base_channels`. 64 px is the paper's (Tables 1 and 2),
-# 128 px compare_gan's; 32 px leaves out the two widest blocks of 64 px. 8 px,
+# 128 px compare_gan's; 32 px has one block less, and no map wider than 8. 8 px,
 # for the smallest pictures and for tests, has one block.
 GENERATOR_CHANNELS = {
     8: (8, 8),
@@ -212,7 +212,8 @@ class Generator(keras.Model):
     def fill_standing_statistics(self, batches):
         """Replaces the statistics that inference normalises with.
 
-        The longest embedding of these batches is the longest from then on.
+        The longest embedding of these batches is the longest from then on,
+        where embeddings have hidden layers.
 
         Args:
             batches: iterable of call inputs; logits of real images and fresh
@@ -226,16 +227,19 @@ class Generator(keras.Model):
                 variable.assign(np.zeros(variable.shape))
             layer.accumulating = True
         # Of an earlier call; it would shorten what is measured here.
-        self.embed_condition.longest, longest = None, 0.0
+        self.embed_condition.max_norm, max_norm = None, 0.0
         try:
             for batch in batches:
                 self(batch, training=True)
                 embedded = np.array(self._embed(**batch)[0])
-                longest = max(longest, np.linalg.norm(embedded, axis=1).max())
+                norms = np.linalg.norm(embedded, axis=1)
+                max_norm = max(max_norm, float(norms.max()))
         finally:
             for layer in self.moments:
                 layer.accumulating = False
-        self.embed_condition.longest = float(longest)
+        # A linear map grows as its condition does, whose length it should tell.
+        if self.embedding_layers:
+            self.embed_condition.max_norm = max_norm
 
     def get_config(self):
         return {**super().get_config(), **layers.settings_of(self)}
@@ -330,7 +334,6 @@ class Discriminator(keras.Model):
         x = inputs["images"] / 255.0
         if self.sees_detail:
             x = blocks.with_fine_bands(x)
-        x = ops.cast(x, self.compute_dtype)
         for block in self.blocks:
             x = block(x, training=training)
             resolution = DISCRIMINATOR_ATTENTION[self.image_size]

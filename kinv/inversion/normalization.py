@@ -10,9 +10,9 @@ from keras import ops
 from kinv.inversion import layers
 
 SPATIAL_AND_BATCH = (0, 1, 2)
-# Of batch renormalisation: the updates of which the running averages are, and
-# those between which it begins. Of moments that change fast they lag too far
-# behind.
+# Of batch renormalisation: the updates that the running averages cover, and
+# those between which it is phased in. Early moments change too fast for the
+# averages to follow.
 MEMORY = 25
 FIRST_UPDATE, FULL_UPDATE = 1000, 2000
 # Bounds of the two corrections.
@@ -88,7 +88,7 @@ class BatchMoments(keras.layers.Layer):
         return mean, variance
 
     def renormalize(self, mean, variance, epsilon):
-        """Turns values that the batch standardised into the averages' ones.
+        """From values that the batch's moments standardised to the averages'.
 
         Inference standardises with moments of many batches. So does training
         then, and the moments of one batch are no noise in a picture, while

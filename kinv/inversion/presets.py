@@ -75,7 +75,7 @@ SETTINGS = {
     "upsampling": (
         ("zeros", "nearest"),
         "zeros: zeros between the values; nearest: every value four times, "
-        "without a chequered pattern",
+        "without a checkerboard pattern",
     ),
     "padding": (
         ("zeros", "edge"),
@@ -168,11 +168,11 @@ SETTINGS = {
         errors.positive_int,
         "held-out images measured after every epoch",
     ),
-    "generator_learning_rate": (errors.positive_float, "Adam's, at first"),
-    "discriminator_learning_rate": (errors.positive_float, "Adam's, at first"),
+    "generator_learning_rate": (errors.positive_float, "Adam's initial one"),
+    "discriminator_learning_rate": (errors.positive_float, "the same"),
     "learning_rate_decay": (
         ("none", "cosine"),
-        "of both rates over the steps",
+        "schedule of both learning rates over the steps",
     ),
     "ema_decay": (errors.share, "decay of the averaged generator, in [0, 1)"),
     "ema_start_step": (
@@ -260,7 +260,7 @@ PRESETS["paper-small"] = {
     "ema_decay": 0.999,
     "ema_start_step": 200,
 }
-# What trainings did before there was a setting, which their records lack.
+# Values of settings that older runs do not record: what training did then.
 BEFORE = {"renormalization": False}
 # Of weights, noise and the order of images.
 SEED = 8
@@ -270,8 +270,8 @@ OF_LOGITS = ("class-centered", "one-hot")
 OF_FEATURES = "whiten"
 # From here on the means of classes are those of few images.
 MANY_CLASSES = 300
-# What a cosine ends at, over what it starts at.
-LAST_LEARNING_RATE = 0.02
+# Of a cosine, its end over its start.
+FINAL_RATE_RATIO = 0.02
 
 
 def assignment(text):
@@ -318,7 +318,7 @@ def check_choice(name, value):
 
 
 def check(settings, classifier_size, num_classes, has_features):
-    """Whether the settings of networks suit a classifier.
+    """Checks settings of networks against a classifier.
 
     Warnings are logged of pictures that are larger than what the classifier
     sees needs, and of settings that are known not to suit it.

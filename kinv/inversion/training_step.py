@@ -11,12 +11,13 @@ it rewards pictures that look real, and neither that they show what the logits
 know nor that the noise does what they leave open. The energy score of two
 reconstructions of each image asks for both. The read-back asks that the
 classifier finds in every reconstruction the logits that it was made of. The
-squared error of pixels, a control, teaches what logits know and to pass over
-the noise (Dosovitskiy and Brox, Generating Images with Perceptual Similarity
-Metrics based on Deep Networks, NeurIPS 2016).
+squared error of pixels, a control, teaches the generator to show what the
+logits know and to ignore the noise (Dosovitskiy and Brox, Generating Images
+with Perceptual Similarity Metrics based on Deep Networks, NeurIPS 2016).
 """
 
 import functools
+import numbers
 
 import keras
 import tensorflow as tf
@@ -246,11 +247,11 @@ def make_optimizer(optimizer, steps=None):
         steps: number of updates over which such a rate decays along a cosine;
             constant without.
     """
-    if isinstance(optimizer, float):
-        rate = optimizer
+    if isinstance(optimizer, numbers.Real):
+        rate = float(optimizer)
         if steps:
             rate = keras.optimizers.schedules.CosineDecay(
-                rate, steps, presets.LAST_LEARNING_RATE
+                rate, steps, presets.FINAL_RATE_RATIO
             )
         optimizer = keras.optimizers.Adam(
             rate, beta_1=0.0, beta_2=0.999, epsilon=1e-8

@@ -8,8 +8,8 @@ import numpy as np
 from kinv import errors, pixels
 
 
-def check_images(images):
-    """Images `(batch, height, width, 3)` in [0, 255], their middle square.
+def center_squares(images):
+    """The middle squares of images `(batch, height, width, 3)` in [0, 255].
 
     Raises:
         errors.InputError: if their shape or values are others.

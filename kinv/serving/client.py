@@ -25,7 +25,7 @@ from kinv.serving.signature import FEATURES, SIGNATURE
 
 TIMEOUT_SECONDS = 60
 ATTEMPTS = 4
-# Before the second attempt; doubled before each one after.
+# Before an attempt, doubled each time; of REST, the second follows at once.
 WAIT_SECONDS = 0.25
 MESSAGE_BYTES = 2**28
 # What a server says that may be able to answer in a moment.
@@ -153,7 +153,8 @@ def _session(target):
         session.headers["Accept-Encoding"] = "identity"
     retries = urllib3.Retry(
         ATTEMPTS - 1,
-        read=False,
+        # A kept connection that the server closes as the next call goes out.
+        read=1,
         backoff_factor=WAIT_SECONDS,
         status_forcelist=PASSING_STATUS,
         allowed_methods=None,
@@ -207,16 +208,22 @@ def _connect_rest(target):
     except errors.InputError:
         metadata = _metadata(target, signatures, version)
 
+    expected = list(signatures.signature_def[SIGNATURE].outputs)
+
     def predict(inputs):
         samples = inputs["noise"].shape[1]
         if not samples:
             # JSON has no empty axis followed by another: one sample, left out.
             shape = (len(inputs["images"]), 1, metadata["noise_dim"])
             inputs = {**inputs, "noise": np.zeros(shape, "float32")}
-        outputs = call("POST", f"{target}:predict", _body(inputs))["outputs"]
-        outputs = {
-            key: np.array(value, "float32") for key, value in outputs.items()
-        }
+        answer = call("POST", f"{target}:predict", _body(inputs))
+        try:
+            outputs = {
+                key: np.array(answer["outputs"][key], "float32")
+                for key in expected
+            }
+        except (LookupError, TypeError, ValueError):
+            raise _failed(target, "other outputs than its own") from None
         outputs["reconstructions"] = outputs["reconstructions"][:, :samples]
         return outputs
 

@@ -1,5 +1,6 @@
 """Counts and latencies of calls, under TensorFlow Serving's names."""
 
+import asyncio
 import contextlib
 import time
 from concurrent import futures
@@ -61,8 +62,8 @@ def request(server, model, entrypoint):
     except ServingError as error:
         status = error.code.name
         raise
-    # The client has gone.
-    except futures.CancelledError:
+    # The client has gone, or the server stops.
+    except (futures.CancelledError, asyncio.CancelledError):
         status = "CANCELLED"
         raise
     finally:

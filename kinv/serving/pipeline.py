@@ -94,14 +94,15 @@ class Pipeline:
 
         Raises:
             errors.InputError: if there is no such directory or server, or it
-                holds something else. The same of later calls of a server that
-                fail.
+                holds something else. Later calls raise it, too, if the server
+                fails.
         """
         if "://" in str(target):
             # Local models need neither gRPC nor HTTP.
             from kinv.serving import client
 
             predict, metadata = client.connect(str(target))
+            _check_metadata(metadata, target)
             return cls(
                 predict,
                 metadata,
@@ -174,7 +175,7 @@ class Pipeline:
             float32 `(batch, num_classes)`, and the layer's features `(batch,
             condition_dim)`; of a model without a layer, the logits again.
         """
-        images = arguments.check_images(images)
+        images = arguments.center_squares(images)
         logits = np.empty((len(images), self.num_classes), "float32")
         given = logits
         if self.layer:
@@ -219,7 +220,7 @@ class Pipeline:
         Returns:
             float32 `(batch, samples, image_size, image_size, 3)` in [0, 255].
         """
-        images = arguments.check_images(images)
+        images = arguments.center_squares(images)
         shape = (len(images), samples, self.noise_dim)
         noise = arguments.given_or_drawn(noise, shape, seed)
         batch, samples = noise.shape[:2]
@@ -343,7 +344,7 @@ def _read_metadata(path):
             path,
         )
     metadata = files.read_json(metadata_path)
-    _check_metadata(metadata, metadata_path)
+    _check_metadata(metadata, path)
     return metadata
 
 
@@ -365,8 +366,9 @@ def check_is_no_version(directory):
         )
 
 
-def _check_metadata(metadata, path):
-    sizes = {name: metadata.get(name) for name in METADATA}
+def _check_metadata(metadata, place):
+    of_kinv = metadata if isinstance(metadata, dict) else {}
+    sizes = {name: of_kinv.get(name) for name in METADATA}
     names = sizes.pop("class_names")
     if (
         not all(type(size) is int and size > 0 for size in sizes.values())
@@ -374,9 +376,9 @@ def _check_metadata(metadata, path):
         or len(names) != sizes["num_classes"]
     ):
         raise errors.InputError(
-            f"Expected {', '.join(sorted(METADATA))} in {path}, as "
-            "tools/export.py writes them. Received: a file without. Export it "
-            "again."
+            f"Expected {', '.join(sorted(METADATA))} in the kinv.json of "
+            f"{place}, as tools/export.py writes them. Received: other "
+            "contents. Export the model again."
         )
 
 

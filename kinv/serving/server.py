@@ -189,8 +189,8 @@ class _Served:
     def refresh(self):
         """Takes the highest version that can be loaded, if it is another one.
 
-        Without any there is no version. If the directory itself cannot be
-        read, the present version stays.
+        If none can be loaded, there is no version. If the directory itself
+        cannot be read, the present version stays.
         """
         try:
             found = pipeline.versions(self.directory)
@@ -250,26 +250,31 @@ class _Served:
 
     def _work(self):
         while (calls := self._next_batch()) is not None:
-            calls = [
-                call for call in calls if call[2].set_running_or_notify_cancel()
-            ]
-            if not calls:
-                continue
-            futures = [future for _, _, future in calls]
-            try:
-                with monitoring.runtime(self.name):
-                    answers = _answer(calls)
-            # A defect must not end the thread that all other calls need.
-            except Exception as error:
-                LOGGER.exception("%s: call failed", self.name)
-                answers = [
-                    ServingError(grpc.StatusCode.INTERNAL, errors.reason(error))
-                ] * len(calls)
-            for future, answer in zip(futures, answers, strict=True):
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+            self._resolve(calls)
+            # Or they, and their version, would stay until the next one comes.
+            del calls
+
+    def _resolve(self, calls):
+        """Answers those of some calls that still wait."""
+        calls = [
+            call for call in calls if call[2].set_running_or_notify_cancel()
+        ]
+        if not calls:
+            return
+        try:
+            with monitoring.runtime(self.name):
+                answers = _answer(calls)
+        # A defect must not end the thread that all other calls need.
+        except Exception as error:
+            LOGGER.exception("%s: call failed", self.name)
+            answers = [
+                ServingError(grpc.StatusCode.INTERNAL, errors.reason(error))
+            ] * len(calls)
+        for (_, _, future), answer in zip(calls, answers, strict=True):
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
     def _next_batch(self):
         """The next call, and those that wait and can be merged with it."""

@@ -9,12 +9,11 @@ import threading
 import urllib.parse
 import zlib
 
-import fastapi
 import grpc
 import orjson
-import starlette.requests
 import uvicorn
-from fastapi.middleware import cors
+from starlette import applications, requests, responses, routing
+from starlette.middleware import cors
 from uvicorn.protocols.http import h11_impl
 
 from kinv.serving import limits, monitoring, rest
@@ -29,6 +28,7 @@ HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
     grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
     # Of a client that has gone: nobody reads the answer.
@@ -41,8 +41,8 @@ HEALTH_PATH = "/healthz"
 # In which a client has to send a request, from the first byte of a connection
 # or the end of the last answer; and, from then on, its body.
 READ_SECONDS = 60
-# Bodies above are read one at a time: a second each, of which nothing else
-# comes in, and twenty times their size in memory.
+# Larger bodies are parsed one at a time: parsing takes about a second, in which
+# no other call gets in, and twenty times their size in memory.
 LARGE_BYTES = 2**20
 # Answers below fit into one packet.
 COMPRESSED_BYTES = 1400
@@ -73,6 +73,7 @@ def start(server, page, opened, allow_origins=()):
         make_app(server, page, allow_origins),
         log_level="warning",
         http=_Protocol,
+        timeout_keep_alive=READ_SECONDS,
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(
@@ -148,7 +149,36 @@ def make_app(server, page, allow_origins=()):
         The RESTful API of TensorFlow Serving,
         https://www.tensorflow.org/tfx/serving/api_rest
     """
-    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    reading = asyncio.Semaphore(1)
+
+    async def explorer(request):
+        return responses.HTMLResponse(
+            page(),
+            headers={
+                "Content-Security-Policy": PAGE_POLICY,
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
+
+    async def health(request):
+        return responses.JSONResponse({"status": "SERVING"})
+
+    async def metrics(request):
+        return responses.PlainTextResponse(monitoring.page())
+
+    async def call(request):
+        return await _answer(server, request, reading)
+
+    app = applications.Starlette(
+        routes=[
+            routing.Route("/", explorer),
+            routing.Route(HEALTH_PATH, health),
+            routing.Route(monitoring.PATH, metrics),
+            # One for all calls: paths are TensorFlow Serving's, with colons and
+            # in any case.
+            routing.Route("/{path:path}", call, methods=METHODS),
+        ]
+    )
     if allow_origins:
         app.add_middleware(
             cors.CORSMiddleware,
@@ -156,33 +186,6 @@ def make_app(server, page, allow_origins=()):
             allow_methods=["GET", "POST"],
             allow_headers=["Content-Type"],
         )
-
-    @app.api_route("/", methods=["GET", "HEAD"])
-    async def explorer():
-        return fastapi.Response(
-            page(),
-            media_type="text/html",
-            headers={
-                "Content-Security-Policy": PAGE_POLICY,
-                "X-Content-Type-Options": "nosniff",
-            },
-        )
-
-    @app.api_route(HEALTH_PATH, methods=["GET", "HEAD"])
-    async def health():
-        return {"status": "SERVING"}
-
-    @app.get(monitoring.PATH)
-    async def metrics():
-        return fastapi.Response(monitoring.page(), media_type="text/plain")
-
-    reading = asyncio.Semaphore(1)
-
-    # One route: paths are TensorFlow Serving's, with colons and in any case.
-    @app.api_route("/{path:path}", methods=METHODS)
-    async def answer(request: fastapi.Request):
-        return await _answer(server, request, reading)
-
     return app
 
 
@@ -208,7 +211,7 @@ async def _answer(server, request, reading):
     # By uvicorn, which no longer waits.
     except asyncio.CancelledError:
         content, status = orjson.dumps({"error": "The server stops"}), 503
-    return fastapi.Response(
+    return responses.Response(
         content, status, headers, media_type="application/json"
     )
 
@@ -323,7 +326,7 @@ async def _read(request, limit):
             f"Expected the whole request within {READ_SECONDS} s",
             Connection="close",
         ) from None
-    except starlette.requests.ClientDisconnect:
+    except requests.ClientDisconnect:
         raise _Refused(400, "The client went away") from None
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding not in ("identity", "gzip"):
@@ -360,4 +363,7 @@ def _decompress(body, limit):
 
 
 def _too_large(limit):
-    return _Refused(413, f"Expected a request of at most {limit / 2**20:g} MiB")
+    return limits.ServingError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        f"Expected a request of at most {limit / 2**20:g} MiB",
+    )
