@@ -127,9 +127,10 @@ def check_parent(path):
             f"Expected an existing folder to write {path} to. Received: "
             f"{parent}, which does not exist. Create it first."
         )
-    if path and not os.access(parent, os.W_OK):
+    place = path if path and os.path.isdir(path) else parent
+    if path and not os.access(place, os.W_OK):
         raise errors.InputError(
-            f"Expected a folder that can be written. Received: {parent}, which "
+            f"Expected a folder that can be written. Received: {place}, which "
             "is read-only. Choose another."
         )
 
@@ -209,7 +210,9 @@ def command(tool, *words):
     if this.startswith("kinv "):
         start = f"kinv {tool.replace('_', '-')}"
     else:
-        start = shlex.quote(str(pathlib.Path(this).with_name(f"{tool}.py")))
+        # Of an interactive session there is none.
+        script = pathlib.Path(this or tool).with_name(f"{tool}.py")
+        start = shlex.quote(str(script))
     return f"{start} {shlex.join(map(str, words))}"
 
 

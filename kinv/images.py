@@ -210,7 +210,7 @@ def _opened(path):
             if not hasattr(path, "read"):
                 # To open a pipe waits for somebody who writes to it.
                 if stat.S_ISFIFO(os.stat(path).st_mode):
-                    raise PIL.UnidentifiedImageError
+                    raise _PipeError
                 file = stack.enter_context(open(path, "rb"))
             image = PIL.Image.open(file, formats=tuple(FORMATS))
             yield stack.enter_context(image)
@@ -221,6 +221,8 @@ def _opened(path):
         reason = "a folder. Name a file in it."
     except PermissionError:
         reason = "which may not be read. Check its permissions."
+    except _PipeError:
+        reason = "a pipe. Write it to a file first."
     except PIL.UnidentifiedImageError:
         reason = "which kinv cannot read. Convert it to PNG or JPEG."
     except PIL.Image.DecompressionBombError:
@@ -233,6 +235,10 @@ def _opened(path):
     raise errors.InputError(
         f"Expected an image file. Received: {path}, {reason}"
     ) from None
+
+
+class _PipeError(ValueError):
+    """A named pipe, or the one of a shell."""
 
 
 class _UnknownRangeError(ValueError):

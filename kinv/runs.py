@@ -123,7 +123,7 @@ def check_data(recorded, found, name):
         if rest > 0:
             changes[MOST_CHANGES:] = [f"{rest:,} more changes"]
         raise errors.InputError(
-            f"Expected the {kind} images of {name} that the run began with. "
+            f"Expected the {kind} images of {name} as they were in training. "
             "Received others: "
             + ("; ".join(changes) or "other names or sizes of files")
             + ". Put them back as they were, or train a new run on them."

@@ -471,12 +471,14 @@ class Labelled:
 @pytest.mark.parametrize(
     "numbers, line",
     [
-        ([0, 1, 2] * 40, "100.0% of 120 held-out images"),
-        ([0, 1, 0] * 30, "66.7% of 90 held-out images"),
+        ([0, 1, 2] * 40, "100.0% of 120 held-out images\n"),
+        ([0, 1, 0] * 30, "66.7% of 90 held-out images\n"),
         ([1, 2, 0] * 40, "0.0% of 120 held-out images, no better than chance:"),
         ([2, 1, 0] * 100, "33.5% of 200 held-out images, no better than"),
         # Too few to tell.
         ([2, 1, 0] * 2, "33.3% of 6 held-out images\n"),
+        ([1] * 29, "of 29 held-out images\n"),
+        ([1] * 30, "of 30 held-out images, no better than chance:"),
         ([-1] * 10, "not measured, for lack of labels"),
     ],
 )

@@ -233,7 +233,7 @@ def test_who_waits_gets_the_directory_in_the_end(tmp_path, holder):
         assert holder.wait() == -9
 
 
-def test_who_waits_makes_a_directory_that_was_removed_meanwhile(tmp_path):
+def test_a_lock_makes_a_directory_that_was_removed_meanwhile(tmp_path):
     with files._lock_file(tmp_path / "run" / files.LOCK, wait=True):
         assert (tmp_path / "run").is_dir()
 

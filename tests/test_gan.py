@@ -797,6 +797,16 @@ def test_probabilities_are_refused_where_nothing_is_fitted():
         model.fit(make_data()[0], batch_size=8, verbose=0)
 
 
+def test_a_model_is_compiled_before_it_is_fitted():
+    classifier = make_model().classifier
+    model = gan.InversionGAN(classifier, image_size=SIZE, base_channels=4)
+    with pytest.raises(errors.InputError, match="Call compile"):
+        model.fit(make_data()[0])
+    for rate in (0.0, -1.0):
+        with pytest.raises(errors.InputError, match="rate above 0"):
+            model.compile(rate)
+
+
 def test_every_fit_has_an_order_of_its_own(monkeypatch):
     model = make_model()
     seeds = []

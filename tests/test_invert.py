@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from ai_edge_litert import interpreter as litert
 
-from kinv import errors, images, pixels
+from kinv import cli, errors, images, pixels
 from kinv.analysis import diversity, held_out
 from kinv.classifiers import small
 from kinv.inversion import export, model_card, networks, noise_scale
@@ -502,6 +502,9 @@ def test_a_folder_that_may_not_be_written_is_found_before_the_work(
                 *("--out", str(tmp_path / "grid.png")),
             ]
         )
+    # A folder that is there may be written to, whatever holds it.
+    (tmp_path / "mounted").mkdir()
+    cli.check_parent(tmp_path / "mounted")
 
 
 def test_no_image_is_overwritten(pictures, tmp_path, monkeypatch):

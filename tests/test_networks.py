@@ -84,6 +84,16 @@ def test_parameters_at_128_pixels():
     assert parameters(discriminator) == expected
 
 
+def test_all_tables_have_the_same_sizes():
+    for table in (
+        networks.GENERATOR_CHANNELS,
+        networks.DISCRIMINATOR_CHANNELS,
+        networks.GENERATOR_ATTENTION,
+        networks.DISCRIMINATOR_ATTENTION,
+    ):
+        assert tuple(table) == presets.IMAGE_SIZES
+
+
 @pytest.mark.parametrize("image_size", [8, 32, 64, 128])
 def test_shapes_and_ranges(image_size):
     generator = networks.Generator(image_size, 5, 8)

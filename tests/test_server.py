@@ -223,6 +223,37 @@ def test_other_answers_than_a_model_s_are_one_line(version, other_server):
             pipeline.Pipeline.load(target)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_call_is_made_again_where_the_connection_was_closed(
+    monkeypatch, late
+):
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.5)
+    calls = []
+
+    def serve(listening):
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                calls.append(connection.recv(10_000))
+                if late:
+                    time.sleep(1)
+                elif len(calls) > 1:
+                    connection.sendall(
+                        b"HTTP/1.1 400 x\r\nContent-Length: 2\r\n\r\n{}"
+                    )
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=[listening], daemon=True).start()
+        target = "http://127.0.0.1:%d/v1/models/x" % listening.getsockname()[1]
+        reason = "timed out" if late else "status 400"
+        with pytest.raises(errors.InputError, match=reason):
+            pipeline.Pipeline.load(target)
+    assert len(calls) == (1 if late else 2)
+
+
 @pytest.mark.parametrize(
     "target, reason",
     [

@@ -349,7 +349,8 @@ def _image_shape(spec, size, directory):
     if None in (layout.height, layout.width) and not size:
         raise errors.InputError(
             f"Expected --classifier-size for {directory}, which takes images "
-            "of any size. Received: none. Give the size it was trained at."
+            "of any height or width. Received: none. Give the size it was "
+            "trained at."
         )
     if layout.axis == -1:
         shape[-1] = layout.channels

@@ -347,9 +347,11 @@ def _decode_error(path, plain):
     except errors.InputError as error:
         return error
     except tf.errors.OpError:
+        reason = "which is missing. Put it back."
+        if os.path.exists(path):
+            reason = "which is damaged. Replace it."
         return errors.InputError(
-            f"Expected an image file. Received: {path}, which is missing or "
-            "damaged. Put it back."
+            f"Expected an image file. Received: {path}, {reason}"
         )
     return None
 

@@ -41,7 +41,8 @@ def adapt(model, batches, verbose):
     Args:
         model: `gan.InversionGAN`.
         batches: `tf.data.Dataset` of float32 images `(batch, size, size, 3)` in
-            [0, 255]. The first 10,000 are used, 120,000 for an embedding.
+            [0, 255]. The first 10,000 are used, 120,000 for an embedding, 100
+            where nothing is fitted.
         verbose: of `keras.Model.fit`.
 
     Raises:

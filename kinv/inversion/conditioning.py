@@ -185,8 +185,8 @@ class Embedding(keras.layers.Layer):
 
     Products of what no image gives, such as of logits that are perturbed, grow
     beyond what was trained. `max_norm` is the length that an embedding is
-    shortened to where it is longer; None, until the generator fills its
-    standing statistics, for no such length.
+    shortened to where it is longer. It is None, for no such length, until the
+    generator fills its standing statistics, and without hidden layers.
 
     Args:
         units: size of the embedding.

@@ -186,11 +186,15 @@ class InversionGAN(keras.Model):
             kwargs = {"jit_compile": False, **kwargs}
         # Keras would make a third optimizer, with slots for every weight.
         super().compile(optimizer=None, **kwargs)
+        if generator_optimizer is None:
+            generator_optimizer = SMALL["generator_learning_rate"]
+        if discriminator_optimizer is None:
+            discriminator_optimizer = SMALL["discriminator_learning_rate"]
         self.generator_optimizer = training_step.make_optimizer(
-            generator_optimizer or SMALL["generator_learning_rate"], steps
+            generator_optimizer, steps
         )
         self.discriminator_optimizer = training_step.make_optimizer(
-            discriminator_optimizer or SMALL["discriminator_learning_rate"],
+            discriminator_optimizer,
             # It is updated that many times as often.
             steps and steps * self.discriminator_steps,
         )
@@ -247,6 +251,11 @@ class InversionGAN(keras.Model):
                 takes this times `discriminator_steps + 1`.
             **kwargs: of `keras.Model.fit`.
         """
+        if not self.compiled:
+            raise errors.InputError(
+                "Expected a compiled model. Received: fit before compile. Call "
+                "compile() first."
+            )
         updates = self.discriminator_steps + 1
         replicas = self.distribute_strategy.num_replicas_in_sync
         parts = updates * self.micro_batches * replicas
@@ -271,7 +280,8 @@ class InversionGAN(keras.Model):
         Args:
             images: array or `tf.data.Dataset` of batches, as of `fit`, of
                 which the first 10,000 images are used, 120,000 for an
-                embedding, of normalised logits, that has hidden layers.
+                embedding, of normalised logits, that has hidden layers, 100
+                where nothing is fitted, to check them.
             verbose: of `keras.Model.fit`.
         """
         if not isinstance(images, tf.data.Dataset):

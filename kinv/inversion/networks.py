@@ -63,9 +63,9 @@ class Generator(keras.Model):
         condition_dim: number of logits, or of the features of another layer
             that take their place.
         channels: 3, or 1 for grey images, whose three channels are equal.
-        image_size, base_channels, ...: settings, as `presets.SETTINGS` says; by
-            default as in the paper's code. `noise_dim` is a multiple of the
-            number of blocks plus one.
+        image_size, base_channels, ...: settings, as `presets.SETTINGS` says;
+            but for these two by default as in the paper's code. `noise_dim` is
+            a multiple of the number of blocks plus one.
 
     Call arguments:
         inputs: dict of `condition`, float32 `(batch, condition_dim)`, and
@@ -231,15 +231,14 @@ class Generator(keras.Model):
         try:
             for batch in batches:
                 self(batch, training=True)
-                embedded = np.array(self._embed(**batch)[0])
-                norms = np.linalg.norm(embedded, axis=1)
-                max_norm = max(max_norm, float(norms.max()))
+                # Not of a linear map, which is to tell how long logits are.
+                if self.embedding_layers:
+                    norms = np.linalg.norm(self._embed(**batch)[0], axis=1)
+                    max_norm = max(max_norm, float(norms.max()))
         finally:
             for layer in self.moments:
                 layer.accumulating = False
-        # A linear map grows as its condition does, whose length it should tell.
-        if self.embedding_layers:
-            self.embed_condition.max_norm = max_norm
+        self.embed_condition.max_norm = max_norm or None
 
     def get_config(self):
         return {**super().get_config(), **layers.settings_of(self)}
@@ -261,8 +260,8 @@ class Discriminator(keras.Model):
 
     Args:
         condition_dim: as of `Generator`.
-        image_size, base_channels, ...: settings, as `presets.SETTINGS` says; by
-            default as in the paper.
+        image_size, base_channels, ...: settings, as `presets.SETTINGS` says;
+            but for these two by default as in the paper.
 
     Call arguments:
         inputs: dict of `images`, float32 `(batch, image_size, image_size, 3)`

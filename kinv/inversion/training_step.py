@@ -23,6 +23,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from kinv import errors
 from kinv.inversion import layers, losses, micro_batches, presets
 
 DISCRIMINATOR_LOSSES = {
@@ -249,6 +250,10 @@ def make_optimizer(optimizer, steps=None):
     """
     if isinstance(optimizer, numbers.Real):
         rate = float(optimizer)
+        if not rate > 0:
+            raise errors.InputError(
+                f"Expected a learning rate above 0. Received: {rate:g}."
+            )
         if steps:
             rate = keras.optimizers.schedules.CosineDecay(
                 rate, steps, presets.FINAL_RATE_RATIO

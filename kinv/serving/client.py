@@ -151,9 +151,8 @@ def _session(target):
         # more than it saves.
         session.trust_env = False
         session.headers["Accept-Encoding"] = "identity"
-    retries = urllib3.Retry(
+    retries = _Retry(
         ATTEMPTS - 1,
-        # A kept connection that the server closes as the next call goes out.
         read=1,
         backoff_factor=WAIT_SECONDS,
         status_forcelist=PASSING_STATUS,
@@ -164,6 +163,18 @@ def _session(target):
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
+
+
+class _Retry(urllib3.Retry):
+    """Tries again once where a kept connection was closed as a call went out.
+
+    Not where an answer takes too long: it would again.
+    """
+
+    def increment(self, *call, error=None, **options):
+        if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+            raise error
+        return super().increment(*call, error=error, **options)
 
 
 def _connect_rest(target):

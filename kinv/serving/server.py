@@ -221,11 +221,11 @@ class _Served:
             return Version.load(path)
         # Whatever is wrong with what lies there, calls go on.
         except Exception as error:
-            reason = errors.reason(error)
+            reason = str(error)
             if not isinstance(error, errors.InputError):
                 reason = (
                     f"Expected a complete SavedModel in {path}. Received: "
-                    f"{reason}. Export it again."
+                    f"{errors.reason(error)}. Export it again."
                 )
             if before != (stamp, reason):
                 LOGGER.warning("%s: skipped: %s", self.name, reason)

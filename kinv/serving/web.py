@@ -28,9 +28,10 @@ HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
     grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
+    # kinv's own: a body that is too large.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
     # Of a client that has gone: nobody reads the answer.
     grpc.StatusCode.CANCELLED: 400,
 }
