@@ -203,12 +203,12 @@ errors.run(main)
             "config={'name': 'a'}.\n\n"
             "Exception encountered: Could not locate class 'Gate'. Make sure "
             "it is imported. Full object config: {'module': 'mypkg'}",
-            "Could not locate class 'Gate'. Make sure it is imported.",
+            "Could not locate class 'Gate'. Make sure it is imported",
         ),
         (
             "Exception encountered when calling Dense.call().\n\n"
             "\x1b[1mMatrix size-incompatible.\x1b[0m\n\nArguments received",
-            "Matrix size-incompatible.",
+            "Matrix size-incompatible",
         ),
         ("one\ntwo", "one"),
         ("", "ValueError"),
