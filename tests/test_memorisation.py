@@ -105,7 +105,8 @@ def test_another_folder_of_the_model_s_name_is_not_its_own(digest):
     found = run(model, lambda *place: source).metrics["model"]
     own_or_not = {
         "those": "photos, split train",
-        "others": "(photos, split train) are not at hand, or are the ones analysed",
+        "others": "(photos, split train) are not at hand, or are the ones "
+        "analysed",
     }
     assert found["training_set"].endswith(own_or_not[digest])
 
