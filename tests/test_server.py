@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import gc
 import gzip
+import http.client
 import http.server
 import json
 import os
@@ -1177,12 +1178,13 @@ def test_a_client_that_sends_no_more_is_sent_away(
 @pytest.mark.slow
 def test_a_connection_is_kept_between_calls(start_web):
     address, _ = start_web()
-    with socket.create_connection(address, timeout=30) as connection:
-        for _ in range(2):
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
-            # Longer than uvicorn waits unless told otherwise.
-            time.sleep(6)
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    for _ in range(2):
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b'{"status":"SERVING"}'
+        # Longer than uvicorn waits unless told otherwise.
+        time.sleep(6)
+    connection.close()
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0])
