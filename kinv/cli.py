@@ -127,12 +127,8 @@ def check_parent(path):
             f"Expected an existing folder to write {path} to. Received: "
             f"{parent}, which does not exist. Create it first."
         )
-    place = path if path and os.path.isdir(path) else parent
-    if path and not os.access(place, os.W_OK):
-        raise errors.InputError(
-            f"Expected a folder that can be written. Received: {place}, which "
-            "is read-only. Choose another."
-        )
+    if path:
+        files.make_directory(path if os.path.isdir(path) else parent)
 
 
 def print_left_out(*sources):

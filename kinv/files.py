@@ -323,6 +323,24 @@ def _parse_json(path):
     return value
 
 
+def named(path, expected):
+    """A path as a `pathlib.Path`.
+
+    Args:
+        path: str or path.
+        expected: what it should name, for the message.
+
+    Raises:
+        errors.InputError: if it is empty: it would be the working directory.
+    """
+    if not str(path):
+        raise errors.InputError(
+            f"Expected {expected}. Received: an empty name. Give . for this "
+            "folder."
+        )
+    return pathlib.Path(path)
+
+
 def make_directory(path):
     """Makes a directory to write to, if it is not there yet.
 
@@ -332,12 +350,7 @@ def make_directory(path):
     Raises:
         errors.InputError: if it is a file, or cannot be written to.
     """
-    if not str(path):
-        raise errors.InputError(
-            "Expected a directory to write to. Received: an empty name. Give . "
-            "for this one."
-        )
-    path = pathlib.Path(path)
+    path = named(path, "a directory to write to")
     if path.exists() and not path.is_dir():
         raise errors.InputError(
             f"Expected a directory to write to. Received: {path}, a file."

@@ -73,12 +73,7 @@ def list_images(path):
             f"Expected an image file or a folder. Received: {path}, an "
             "address. Download it first."
         )
-    if not str(path):
-        raise errors.InputError(
-            "Expected an image file or a folder. Received: an empty name. "
-            "Give . for this folder."
-        )
-    path = pathlib.Path(path)
+    path = files.named(path, "an image file or a folder")
     if path.exists() and not path.is_dir():
         return [path], collections.Counter()
     if not path.exists():
@@ -135,6 +130,14 @@ def find_images(folder):
                 left_out[suffix.lower() or "without suffix"] += 1
     # Without what an empty hidden folder has counted.
     return sorted(found), +left_out
+
+
+def or_skip(error):
+    """The error of an image that cannot be read, with the flag that helps."""
+    return errors.InputError(
+        f"{error} Or pass --skip-unreadable to leave out files that cannot be "
+        "read."
+    )
 
 
 def describe_left_out(left_out, before=""):

@@ -170,13 +170,17 @@ def data_workloads(options):
     }
 
 
-def make_networks(options, classifier):
-    """Both networks, in the dtype policy of the moment."""
+def settings_of(options):
+    """The preset's, of the sizes asked for."""
+    return {**PRESET, **{name: getattr(options, name) for name in SIZES}}
+
+
+def make_generator(options, classifier):
+    """A generator, in the dtype policy of the moment."""
     from kinv.inversion import networks
 
-    sizes = {name: getattr(options, name) for name in SIZES}
-    settings = {**PRESET, **sizes}
-    return networks.make(classifier, settings)
+    generator, _ = networks.make(classifier, settings_of(options))
+    return generator
 
 
 def make_training(options, classifier):
@@ -189,7 +193,7 @@ def make_training(options, classifier):
     from kinv.inversion import gan
 
     keras.utils.set_random_seed(0)
-    settings = {**PRESET, **{name: getattr(options, name) for name in SIZES}}
+    settings = settings_of(options)
     names = presets.NETWORK_SETTINGS + presets.OBJECTIVE_SETTINGS
     model = gan.InversionGAN(
         classifier, seed=0, **{name: settings[name] for name in names}
@@ -218,7 +222,7 @@ def make_generation(options, classifier):
 
     from kinv import devices
 
-    generator, _ = make_networks(options, classifier)
+    generator = make_generator(options, classifier)
     generator.fold_spectral_norms(1)
     random = np.random.default_rng(0)
     inputs = {
@@ -245,7 +249,7 @@ def make_exported(options, classifier):
 
     from kinv.inversion import export
 
-    generator, _ = make_networks(options, classifier)
+    generator = make_generator(options, classifier)
     generator.fold_spectral_norms(1)
     invert = export.signature(classifier, generator).get_concrete_function()
     size = options.image_size

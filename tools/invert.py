@@ -193,13 +193,9 @@ def find_readable(options):
                 unreadable.append(error)
     if unreadable and not (options.skip_unreadable and paths):
         more = len(unreadable) - 1
-        message = f"{unreadable[0]}"
-        message += f" {more} more cannot be read." if more else ""
-        if not options.skip_unreadable:
-            message += (
-                " Or leave out what cannot be read with --skip-unreadable."
-            )
-        raise errors.InputError(message)
+        others = f" {more} more cannot be read." if more else ""
+        error = errors.InputError(f"{unreadable[0]}{others}")
+        raise error if options.skip_unreadable else images.or_skip(error)
     if unreadable:
         print(f"left out {len(unreadable):,} unreadable images")
         for error in unreadable:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kinv import cli, errors, images, runs
+from kinv import cli, errors, files, images, runs
 from kinv.data import arrays, folders
 from kinv.data import scenes as _scenes  # noqa: F401 (registers kinv_scenes)
 from kinv.data.source import Source
@@ -44,12 +44,7 @@ def open_dataset(name, split, skip_unreadable=False):
         errors.InputError: if there is no such data set or split, if it has no
             images, or if an image cannot be read.
     """
-    if not str(name):
-        raise errors.InputError(
-            "Expected a data set. Received: an empty name. Give . for this "
-            "folder."
-        )
-    path = pathlib.Path(name)
+    path = files.named(name, "a data set")
     # MNIST's and its like, as they are downloaded.
     files_of_digits = filter(
         pathlib.Path.is_file, sorted(path.glob("train-images*idx3*"))

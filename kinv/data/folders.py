@@ -49,7 +49,7 @@ def open_folder(directory, split, skip_unreadable):
                 plain.append(is_plain)
             elif not skip_unreadable:
                 pool.shutdown(cancel_futures=True)
-                raise _or_skip(error)
+                raise images.or_skip(error)
     if not readable:
         raise errors.InputError(
             f"Expected images ({', '.join(images.SUFFIXES)}) in {root}. "
@@ -298,7 +298,7 @@ def find_unreadable():
         for error in looks:
             if error is not None:
                 pool.shutdown(cancel_futures=True)
-                return _or_skip(error)
+                return images.or_skip(error)
     return None
 
 
@@ -356,13 +356,6 @@ def _decode_error(path, plain):
     return None
 
 
-def _or_skip(error):
-    return errors.InputError(
-        f"{error} Or pass --skip-unreadable to leave out files that cannot be "
-        "read."
-    )
-
-
 def _decode_file(file):
     return tf.cond(
         file["plain"],
@@ -388,5 +381,5 @@ def _decode_with_pillow(path):
         return images.decode(os.fsdecode(path))
     except errors.InputError as error:
         # TensorFlow passes on what is text.
-        message = files.printable(str(_or_skip(error)))
+        message = files.printable(str(images.or_skip(error)))
         raise errors.InputError(message) from None
