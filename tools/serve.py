@@ -229,23 +229,14 @@ def make_page(server, examples):
     """A function to the explorer page of the versions that serve just then."""
     from kinv.serving import explorer, limits
 
-    written = {}
-
     def page():
-        versions = {}
+        models = {}
         for name in server.names:
             # Whose versions are all deleted.
             with contextlib.suppress(limits.ServingError):
-                versions[name] = server.version(name)
-        numbers = tuple((name, v.number) for name, v in versions.items())
-        if numbers not in written:
-            models = {name: v.model for name, v in versions.items()}
-            text = explorer.page(models, examples)
-            written.clear()
-            written[numbers] = text
-        return written[numbers]
+                models[name] = server.version(name).model
+        return explorer.page(models, examples)
 
-    page()
     return page
 
 
