@@ -375,6 +375,9 @@ def row(agreement, error_ratio, energy_score):
         # The third has the lowest score, but lost three points of agreement.
         ([row(0.5, 0.56, 0.4), row(0.9, 0.57, 0.3), row(0.87, 0.57, 0.2)], 2),
         ([row(0.5, 0.56, 0.4), row(0.9, 0.57, 0.3), row(0.89, 0.57, 0.2)], 3),
+        # A good score of an epoch that later ones leave far behind.
+        ([row(0.5, 0.56, 0.1), row(0.9, 0.57, 0.3), row(0.9, 0.57, 0.5)], 2),
+        ([row(0.5, 0.56, 0.1), row(0.9, 0.9, 0.3)], None),
         # Noise that says so little, or so much, that 1.5 times the noise, or
         # half, would not mend it; and what they just mend.
         ([row(0.9, 0.56, 0.4), row(0.9, 0.74, 0.3), row(0.9, 0.29, 0.2)], 1),

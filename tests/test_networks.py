@@ -347,13 +347,19 @@ def test_statistics_make_an_example_independent_of_its_batch():
             assert np.linalg.svd(matrix)[1][0] == pytest.approx(1, abs=1e-3)
 
 
-def test_the_scale_of_the_noise_is_that_of_all_of_it():
+def test_the_scale_of_the_noise_is_that_of_all_of_it(tmp_path):
     generator = networks.Generator(8, 5, 4, noise_dim=8, embedding_layers=1)
     inputs = inputs_of(generator, 8)
     generator.fill_standing_statistics([inputs])
     half = np.array(generator({**inputs, "noise": inputs["noise"] / 2}))
     generator.noise_scale = 0.5
     np.testing.assert_allclose(generator(inputs), half, atol=1e-3)
+    # Saved beside the statistics, as is the longest embedding.
+    generator.save(tmp_path / "generator.keras")
+    loaded = keras.models.load_model(tmp_path / "generator.keras")
+    assert loaded.noise_scale == 0.5
+    longer = {**inputs, "condition": 9 * inputs["condition"]}
+    np.testing.assert_allclose(loaded(longer), generator(longer), atol=1e-3)
 
 
 def test_the_longest_embedding_is_that_of_the_last_statistics():

@@ -120,7 +120,7 @@ def _probed(study, name, features, condition, classes):
 
 
 def _control(study, model, means, classes):
-    """Mean readings of reconstructions of the class's mean logits."""
+    """Readings of reconstructions of the class's mean logits."""
     chosen, rows = np.unique(classes, return_inverse=True)
     noise = study.noise(model, len(chosen), SAMPLES, "control")
     made = model.generate(
@@ -128,7 +128,7 @@ def _control(study, model, means, classes):
         noise.reshape(-1, noise.shape[-1]),
     )
     made = made.reshape(*noise.shape[:2], *made.shape[1:])
-    return scene_factors.read(made).mean(axis=1)[rows]
+    return scene_factors.read(made)[rows]
 
 
 def _efficiency(study, per_image, factor):

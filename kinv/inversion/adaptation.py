@@ -81,12 +81,15 @@ def adapt(model, batches, verbose):
     if not fits:
         return
     statistics = condition[:STATISTICS_IMAGES]
-    if trained:
-        model.class_centered_whitening.set_statistics(statistics)
-        if not model.discriminator.normalize_condition.fitted:
-            model.discriminator.normalize_condition.set_statistics(statistics)
-    else:
-        model.set_logit_statistics(statistics)
+    for layer in model.normalizations:
+        if not (trained and layer.fitted):
+            layer.set_statistics(statistics)
+        # By the rounding errors of another worker, principal components may
+        # point the other way.
+        weights = devices.broadcast_from_first_worker(
+            model.distribute_strategy, layer.get_weights()
+        )
+        layer.set_weights(weights)
     if not pretrains:
         return
     condition = _in_parts(normalization, condition)

@@ -72,7 +72,7 @@ def _check_size(size, parts):
 
 
 def _without_partial(batches, parts):
-    """Leaves out the batch that is smaller than the first, of a dataset."""
+    """Leaves out the batch that is smaller than the others, of a dataset."""
 
     def size(*batch):
         return tf.shape(tf.nest.flatten(batch)[0])[0]
@@ -80,14 +80,18 @@ def _without_partial(batches, parts):
     first = next(iter(batches), None)
     if first is None:
         raise errors.InputError("Expected images. Received: an empty data set.")
-    full_size = int(size(first))
+    ends = batches.cardinality() >= 0
+    # Where batches are shuffled, any may be the smaller one.
+    sizes = [int(x) for x in batches.map(size)] if ends else [int(size(first))]
+    full_size = max(sizes)
     _check_size(full_size, parts)
-    count = int(batches.cardinality())
-    if count < 0:
-        return batches.filter(lambda *batch: size(*batch) == full_size)
+    batches = batches.filter(lambda *batch: size(*batch) == full_size)
+    if not ends:
+        return batches
     # Keras is told how many there are.
-    last = size(next(iter(batches.skip(count - 1))))
-    return batches.take(count if last == full_size else count - 1)
+    return batches.apply(
+        tf.data.experimental.assert_cardinality(sizes.count(full_size))
+    )
 
 
 def unpack(batch):

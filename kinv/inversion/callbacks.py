@@ -230,7 +230,8 @@ def best_epoch(rows):
     """The epoch of the lowest held-out energy score, among those in order.
 
     In order is an epoch whose agreement is within `AGREEMENT_MARGIN` of the
-    best until then, and whose noise an export can calibrate (`SPREAD_RANGE`).
+    best so far, later epochs included, and whose noise an export can calibrate
+    (`SPREAD_RANGE`).
 
     Args:
         rows: of `checkpoints.read_table`.
@@ -238,18 +239,22 @@ def best_epoch(rows):
     Returns:
         Its number, counted from 1, or None where none is in order.
     """
-    best, best_score, best_agreement = None, math.inf, 0.0
     low, high = SPREAD_RANGE
+    best, best_agreement = None, 0.0
     for row in rows:
-        agreement = row["val_agreement"]
-        best_agreement = max(best_agreement, agreement)
+        best_agreement = max(best_agreement, row["val_agreement"])
+        least = best_agreement - AGREEMENT_MARGIN
+        if best and best["val_agreement"] < least:
+            best = None
         in_order = (
-            agreement >= best_agreement - AGREEMENT_MARGIN
+            row["val_agreement"] >= least
             and low <= row["val_spread_skill"] <= high
         )
-        if in_order and row["val_energy_score"] < best_score:
-            best, best_score = row["epoch"], row["val_energy_score"]
-    return best
+        if in_order and (
+            best is None or row["val_energy_score"] < best["val_energy_score"]
+        ):
+            best = row
+    return best and best["epoch"]
 
 
 def kept_epoch(rows):

@@ -51,6 +51,12 @@ class ClassCenteredWhitening(keras.layers.Layer):
             trainable=False,
         )
 
+    @property
+    def fitted(self):
+        """Whether `set_statistics` was called."""
+        transform = np.asarray(self.transform)
+        return not np.array_equal(transform, np.eye(len(transform)))
+
     def set_statistics(self, logits):
         """Fits means and components.
 

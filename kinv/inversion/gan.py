@@ -110,6 +110,10 @@ class InversionGAN(keras.Model):
             generator.get_config()
         )
         self.averaged_generator.set_weights(generator.get_weights())
+        # Its spectral vectors are the generator's (`update_average`), also when
+        # it is called with the moments of a batch, to measure.
+        for layer in self.averaged_generator._flatten_layers():
+            layer.moves = False
         self.renormalization = renormalization
         # Updates of both networks make pictures, each in parts.
         calls = (discriminator_steps + 1) * micro_batches
@@ -213,6 +217,7 @@ class InversionGAN(keras.Model):
         return {
             "generator_optimizer": serialize(self.generator_optimizer),
             "discriminator_optimizer": serialize(self.discriminator_optimizer),
+            "run_eagerly": self.run_eagerly,
         }
 
     def compile_from_config(self, config):
@@ -290,26 +295,19 @@ class InversionGAN(keras.Model):
         adaptation.adapt(self, images, verbose)
 
     def is_adapted(self):
-        transform = np.asarray(self.class_centered_whitening.transform)
-        return not np.array_equal(transform, np.eye(len(transform)))
+        return self.class_centered_whitening.fitted
 
     @property
     def metrics(self):
         """The means that `fit` resets at every epoch."""
         return self.trackers + self.validation_trackers
 
-    def set_logit_statistics(self, logits):
-        """Fits the networks' logit normalisation and the read-back's units.
-
-        Args:
-            logits: float array `(examples, condition_dim)` of training images:
-                what the networks are given of them.
-        """
-        self.class_centered_whitening.set_statistics(logits)
-        generators = self.generator, self.averaged_generator
-        for network in (*generators, self.discriminator):
-            if network.normalize_condition:
-                network.normalize_condition.set_statistics(logits)
+    @property
+    def normalizations(self):
+        """Maps that are fitted to logits, and the units of the read-back."""
+        networks = self.generator, self.averaged_generator, self.discriminator
+        own = (network.normalize_condition for network in networks)
+        return [self.class_centered_whitening, *filter(None, own)]
 
     def call(self, images, training=False):
         """Reconstructs images, with noise drawn afresh.

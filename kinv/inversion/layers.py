@@ -44,7 +44,8 @@ class SpectralLayer(keras.layers.Layer):
     The raw kernel is what the optimizer sees; the gradient passes through
     `kernel / sigma(kernel)`. `sigma` is estimated by one power iteration per
     call. Its vector lies on the smaller side of the kernel's matrix
-    (`spectral_norm.singular_value = 'auto'`) and moves in training calls only.
+    (`spectral_norm.singular_value = 'auto'`) and moves in training calls only,
+    while `moves`.
 
     Subclasses call `add_kernel` in `build` and use `normalized_kernel`.
 
@@ -57,7 +58,7 @@ class SpectralLayer(keras.layers.Layer):
         Networks, ICLR 2018; supplementary, section 7.2.
     """
 
-    folded = False
+    folded, moves = False, True
 
     def add_kernel(self, shape, initializer="orthogonal"):
         """Adds the raw kernel and the vector of the power iteration.
@@ -89,7 +90,7 @@ class SpectralLayer(keras.layers.Layer):
             vector, sigma = self._power_iteration(
                 kernel, ops.convert_to_tensor(self.spectral_vector)
             )
-            if training:
+            if training and self.moves:
                 self.spectral_vector.assign(vector)
             kernel = kernel / sigma
         return kernel

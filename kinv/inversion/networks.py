@@ -10,13 +10,7 @@ import numpy as np
 from keras import ops
 
 from kinv import errors, pixels
-from kinv.inversion import (
-    blocks,
-    conditioning,
-    layers,
-    normalization,
-    presets,
-)
+from kinv.inversion import blocks, conditioning, layers, normalization, presets
 
 # Channels in units of `base_channels`. 64 px is the paper's (Tables 1 and 2),
 # 128 px compare_gan's; 32 px has one block less, and no map wider than 8. 8 px,
@@ -109,12 +103,8 @@ class Generator(keras.Model):
         if noise_dim % len(widths):
             raise errors.InputError(
                 f"Expected a multiple of {len(widths)}, one chunk for the "
-                "first layer and one for each block. "
-                f"Received: noise_dim={noise_dim}."
+                f"first layer and one for each block. Received: {noise_dim=}."
             )
-        presets.check_choice("norms_per_block", norms_per_block)
-        presets.check_choice("upsampling", upsampling)
-        presets.check_choice("padding", padding)
         self.image_size = image_size
         self.condition_dim = condition_dim
         self.base_channels = base_channels
@@ -129,6 +119,8 @@ class Generator(keras.Model):
         self.padding = padding
         self.bounded_noise = bounded_noise
         self.channels = channels
+        for name in ("norms_per_block", "upsampling", "padding"):
+            presets.check_choice(name, getattr(self, name))
 
         self.normalize_condition = conditioning.make_normalization(
             logit_normalization
@@ -239,6 +231,16 @@ class Generator(keras.Model):
             for layer in self.moments:
                 layer.accumulating = False
         self.embed_condition.max_norm = max_norm or None
+
+    def save_own_variables(self, store):
+        # What an export fits, and is no weight. Older files lack it.
+        max_norm = self.embed_condition.max_norm or 0.0
+        store["fitted"] = np.array([self.noise_scale, max_norm])
+
+    def load_own_variables(self, store):
+        if "fitted" in store:
+            self.noise_scale, max_norm = map(float, store["fitted"])
+            self.embed_condition.max_norm = max_norm or None
 
     def get_config(self):
         return {**super().get_config(), **layers.settings_of(self)}
@@ -389,11 +391,10 @@ def make(classifier, settings):
 
     of_both = chosen(presets.SHARED_SETTINGS)
     of_both["condition_dim"] = classifier.outputs[-1].shape[-1]
+    parts = classifier._flatten_layers()
+    is_grey = any(part.name == pixels.LUMINANCE_LAYER for part in parts)
     of_generator = chosen(presets.GENERATOR_SETTINGS)
-    names = [layer.name for layer in classifier._flatten_layers()]
-    if pixels.LUMINANCE_LAYER in names:
-        of_generator["channels"] = 1
     return (
-        Generator(**of_both, **of_generator),
+        Generator(**of_both, **of_generator, channels=1 if is_grey else 3),
         Discriminator(**of_both, **chosen(presets.DISCRIMINATOR_SETTINGS)),
     )
