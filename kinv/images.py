@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 
 from kinv import errors, files
 from kinv.pixels import to_uint8
@@ -34,15 +35,6 @@ FORMATS = {
 MOST_REASONS = 8
 SUFFIXES = tuple(itertools.chain(*FORMATS.values()))
 _ORIENTATION = 0x0112
-_TURNS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _LOWEST, _HIGHEST = 258, 262, 340, 341
 # Chunks of a PNG that change how it looks, some by what they begin with.
@@ -177,12 +169,16 @@ def read_image(path):
 def decode(path):
     """Reads an image file as `read_image` does, to uint8."""
     with _opened(path) as image:
+        if image.format == "PNG":
+            # Otherwise Pillow makes other pixels of damaged ones. It cannot
+            # read from what it has verified.
+            image.verify()
+    with _opened(path) as image:
         image.load()
-        upright = _TURNS.get(_orientation(image))
-        image = _to_rgb(image)
-        if upright is not None:
-            image = image.transpose(upright)
-        return np.asarray(image)
+        # A damaged record is no reason to pass over the picture.
+        with contextlib.suppress(Exception):
+            PIL.ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(_to_rgb(image))
 
 
 def is_plain(path):
@@ -199,7 +195,12 @@ def is_plain(path):
             return False
         if image.format == "PNG":
             return _is_plain_png(image.fp)
-        return image.format == "JPEG" and _orientation(image) in (None, 1)
+        if image.format != "JPEG":
+            return False
+        # One that cannot be read turns nothing.
+        with contextlib.suppress(Exception):
+            return image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
+        return True
 
 
 @contextlib.contextmanager
@@ -246,16 +247,6 @@ class _PipeError(ValueError):
 
 class _UnknownRangeError(ValueError):
     """Pixels of more than 16 bits that do not say what is black and white."""
-
-
-def _orientation(image):
-    """The number that a camera recorded; None where it cannot be read."""
-    try:
-        number = image.getexif().get(_ORIENTATION)
-    # A damaged record is no reason to pass over the picture.
-    except Exception:
-        return None
-    return number if isinstance(number, int) else None
 
 
 def _to_rgb(image):

@@ -489,13 +489,16 @@ def test_accuracy_tells_whether_the_classifier_is_used_rightly(
     monkeypatch.setattr(loading.labels, "match", lambda *_: (source, ""))
     inputs = keras.Input((8, 8, 3))
     red = layers.GlobalAveragePooling2D()(inputs)[:, :1]
-    # Nearest of 0, 100 and 200.
+    # Nearest of 0, 100 and 200; the two largest are 100 apart.
     logits = keras.ops.concatenate(
-        [-keras.ops.square(red - level) for level in (0, 100, 200)], axis=-1
+        [-keras.ops.square(red / 10 - level) for level in (0, 10, 20)], axis=-1
     )
     classifier = keras.Model(inputs, logits)
     found = loading.describe_accuracy(classifier, source, ["a", "b", "c"])
     assert line in f"{found}\n"
+    classifier = keras.Model(inputs, 2 * logits)
+    found = loading.describe_accuracy(classifier, source, ["a", "b", "c"])
+    assert line.strip() in found and "are 200 apart" in found
 
 
 def test_channels_first_of_any_size(tmp_path):
@@ -1043,3 +1046,97 @@ def test_a_size_that_an_application_cannot_have():
         errors.InputError, match="--classifier-size 8: Input size"
     ):
         loading.load_classifier("keras.applications:MobileNet", "none", size=8)
+
+
+def images_of_noise():
+    return np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 3))
+
+
+def small_stack(end):
+    """Layers with the names that Keras gives by default in a new process."""
+    keras.utils.clear_session()
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(4, 3, name="maps")(x)
+    x = layers.Activation("relu")(x)
+    x = layers.Concatenate()([x, -x])
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, end(x))
+
+
+def as_in_a_new_process(model, path):
+    model.save(path)
+    keras.utils.clear_session()
+    return keras.models.load_model(path)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("units", [1, 3])
+def test_layers_may_be_called_as_what_is_put_beside_them(
+    precision, tmp_path, policy, units
+):
+    precision(policy)
+    end = "sigmoid" if units == 1 else None
+    model = small_stack(layers.Dense(units, activation=end))
+    precision("float32")
+    saved = as_in_a_new_process(model, tmp_path / "classifier.keras")
+    classifier = loading.load_classifier(tmp_path / "classifier.keras")
+    expected, found = (
+        saved(images_of_noise()),
+        np.array(classifier(images_of_noise())),
+    )
+    if units == 1:
+        found = sigmoid(found[:, 1:] - found[:, :1])
+    np.testing.assert_allclose(found, np.float32(expected), atol=1e-2)
+    for layer, width in (("maps", 4), ("global_average_pooling2d", 8)):
+        both = features_lib.add_features(classifier, layer, "pool")
+        assert both.outputs[1].shape == (None, width)
+    flat = features_lib.add_features(classifier, "maps", "flatten")
+    assert flat.outputs[1].shape == (None, 144)
+
+
+def test_operations_may_be_called_as_those_of_logarithms(tmp_path):
+    ops = keras.ops
+    model = small_stack(
+        lambda x: ops.exp(ops.log(ops.softmax(ops.cast(x, "float32"))))
+    )
+    saved = as_in_a_new_process(model, tmp_path / "classifier.keras")
+    classifier = loading.load_classifier(
+        tmp_path / "classifier.keras", log_probabilities=True
+    )
+    np.testing.assert_allclose(
+        np.exp(classifier(images_of_noise())),
+        saved(images_of_noise()),
+        atol=1e-6,
+    )
+
+
+def test_an_encoder_and_a_head_without_names(tmp_path):
+    keras.utils.clear_session()
+    parts = []
+    for shape, layer in (
+        ((8, 8, 3), layers.GlobalAveragePooling2D()),
+        ((3,), layers.Dense(4, activation="softmax")),
+    ):
+        inputs = keras.Input(shape)
+        parts.append(keras.Model(inputs, layer(inputs)))
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, parts[1](parts[0](inputs)))
+    saved = as_in_a_new_process(model, tmp_path / "classifier.keras")
+    classifier = loading.load_classifier(tmp_path / "classifier.keras")
+    images = images_of_noise() / 255
+    np.testing.assert_allclose(
+        softmax(np.array(classifier(images))), saved(images), atol=1e-5
+    )
+
+
+def test_scalings_from_python(tmp_path):
+    path = save(tmp_path, layers.Flatten(), layers.Dense(3))
+    one = loading.load_classifier(path, input_mean=0.5, input_std=np.array(2.0))
+    other = loading.load_classifier(path, input_mean=(0.5,), input_std=[2.0])
+    np.testing.assert_array_equal(
+        one(images_of_noise()), other(images_of_noise())
+    )
+    for wrong in (1, (0, 1, 2)):
+        with pytest.raises(errors.InputError, match="two numbers"):
+            loading.load_classifier(path, input_range=wrong)

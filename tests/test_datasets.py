@@ -537,6 +537,37 @@ def test_held_out_images_that_are_training_images(
     assert ("too good" in capsys.readouterr().out) is warned
 
 
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((5, 3, 8, 8), "uint8"), "of that shape, channels last"),
+        (np.zeros((5, 192), "uint8"), "of that shape, channels last"),
+        (np.zeros((5, 8, 8), "float32"), "Save them as uint8, 0 black"),
+        (np.full((5, 8, 8), 255, "uint16"), "up to 255. Save them as uint8"),
+    ],
+)
+def test_arrays_that_are_no_images(tmp_path, images, message):
+    np.savez(tmp_path / "a.npz", x=images)
+    with pytest.raises(errors.InputError, match=message):
+        datasets.open_dataset(str(tmp_path / "a.npz"), "train")
+
+
+def test_a_lone_array(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((5, 8, 8, 3), "uint8"))
+    with pytest.raises(errors.InputError, match=r"numpy.savez\('images.npz'"):
+        datasets.open_dataset(str(tmp_path / "a.npy"), "train")
+
+
+def test_images_of_an_array_are_named_by_their_place_in_it(tmp_path):
+    values = np.arange(40, dtype="uint8")
+    images = np.tile(values[:, None, None, None], (1, 8, 8, 3))
+    np.savez(tmp_path / "a.npz", x=images)
+    source = datasets.open_dataset(str(tmp_path / "a.npz"), "validation")
+    [batch] = source.evaluation_batches(8, 40, limit=3).as_numpy_iterator()
+    names = [source.name_of(number) for number in range(3)]
+    assert names == [f"image {image[0, 0, 0]:.0f}" for image in batch[0]]
+
+
 def test_the_licence_of_a_folder_of_images(folder):
     assert folders.read_licence(folder) is None
     assert folders.read_licence("fashion_mnist") is None

@@ -460,3 +460,14 @@ def test_plain_files_are_told_from_their_headers(tmp_path):
     exif = b"\0\0\0\x04eXIfabcd\0\0\0\0"
     path.write_bytes(content[:-12] + exif + content[-12:])
     assert not images.is_plain(path)
+
+
+def test_a_picture_whose_pixels_are_damaged_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), "uint8")
+    path = tmp_path / "a.png"
+    PIL.Image.fromarray(pixels).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(errors.InputError, match="damaged"):
+        images.decode(path)

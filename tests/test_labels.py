@@ -35,6 +35,22 @@ def read(found):
     return np.concatenate([numbers for _, numbers in batches]).tolist()
 
 
+def test_numbers_in_the_order_of_text_are_named():
+    for numbers, said in (
+        (range(10), False),
+        (sorted("0 1 2 10".split()), True),
+    ):
+        own = [str(number) for number in numbers]
+        names = labels.placeholders(len(own))
+        found, line = labels.match(images_of(own), names)
+        assert read(found) == list(range(len(own)))
+        assert ("0, 1, 10, ..., that of text" in line) is said
+        # The way out.
+        by_number = sorted(own, key=int)
+        found, _ = labels.match(images_of(own), by_number)
+        assert read(found) == [by_number.index(name) for name in own]
+
+
 COLORS = ["red", "green", "blue", "Dark Grey"]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from kinv import errors, pixels
-from kinv.classifiers import applications, loading
+from kinv.classifiers import applications, loading, outputs
 
 # Whitening takes the square of it, in both networks and the average.
 MOST_FEATURES = 4096
@@ -41,8 +41,8 @@ def add_features(classifier, layer, maps):
             f"Received: {layer}."
             + (f" Closest: {', '.join(near)}." if near else "")
         )
-    model = _with_outputs_of(classifier, [layer])
-    logits, features = model.outputs
+    images, both = outputs.called(_with_outputs_of(classifier, [layer]))
+    logits, features = both
     shape = tuple(getattr(features, "shape", ()))
     if len(shape) not in (2, 4) or None in shape[1:]:
         raise errors.InputError(
@@ -61,7 +61,7 @@ def add_features(classifier, layer, maps):
             "--layer-maps pool, or another layer."
         )
     features = layers.Activation("linear", dtype="float32")(features)
-    model = keras.Model(model.inputs[0], [logits, features])
+    model = keras.Model(images, [logits, features])
     model.trainable = False
     return model
 
@@ -86,12 +86,12 @@ def _with_outputs_of(model, names):
             inside = [name for name in names if name in inside]
             if inside:
                 operation = _with_outputs_of(operation, inside)
-                outputs, *features = operation(*arguments, **options)
+                output, *features = operation(*arguments, **options)
                 found.update(zip(inside, features, strict=True))
-                return outputs
-        outputs = operation(*arguments, **options)
-        found.setdefault(operation.name, outputs)
-        return outputs
+                return output
+        output = operation(*arguments, **options)
+        found.setdefault(operation.name, output)
+        return output
 
     model = keras.models.clone_model(
         keras.Model(model.inputs[0], model.outputs[0]),

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import layers
 
 from kinv import errors, pixels
@@ -55,7 +56,10 @@ class Scaling(NamedTuple):
 
     def layer(self, channels, name):
         """The layer that does so, or None where nothing is to be done."""
-        mean, std = tuple(self.mean or (0.0,)), tuple(self.std or (1.0,))
+        mean, std = (
+            default if value is None else tuple(np.ravel(value).tolist())
+            for value, default in ((self.mean, (0.0,)), (self.std, (1.0,)))
+        )
         for option, values, positive in (
             ("mean", mean, ""),
             ("std", std, ", above 0"),
@@ -67,9 +71,18 @@ class Scaling(NamedTuple):
                     f"each of the {channels} channels of {name}{positive}. "
                     f"Received: {' '.join(map(str, values))}."
                 )
-        normalizes = self.mean or self.std
-        low, high = self.range or ((0.0, 1.0) if normalizes else PIXELS)
-        if not low <= min(mean) <= max(mean) <= high and self.mean:
+        normalizes = self.mean is not None or self.std is not None
+        low, high = (0.0, 1.0) if normalizes else PIXELS
+        if self.range is not None:
+            if np.shape(self.range) != (2,):
+                raise errors.InputError(
+                    "Expected an input range of two numbers, such as (0, 1). "
+                    f"Received: {self.range!r}."
+                )
+            low, high = map(float, self.range)
+        if self.mean is not None and not (
+            low <= min(mean) <= max(mean) <= high
+        ):
             raise errors.InputError(
                 f"Expected an input mean from {low:g} to {high:g}, the range "
                 f"of pixels. Received: {' '.join(map(str, mean))}. Of pixels "

@@ -20,6 +20,9 @@ from kinv.data import labels
 # Held-out images that tell whether a classifier is used rightly; how many are
 # needed to tell it from chance.
 ACCURACY_IMAGES, FEWEST_IMAGES = 200, 30
+# Between the two largest: a classifier of values in [0, 1] that is given those
+# in [0, 255] has hundreds.
+FARTHEST_LOGITS = 100
 # Names of files that hold another library's networks.
 _FOREIGN = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".tflite")
 
@@ -76,7 +79,8 @@ def load_classifier(
         return _finished(model, name.name, size, scaling, log_probabilities)
     path = pathlib.Path(name)
     files.verify(path)
-    if any(scaling) and is_of_imagenet(name):
+    given = any(value is not None for value in scaling)
+    if given and is_of_imagenet(name):
         raise errors.InputError(
             "Expected an input range, mean or std for a classifier without "
             f"preprocessing. Received: {name}, which gets its own. Leave them "
@@ -93,16 +97,23 @@ def load_classifier(
 
 def _copy(model):
     """The model of layers of its own, which are to be frozen."""
+    if not getattr(model, "inputs", None):
+        raise errors.InputError(
+            "Expected a functional or sequential Keras model, built. Received: "
+            f"{model.name}, which is subclassed or was never called. Name the "
+            "directory that its export('classifier') writes."
+        )
     try:
         copy = keras.models.clone_model(
             model, clone_function=_copy_layer, recursive=True
         )
         copy.set_weights(model.get_weights())
-    # A subclassed one, or layers that cannot be made anew.
+    # Layers that cannot be made anew.
     except Exception as error:
         raise errors.InputError(
-            "Expected a functional or sequential Keras model. Received: "
-            f"{model.name}: {errors.reason(error)}."
+            "Expected a Keras model whose layers their get_config makes anew. "
+            f"Received: {model.name}: {errors.reason(error)}. Name the "
+            "directory that its export('classifier') writes."
         ) from error
     return copy
 
@@ -160,7 +171,7 @@ def describe_accuracy(classifier, source, class_names):
     """A line about how many of the first held-out images it gets right.
 
     A classifier that is given other pixel values than it takes, or classes in
-    another order, gets hardly any.
+    another order, gets hardly any, or has logits far apart.
 
     Args:
         classifier: keras model, images to logits.
@@ -170,27 +181,35 @@ def describe_accuracy(classifier, source, class_names):
     Returns:
         The line.
     """
-    line = "accuracy of the classifier: "
-    unknown = f"{line}not measured, for lack of labels"
     labelled, _ = labels.match(source, class_names)
-    if not labelled.class_names:
-        return unknown
-    size, hits, count = classifier.input_shape[1], 0, 0
-    for images, numbers in labelled.evaluation_batches(
+    size, logits, numbers = classifier.input_shape[1], [], []
+    for images, of_images in labelled.evaluation_batches(
         size, 50, ACCURACY_IMAGES
     ):
-        logits = np.asarray(classifier(images, training=False))
-        known = np.asarray(numbers) >= 0
-        hits += np.sum((logits.argmax(axis=-1) == numbers)[known])
-        count += np.sum(known)
-    if not count:
-        return unknown
-    line += f"{hits / count:.1%} of {count} held-out images"
+        logits.append(np.asarray(classifier(images, training=False)))
+        numbers.append(np.asarray(of_images))
+    logits, numbers = np.concatenate(logits), np.concatenate(numbers)
+    known = numbers >= 0
+    hits, count = (
+        np.sum((logits.argmax(axis=-1) == numbers)[known]),
+        known.sum(),
+    )
+    line = "accuracy of the classifier: "
+    if count:
+        line += f"{hits / count:.1%} of {count} held-out images"
+    else:
+        line += "not measured, for lack of labels"
     low, _ = intervals.wilson_interval(hits, count)
     if count >= FEWEST_IMAGES and low <= 1 / len(class_names):
         line += (
             ", no better than chance: check the input range, mean and std, "
             "and the order of the classes"
+        )
+    second, first = np.partition(logits, -2, axis=-1)[:, -2:].T
+    if (gap := np.median(first - second)) > FARTHEST_LOGITS:
+        line += (
+            f"; its two largest logits are {gap:,.0f} apart (median), more "
+            "than classifiers' are: check the input range, mean and std"
         )
     return line
 

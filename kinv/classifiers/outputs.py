@@ -65,15 +65,29 @@ def give_logits(model, name, log_probabilities):
             "Check that its weights were loaded, or say, by the input range, "
             "which pixel values it takes."
         )
-    logits = model.outputs[0]
-    if shapes[0][1] == 1:
+    is_single = shapes[0][1] == 1
+    if not is_single and model.outputs[0].dtype == "float32":
+        return model
+    images, logits = called(model)
+    if is_single:
         half = layers.Rescaling(0.5, dtype="float32")(logits)
         logits = layers.Concatenate(dtype="float32")([-half, half])
-    if logits.dtype != "float32":
-        logits = layers.Activation("linear", dtype="float32")(logits)
-    if logits is model.outputs[0]:
-        return model
-    return keras.Model(model.inputs[0], logits, name=model.name)
+    logits = layers.Activation("linear", dtype="float32")(logits)
+    return keras.Model(images, logits, name=model.name)
+
+
+def called(model):
+    """New images and what a model makes of them.
+
+    What is added to these may have names that layers inside the model have,
+    as Keras gives the same ones in every process.
+
+    Returns:
+        Symbolic tensors: its input, and its output, or list of outputs.
+    """
+    images = keras.Input(model.input_shape[1:], name="images")
+    # `Resizing` would have the layers behind it train unless told not to.
+    return images, model(images, training=False)
 
 
 def choose(model, name, output):
@@ -118,7 +132,9 @@ def _before_activation(output):
         before = _before_activation(inner)
         if before is inner:
             return output
-        return keras.Model(operation.inputs[0], before)(node.input_tensors[0])
+        # Its name, since any other may be in use.
+        inner = keras.Model(operation.inputs[0], before, name=operation.name)
+        return inner(node.input_tensors[0])
     name = _activation_name(operation)
     if name in ACTIVATIONS:
         if isinstance(operation, layers.Activation | layers.Softmax):
@@ -202,11 +218,12 @@ def _check_probabilities(outputs, name):
 
 def _logarithm(model, of_softmax):
     """The model with its probabilities' logarithms, of sigmoids log-odds."""
-    probabilities = keras.ops.cast(model.outputs[0], "float32")
+    images, probabilities = called(model)
+    probabilities = keras.ops.cast(probabilities, "float32")
     tiny = float(np.finfo("float32").tiny)
     logits = keras.ops.log(keras.ops.maximum(probabilities, tiny))
     if not of_softmax:
         # No float32 number lies nearer to 1 than this.
         others = keras.ops.maximum(1 - probabilities, 2.0**-24)
         logits -= keras.ops.log(others)
-    return keras.Model(model.inputs[0], logits, name=model.name)
+    return keras.Model(images, logits, name=model.name)

@@ -66,6 +66,7 @@ def open_arrays(path, split):
         unlabelled=unlabelled,
         grey=images.shape[3] == 1,
         place=(f"{path.resolve()}, {'all' if whole else name}", borders),
+        name_of=lambda number: f"image {order[number]}",
     )
 
 
@@ -160,7 +161,9 @@ def _idx(path, magic):
     if content.startswith(b"\x1f\x8b"):
         content = gzip.decompress(content)
     if content[:4] != magic:
-        raise ValueError(f"{path.name} does not begin as one")
+        npy = content.startswith(np.lib.format.MAGIC_PREFIX)
+        way = "; numpy.savez('images.npz', x=images) saves an array" * npy
+        raise ValueError(f"{path.name} does not begin as one{way}")
     dimensions = magic[3]
     start = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", content[4:start])
@@ -176,18 +179,29 @@ def _check_images(path, images):
         )
     if images.ndim == 3:
         images = images[..., None]
+    wrong_type = images.dtype not in (np.uint8, np.uint16)
     if (
-        images.ndim != 4
+        wrong_type
+        or images.ndim != 4
         or images.shape[3] not in (1, 2, 3, 4)
-        or images.dtype not in (np.uint8, np.uint16)
         or not images.size
     ):
         raise errors.InputError(
             "Expected images (number, height, width, channels) of 8 or 16 bits "
-            f"in {path}. Received: {images.dtype} {images.shape}. Save them as "
-            "uint8, 0 black and 255 white."
+            f"in {path}. Received: {images.dtype} {images.shape}. "
+            + (
+                "Save them as uint8, 0 black and 255 white."
+                if wrong_type
+                else "Save them of that shape, channels last."
+            )
         )
     if images.dtype == np.uint16:
+        if images.max() <= 255:
+            raise errors.InputError(
+                f"Expected images of 16 bits in {path}, 0 black and 65,535 "
+                f"white. Received: values up to {images.max()}. Save them as "
+                "uint8."
+            )
         images = ((images.astype("uint32") + 128) // 257).astype("uint8")
     return images
 

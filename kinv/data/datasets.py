@@ -151,7 +151,8 @@ def _prepared(name):
         raise errors.InputError(
             "Expected a folder or a file of images, or a name of TensorFlow "
             f"Datasets such as kinv_scenes/32 or cifar10. Received: {name}, "
-            f"which is neither ({reason})."
+            f"which is neither ({reason}). Paths count from the directory in "
+            "which the tool runs; a run's, from where it was trained."
         ) from error
     features = builder.info.features
     if "image" not in features:

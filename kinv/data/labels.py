@@ -73,6 +73,12 @@ def match(source, class_names):
                 f"labels: the {whose} {num_classes} classes have no names; the "
                 "order is taken to be the same"
             )
+            if all(map(str.isdecimal, own)) and own != sorted(own, key=int):
+                line += (
+                    f": {some(own)}, that of text, as Keras and PyTorch read "
+                    "folders. If the classifier's is that of numbers, name a "
+                    "file of these by --class-names"
+                )
             return source.relabelled(class_names, range(num_classes)), line
         unlabelled = (
             f"the data set's {len(own)} classes ({some(own)}) are not among "

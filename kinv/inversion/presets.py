@@ -330,9 +330,11 @@ def check(settings, classifier_size, num_classes, has_features):
         has_features: whether the networks are given features instead.
 
     Raises:
-        errors.InputError: if features are to be normalised as logits.
+        errors.InputError: if there is no such image size, or features are to
+            be normalised as logits.
     """
     size = settings["image_size"]
+    check_choice("image_size", size)
     normalization = settings["logit_normalization"]
     if any(classifier_size <= other < size for other in IMAGE_SIZES):
         LOGGER.warning(
