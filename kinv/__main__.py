@@ -13,7 +13,6 @@ TOOLS = {
     "invert": "reconstruct images",
     "serve": "serve models, and a page in the browser",
     "analyze": "run the experiments, and write the report",
-    "train-factors": "train the network that reads scenes",
     "demo": "train a small inversion of rendered scenes, from nothing",
     "benchmark": "measure the speed of training and generation",
     "benchmark-serving": "measure the speed of a served model",

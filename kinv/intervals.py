@@ -6,6 +6,8 @@ import numpy as np
 import scipy.stats
 
 CONFIDENCE = 0.95
+# Of a bootstrap.
+RESAMPLINGS = 500
 
 
 def wilson_interval(num_hits, num_trials):
@@ -51,23 +53,20 @@ def mean_interval(values):
     """Mean and its interval by Student's t.
 
     Args:
-        values: `(examples,)` or `(examples, ...)`; the mean is over examples.
+        values: float64 `(examples,)`.
 
     Returns:
-        `(mean, low, high)`, floats or arrays. Without two examples the
-        interval is NaN.
+        `(mean, low, high)`. Without two examples the interval is NaN.
     """
-    values = np.asarray(values, "float64")
     count = len(values)
-    mean = values.mean(axis=0) if count else math.nan
     if count < 2:
-        return mean, mean * math.nan, mean * math.nan
-    error = values.std(axis=0, ddof=1) / math.sqrt(count)
-    margin = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
+        return values.sum() if count else math.nan, math.nan, math.nan
+    mean, margin = values.mean(), scipy.stats.sem(values)
+    margin *= scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
     return mean, mean - margin, mean + margin
 
 
-def bootstrap_interval(statistic, arrays, random, repetitions=500):
+def bootstrap_interval(statistic, arrays, random):
     """Value of a statistic and its percentile interval over examples.
 
     The same numbers as `scipy.stats.bootstrap`, which takes twice as long and
@@ -77,7 +76,6 @@ def bootstrap_interval(statistic, arrays, random, repetitions=500):
         statistic: function of the arrays.
         arrays: arrays `(examples, ...)`, resampled together.
         random: `np.random.Generator`.
-        repetitions: number of resamplings.
 
     Returns:
         `(value, low, high)`; NaN without examples, no interval of one.
@@ -88,7 +86,7 @@ def bootstrap_interval(statistic, arrays, random, repetitions=500):
         return value, math.nan, math.nan
     draws = [
         statistic(*(array[rows] for array in arrays))
-        for rows in random.integers(count, size=(repetitions, count))
+        for rows in random.integers(count, size=(RESAMPLINGS, count))
     ]
     tail = (1 - CONFIDENCE) / 2
     return statistic(*arrays), *np.quantile(draws, [tail, 1 - tail])

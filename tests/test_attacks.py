@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import devices, errors
+from kinv import devices
 from kinv.classifiers import attacks, small
 
 NORM_OF_DIRECTION = 2.0
@@ -36,7 +36,8 @@ def test_attack_finds_the_optimum_of_a_linear_classifier(norm):
     classifier, direction = linear_classifier()
     images = np.full((2, 4, 4, 3), 127.0, "float32")
     labels = np.array([0, 1])
-    attack = attacks.ProjectedGradientDescent(norm, 6.0, 20, step_size=6.0)
+    attack = attacks.ProjectedGradientDescent(norm, 6.0, 20)
+    attack.step_size = 6.0
     offsets = attack.random_offsets(tf.shape(images), (0, 0))
     adversarial = attack(classifier, images, labels, offsets)
     if norm == "linf":
@@ -51,7 +52,8 @@ def test_attack_finds_the_optimum_of_a_linear_classifier(norm):
 def test_attack_stays_in_the_ball_and_in_range(norm):
     classifier = small.build_classifier(8, 3, width=2)
     images, labels = images_and_labels(6)
-    attack = attacks.ProjectedGradientDescent(norm, 40.0, 3, step_size=30.0)
+    attack = attacks.ProjectedGradientDescent(norm, 40.0, 3)
+    attack.step_size = 30.0
     offsets = attack.random_offsets(tf.shape(images), (0, 0))
     adversarial = np.asarray(attack(classifier, images, labels, offsets))
     order = np.inf if norm == "linf" else 2
@@ -95,19 +97,6 @@ def test_attack_leaves_the_classifier_alone():
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("l1", 8, 4), "Received: norm=l1"),
-        (("linf", 0, 4), "Received: radius=0"),
-        (("linf", 8, 0), "steps=0"),
-    ],
-)
-def test_attack_rejects(arguments, message):
-    with pytest.raises(errors.InputError, match=message):
-        attacks.ProjectedGradientDescent(*arguments)
-
-
 @pytest.mark.parametrize("norm", [None, "linf"])
 def test_images_without_labels_do_not_count(norm):
     images, labels = images_and_labels(6)
@@ -129,16 +118,17 @@ def take_a_step(strategy, norm):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         classifier = small.build_classifier(8, 3, width=4)
-        if norm is None:
-            model = classifier
-            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-            model.compile(keras.optimizers.Adam(0.01, epsilon=1e-3), loss)
-        else:
+        model = classifier
+        if norm is not None:
             attack = attacks.ProjectedGradientDescent(norm, 8.0, 2)
             model = attacks.AdversarialTraining(classifier, attack, seed=5)
-            # Adam divides a gradient by its own size. The larger epsilon
-            # keeps rounding errors of vanishing gradients from turning it.
-            model.compile(keras.optimizers.Adam(0.01, epsilon=1e-3))
+        # Adam divides a gradient by its own size. The larger epsilon keeps
+        # rounding errors of vanishing gradients from turning it.
+        model.compile(
+            keras.optimizers.Adam(0.01, epsilon=1e-3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        model.optimizer.build(classifier.trainable_variables)
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
     history = model.fit(batches, verbose=0, shuffle=False)
     return classifier.get_weights(), history.history
@@ -167,7 +157,13 @@ def test_training_raises_accuracy_under_attack():
     classifier = small.build_classifier(8, 2, width=4)
     attack = attacks.ProjectedGradientDescent("linf", 8.0, 2)
     model = attacks.AdversarialTraining(classifier, attack, seed=0)
-    model.compile(keras.optimizers.Adam(0.01))
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[
+            keras.metrics.SparseCategoricalAccuracy("adversarial_accuracy")
+        ],
+    )
     batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(32)
     log = model.fit(batches, epochs=20, verbose=0, shuffle=False).history
     assert log["adversarial_accuracy"][-1] > 0.95

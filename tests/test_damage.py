@@ -15,14 +15,7 @@ from kinv.classifiers import loading
 from kinv.inversion import callbacks, checkpoints
 from kinv.inversion import export as export_lib
 from kinv.serving import pipeline
-from tools import (
-    analyze,
-    demo,
-    export,
-    train,
-    train_classifier,
-    train_factors,
-)
+from tools import analyze, demo, export, train, train_classifier
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXPORTED = ROOT / "exported/scenes32-standard/1"
@@ -82,7 +75,6 @@ def test_sigterm_keeps_the_last_epoch(image_folder, classifier_file, tmp_path):
         (train, ["--dataset=d", "--classifier=c.keras"]),
         (train, ["--dataset=d", "--classifier=c.keras", "--resume"]),
         (train_classifier, ["--dataset=d"]),
-        (train_factors, []),
         (export, ["--run=r"]),
         (analyze, ["--model=m"]),
         (demo, []),

@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 import textwrap
-import threading
 
 import keras
 import numpy as np
@@ -79,10 +78,10 @@ def networks_pair():
 
 @pytest.fixture(scope="module")
 def exported(networks_pair, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("exported") / "tiny"
-    with export.new_version(directory) as (temporary, final):
-        export.save(temporary, *networks_pair, METADATA)
-    return final[0]
+    path = tmp_path_factory.mktemp("exported") / "1"
+    path.mkdir()
+    export.save(path, *networks_pair, METADATA)
+    return path
 
 
 def test_one_signature_with_the_shapes_of_the_contract(exported):
@@ -301,50 +300,6 @@ def test_warmup_requests_are_answered(exported):
 def test_metadata(exported):
     text = (exported / "assets.extra" / "kinv.json").read_text()
     assert json.loads(text) == METADATA
-
-
-def test_versions_count_up_from_the_highest(tmp_path):
-    (tmp_path / "names" / "7").mkdir(parents=True)
-    (tmp_path / "names" / "notes").mkdir()
-    for expected in ("8", "9"):
-        with export.new_version(tmp_path / "names") as (temporary, final):
-            (temporary / "file").write_text(expected)
-            assert not temporary.name.isdecimal()
-        assert final[0].name == expected
-        assert (final[0] / "file").read_text() == expected
-
-
-def test_failed_write_leaves_nothing(tmp_path):
-    with pytest.raises(OSError, match="full"):
-        with export.new_version(tmp_path) as (temporary, _):
-            (temporary / "file").write_text("half")
-            raise OSError("disk full")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_concurrent_exports_take_different_versions(tmp_path):
-    barrier = threading.Barrier(8)
-
-    def write(index):
-        with export.new_version(tmp_path) as (temporary, _):
-            (temporary / "file").write_text(str(index))
-            barrier.wait()
-
-    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    written = {p.name: (p / "file").read_text() for p in tmp_path.iterdir()}
-    assert sorted(written) == [str(i) for i in range(1, 9)]
-    assert sorted(written.values()) == [str(i) for i in range(8)]
-
-
-def test_directory_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(errors.InputError, match="directory to write to"):
-        with export.new_version(tmp_path / "file"):
-            pass
 
 
 def test_mixed_precision_run_is_loaded_in_float32(tmp_path):

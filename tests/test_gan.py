@@ -24,6 +24,7 @@ from kinv.inversion import (
     validation,
 )
 from kinv.inversion import losses as losses_lib
+from kinv.serving import pipeline
 
 BATCH = 8
 SIZE = 8
@@ -1026,6 +1027,44 @@ def test_every_worker_maps_logits_as_the_first_one(monkeypatch):
         np.testing.assert_allclose(
             network.normalize_condition.transform, -expected.transform.numpy()
         )
+
+
+def test_a_trained_model_is_exported_from_python(tmp_path):
+    model = make_model(**SMALL)
+    fit(model)
+    images = make_data()[0]
+    before = model.averaged_generator.get_weights()
+    names = ["a", "b", "c", "d", 5]
+    model.export(tmp_path / "names" / "1", images, names)
+    for value, own in zip(
+        before, model.averaged_generator.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(value, own)
+    exported = pipeline.Pipeline.load(tmp_path / "names")
+    assert exported.class_names == ["a", "b", "c", "d", "5"]
+    logits = np.array(model.classifier(images))
+    np.testing.assert_allclose(exported.logits(images), logits, atol=1e-4)
+    # Moments of many images are those of a batch of the same.
+    noise = np.random.default_rng(0).standard_normal((len(images), 120))
+    found = exported.reconstruct(images, noise[:, None].astype("float32"))
+    model.export(tmp_path / "names" / "2", batched(images), names)
+    of_one_batch = pipeline.Pipeline.load(tmp_path / "names")
+    np.testing.assert_allclose(
+        of_one_batch.reconstruct(images, noise[:, None].astype("float32")),
+        found,
+        atol=1e-2,
+    )
+    expected = model.reconstruct(images, noise)
+    correlation = np.corrcoef(np.ravel(found), np.ravel(expected))[0, 1]
+    assert correlation > 0.9
+    with pytest.raises(errors.InputError, match="names of 5 classes"):
+        model.export(tmp_path / "other", images, names[:3])
+    with pytest.raises(errors.InputError, match="next version"):
+        model.export(tmp_path / "names" / "1", images, names)
+
+
+def batched(images):
+    return tf.data.Dataset.from_tensor_slices(images).batch(len(images))
 
 
 def test_held_out_images_on_several_replicas():

@@ -93,9 +93,7 @@ def test_bootstrap_interval_covers(random):
     covered = 0
     for _ in range(200):
         values = random.normal(0, 1, 50)
-        _, low, high = intervals.bootstrap_interval(
-            np.mean, (values,), random, 200
-        )
+        _, low, high = intervals.bootstrap_interval(np.mean, (values,), random)
         covered += low < 0 < high
     assert 178 <= covered <= 199
 

@@ -10,6 +10,7 @@ import os
 import pathlib
 
 from kinv import cli, errors, files, runs
+from kinv.inversion import presets
 
 # Images per batch whose moments are averaged, and that are measured at once.
 BATCH_SIZE = 250
@@ -41,7 +42,7 @@ def parse_arguments(argv):
     add(
         "--statistics-examples",
         type=errors.positive_int,
-        default=10_000,
+        default=presets.STATISTICS_EXAMPLES,
         metavar="IMAGES",
         help="training images whose logits fill the statistics that the "
         "generator normalises with",
@@ -129,7 +130,11 @@ def write_version(options):
     updates = callbacks.kept_updates(options.run, trained["steps_per_epoch"])
     if updates:
         metadata["training"]["updates"] = updates
-    with export.new_version(options.out) as (temporary, final):
+    # Nobody else takes the number: `main` holds the directory.
+    number = max([0, *files.versions(options.out)]) + 1
+    path = pathlib.Path(options.out, str(number))
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
         generator.fold_spectral_norms(iterations=20)
         # A run that was not asked for calibration keeps its noise as it is.
         if trained.get("score_weight"):
@@ -141,8 +146,9 @@ def write_version(options):
                 at_once,
             )
         print(f"filling its statistics with {num_batches} batches of images")
-        progress = keras.utils.Progbar(num_batches)
-        generator.fill_standing_statistics(with_progress(inputs, progress))
+        generator.fill_standing_statistics(
+            with_progress(inputs, keras.utils.Progbar(num_batches))
+        )
         export.save(temporary, classifier, generator, metadata)
         if options.lite:
             # Before the figures: LiteRT may lack an operator.
@@ -165,7 +171,7 @@ def write_version(options):
     if options.lite:
         with files.atomic_path(options.lite) as temporary:
             temporary.write_bytes(lite)
-    return metadata, final[0]
+    return metadata, path
 
 
 def scale_noise(generator, classifier, source, measured, batch_size):
@@ -248,15 +254,11 @@ def describe(config, classifier, generator):
         generator: `networks.Generator`.
     """
     from kinv.data import folders
+    from kinv.inversion import export
 
     trained = config["options"]
     metadata = {
-        "class_names": config["class_names"],
-        "num_classes": classifier.outputs[0].shape[-1],
-        "noise_dim": generator.noise_dim,
-        "image_size": generator.image_size,
-        "channels": generator.channels,
-        "classifier_size": classifier.input_shape[1],
+        **export.describe(classifier, generator, config["class_names"]),
         "dataset": portable(trained["dataset"]),
         "training": {
             name: portable(value)

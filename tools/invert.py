@@ -48,12 +48,7 @@ def parse_arguments(argv):
     )
     add_sampling_flags(add)
     add_output_flags(add)
-    add(
-        "--skip-unreadable",
-        action="store_true",
-        help="leave out images that cannot be read, instead of stopping before "
-        "the first",
-    )
+    cli.add_skip_unreadable(add)
     options = parser.parse_args(argv)
     if options.diverse is not None:
         if not 2 <= options.diverse <= CANDIDATES // 2:

@@ -236,20 +236,20 @@ def build_model(options, num_classes, channels, steps):
     )
     optimizer = keras.optimizers.Adam(schedule)
     compiles = devices.can_use_xla(tf.distribute.get_strategy())
+    model, accuracy = classifier, "accuracy"
     if options.adversarial != "none":
         attack = make_attack(options, options.attack_steps)
         model = attacks.AdversarialTraining(classifier, attack, options.seed)
-        model.compile(optimizer, jit_compile=compiles)
-        return classifier, model
-    classifier.compile(
+        accuracy = "adversarial_accuracy"
+    model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=[keras.metrics.SparseCategoricalAccuracy(accuracy)],
         jit_compile=compiles,
     )
-    # Mixed float16 puts another optimizer around it.
-    classifier.optimizer.build(classifier.trainable_variables)
-    return classifier, classifier
+    # Several replicas need it built; mixed float16 puts another around it.
+    model.optimizer.build(classifier.trainable_variables)
+    return classifier, model
 
 
 def save(options, classifier, source, held_out, minutes):

@@ -5,6 +5,7 @@ import scipy.special
 
 from kinv.analysis import results, scene_factors
 from kinv.analysis import study as study_lib
+from kinv.classifiers import features
 
 TITLE = "Distributions"
 IMAGES = 2000
@@ -38,7 +39,7 @@ def run(study):
         ".keras file",
     )
     features_of, network = study.features or (
-        scene_factors.load_features(),
+        features.load_features(scene_factors.NETWORK),
         "scene factors",
     )
     metrics, rows = {}, []

@@ -9,6 +9,7 @@ import numpy as np
 from kinv import measures, pixels
 from kinv.data import rendering, scenes
 
+NETWORK = pathlib.Path(__file__).with_name("scene_factors.keras")
 NETWORK_IMAGE_SIZE = 32
 
 
@@ -125,24 +126,7 @@ def explained(study, readings, codes):
 @functools.cache
 def load_network():
     """The factor network: images `(batch, 32, 32, 3)` to codes."""
-    path = pathlib.Path(__file__).with_name("scene_factors.keras")
-    return keras.models.load_model(path, compile=False)
-
-
-def load_features():
-    """Function of images in [0, 255] to what the network sees in them.
-
-    The 96 numbers that the factors are read from, for distances of
-    distributions.
-    """
-    network = load_network()
-    network = keras.Model(network.inputs[0], network.layers[-1].input)
-
-    def features_of(images):
-        images = pixels.resize(images, NETWORK_IMAGE_SIZE)
-        return np.array(network(images, training=False))
-
-    return features_of
+    return keras.models.load_model(NETWORK, compile=False)
 
 
 def read(reconstructions):

@@ -4,10 +4,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kinv import errors
-
-NORMS = ("linf", "l2")
-
 
 class ProjectedGradientDescent:
     """The attack: gradient ascent on the loss within a ball around an image.
@@ -20,30 +16,16 @@ class ProjectedGradientDescent:
         norm: `"linf"` or `"l2"`.
         radius: radius of the ball, in pixel values (images in [0, 255]).
         steps: number of ascent steps.
-        step_size: length of a step in pixel values, in the same norm.
-            Defaults to `2.5 * radius / steps`, which reaches the edge of the
-            ball from anywhere in it.
 
     Reference:
         Madry et al., "Towards Deep Learning Models Resistant to Adversarial
         Attacks" (2018), section 2.1.
     """
 
-    def __init__(self, norm, radius, steps, step_size=None):
-        if norm not in NORMS:
-            raise errors.InputError(
-                f"Expected a norm among {', '.join(NORMS)}. "
-                f"Received: norm={norm}."
-            )
-        if radius <= 0 or steps < 1:
-            raise errors.InputError(
-                "Expected an attack of positive radius and at least one step. "
-                f"Received: radius={radius}, steps={steps}."
-            )
-        self.norm = norm
-        self.radius = float(radius)
-        self.steps = steps
-        self.step_size = float(step_size or 2.5 * radius / steps)
+    def __init__(self, norm, radius, steps):
+        self.norm, self.radius, self.steps = norm, float(radius), steps
+        # In the same norm; reaches the edge of the ball from anywhere in it.
+        self.step_size = 2.5 * self.radius / steps
 
     def random_offsets(self, shape, seed):
         """Draws where the attack starts, uniformly from the ball.
@@ -82,7 +64,10 @@ class ProjectedGradientDescent:
             logits = classifier(adversarial, training=False)
             # The sum: a mean would shrink the gradients of half-precision
             # networks by the batch size.
-            loss = tf.reduce_sum(_cross_entropy(labels, logits))
+            losses = keras.losses.sparse_categorical_crossentropy(
+                labels, logits, from_logits=True
+            )
+            loss = tf.reduce_sum(losses)
         gradients = tape.gradient(loss, adversarial)
         if self.norm == "linf":
             steps = tf.sign(gradients)
@@ -115,7 +100,7 @@ class AdversarialTraining(keras.Model):
     """Trains a classifier on the images that an attack makes of its own.
 
     `fit` takes batches `(images, labels)` of one global size, a multiple of
-    the number of replicas. It logs the loss and the accuracy on adversarial
+    the number of replicas. Its loss and metrics are those of adversarial
     images; validation adds the accuracy on the images as they are.
 
     The random start of the attack is a function of `seed`, the optimizer's
@@ -134,60 +119,29 @@ class AdversarialTraining(keras.Model):
 
     def __init__(self, classifier, attack, seed, **kwargs):
         super().__init__(**kwargs)
-        self.classifier = classifier
-        self.attack = attack
-        self.seed = seed
-        self.loss_tracker = keras.metrics.Mean("loss")
-        self.accuracy_tracker = keras.metrics.Mean("accuracy")
-        self.adversarial_accuracy_tracker = keras.metrics.Mean(
-            "adversarial_accuracy"
-        )
+        self.classifier, self.attack, self.seed = classifier, attack, seed
+        # Of held-out images as they are. What `compile` is given is measured
+        # of adversarial ones.
+        self.accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
         # The classifier is; only a model marked so can be saved and restored.
         self.built = True
 
-    def compile(self, optimizer, **kwargs):
-        """Sets the optimizer and builds it, which several replicas need."""
-        super().compile(optimizer=optimizer, **kwargs)
-        self.optimizer.build(self.classifier.trainable_variables)
-
     def call(self, images, training=False):
-        """Classifies images; returns the logits."""
         return self.classifier(images, training=training)
 
     def train_step(self, data):
         """Attacks a batch, then descends on what the attack found."""
         images, labels = data
         adversarial = self._attack(images, labels, self.optimizer.iterations)
-        with tf.GradientTape() as tape:
-            logits = self.classifier(adversarial, training=True)
-            loss = tf.reduce_mean(_cross_entropy(labels, logits))
-            # Gradients are summed over the replicas.
-            scaled_loss = (
-                loss / tf.distribute.get_strategy().num_replicas_in_sync
-            )
-            scaled_loss = self.optimizer.scale_loss(scaled_loss)
-        variables = self.classifier.trainable_variables
-        self.optimizer.apply(tape.gradient(scaled_loss, variables), variables)
-        self.loss_tracker.update_state(loss)
-        self.adversarial_accuracy_tracker.update_state(_hits(labels, logits))
-        return {
-            "loss": self.loss_tracker.result(),
-            "adversarial_accuracy": self.adversarial_accuracy_tracker.result(),
-        }
+        logs = super().train_step((adversarial, labels))
+        del logs["accuracy"]
+        return logs
 
     def test_step(self, data):
         """Measures accuracy as it is and under the attack of the training."""
         images, labels = data
-        logits = self.classifier(images, training=False)
-        adversarial = self._attack(images, labels, 0)
-        adversarial_logits = self.classifier(adversarial, training=False)
-        losses = _cross_entropy(labels, adversarial_logits)
-        self.loss_tracker.update_state(losses)
-        self.accuracy_tracker.update_state(_hits(labels, logits))
-        self.adversarial_accuracy_tracker.update_state(
-            _hits(labels, adversarial_logits)
-        )
-        return {metric.name: metric.result() for metric in self.metrics}
+        self.accuracy.update_state(labels, self(images, training=False))
+        return super().test_step((self._attack(images, labels, 0), labels))
 
     def _attack(self, images, labels, step):
         # Every replica draws for the whole batch and keeps its own rows.
@@ -233,18 +187,6 @@ def accuracy(classifier, batches, attack=None, seed=0):
             offsets = attack.random_offsets(tf.shape(images), (seed, index))
             adversarial = attack(classifier, images, labels, offsets, ascend)
         logits = classify(adversarial, training=False)
-        num_correct += int(tf.reduce_sum(_hits(labels, logits)))
+        num_correct += int(np.sum(np.argmax(logits, axis=-1) == labels))
         num_examples += len(labels)
     return num_correct, num_examples
-
-
-def _cross_entropy(labels, logits):
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(
-        tf.cast(labels, tf.int32), tf.cast(logits, tf.float32)
-    )
-
-
-def _hits(labels, logits):
-    """1.0 where the largest logit is the label's, else 0.0."""
-    predictions = tf.argmax(logits, axis=-1, output_type=tf.int32)
-    return tf.cast(predictions == tf.cast(labels, tf.int32), tf.float32)

@@ -1,11 +1,8 @@
 """Export: classifier and generator as one SavedModel with one signature."""
 
-import contextlib
 import errno
 import os
 import pathlib
-import shutil
-import uuid
 
 import keras
 import numpy as np
@@ -13,7 +10,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from kinv import errors, files
-from kinv.inversion import batches, networks
+from kinv.inversion import batches, networks, presets
 from kinv.serving.signature import SIGNATURE
 
 # Pictures that the exported model makes at a time, however many a call asks
@@ -101,46 +98,76 @@ def generator_inputs(classifier, image_batches, noise_dim, seed):
         yield {"condition": tf.constant(condition), "noise": tf.constant(noise)}
 
 
-@contextlib.contextmanager
-def new_version(directory):
-    """Yields a temporary directory that becomes the next version.
-
-    Its name is not a number, so that TensorFlow Serving passes it over. When
-    the block succeeds it is renamed to the number after the highest one;
-    when the block fails it is removed.
+def describe(classifier, generator, class_names):
+    """What `kinv.json` says of the networks.
 
     Args:
-        directory: the parent of the versions, created if need be.
+        classifier: as of `save`.
+        generator: as of `save`.
+        class_names: list of str, by logit.
+    """
+    return {
+        "class_names": class_names,
+        "num_classes": classifier.outputs[0].shape[-1],
+        "noise_dim": generator.noise_dim,
+        "image_size": generator.image_size,
+        "channels": generator.channels,
+        "classifier_size": classifier.input_shape[1],
+    }
 
-    Yields:
-        `(temporary, final)`: the path to write to, and a list that holds the
-        final path after the block.
+
+def save_trained(model, path, images, class_names):
+    """Writes the SavedModel of a model that was trained in Python.
+
+    `tools/export.py` also scales the noise, measures on held-out images and
+    writes a model card; it takes a run of `tools/train.py`.
+
+    Args:
+        model: `gan.InversionGAN` of a classifier of logits. It stays as it is.
+        path: directory to write, such as `exported/digits/1`; it must not
+            exist, and its parents are made.
+        images: array or `tf.data.Dataset` of batches, as of `fit`; the first
+            10,000 fill the standing statistics.
+        class_names: what to call the logits, in their order.
 
     Raises:
-        errors.InputError: if `directory` cannot be written to.
+        errors.InputError: if there are other numbers of classes, or the
+            directory exists or cannot be written.
     """
-    directory = files.make_directory(directory)
-    temporary = directory / f"{files.WRITING}{uuid.uuid4().hex}"
-    temporary.mkdir()
-    final = []
-    try:
-        yield temporary, final
-        final.append(_rename_to_next_version(temporary))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename_to_next_version(temporary):
-    while True:
-        number = max([0, *files.versions(temporary.parent)]) + 1
-        path = temporary.with_name(str(number))
-        try:
-            os.rename(temporary, path)
-            return path
-        except OSError:
-            # Another process has just taken the number.
-            if not path.exists():
-                raise
+    classifier, trained = model.classifier, model.averaged_generator
+    class_names = [str(name) for name in class_names]
+    num_classes = classifier.outputs[0].shape[-1]
+    if len(class_names) != num_classes or len(classifier.outputs) > 1:
+        raise errors.InputError(
+            f"Expected names of {num_classes} classes, and a classifier of "
+            f"logits alone. Received: {len(class_names)} names, "
+            f"{len(classifier.outputs)} outputs."
+        )
+    path = pathlib.Path(path)
+    if path.exists():
+        raise errors.InputError(
+            f"Expected a new directory. Received: {path}, which exists. Take "
+            "the next version's number."
+        )
+    files.make_directory(path.parent)
+    generator = networks.Generator.from_config(trained.get_config())
+    generator.set_weights(trained.get_weights())
+    if not isinstance(images, tf.data.Dataset):
+        images = tf.data.Dataset.from_tensor_slices(images)
+        images = images.batch(min(PART, len(images)), drop_remainder=True)
+    images = images.map(lambda *batch: batches.unpack(batch)[0])
+    size = int(next(iter(images)).shape[0])
+    images = images.take(-(-presets.STATISTICS_EXAMPLES // size)).map(
+        lambda batch: (batches.resize(batch, classifier.input_shape[1]), None)
+    )
+    generator.fold_spectral_norms(iterations=20)
+    generator.fill_standing_statistics(
+        generator_inputs(classifier, images, generator.noise_dim, model.seed)
+    )
+    metadata = describe(classifier, generator, class_names)
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        save(temporary, classifier, generator, metadata)
 
 
 def save(path, classifier, generator, metadata):

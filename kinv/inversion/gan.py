@@ -10,6 +10,7 @@ from kinv.inversion import (
     adaptation,
     batches,
     conditioning,
+    export,
     networks,
     presets,
     training_step,
@@ -138,8 +139,11 @@ class InversionGAN(keras.Model):
             else conditioning.LogitNormalization("whiten")
         )
         self.class_centered_whitening.build((None, generator.condition_dim))
-        self.trackers = _means("discriminator_loss", "generator_loss")
-        self.validation_trackers = _means(*validation.MEASURES)
+        losses = "discriminator_loss", "generator_loss"
+        self.trackers, self.validation_trackers = (
+            [keras.metrics.Mean(name) for name in names]
+            for names in (losses, validation.MEASURES)
+        )
         self.built = True
 
     def _check_settings(self):
@@ -339,6 +343,10 @@ class InversionGAN(keras.Model):
         inputs = {"condition": self.condition_of(images), "noise": noise}
         return self.averaged_generator(inputs, training=True)
 
+    def export(self, path, images, class_names):
+        """Writes one SavedModel with the classifier: `export.save_trained`."""
+        export.save_trained(self, path, images, class_names)
+
     def classify(self, images):
         """Logits, and what the networks are given: these, or features.
 
@@ -390,7 +398,3 @@ class InversionGAN(keras.Model):
             tracker.update_state(*results[tracker.name])
         means = validation.means(self.validation_trackers)
         return {**means, **validation.shares(means, len(samples))}
-
-
-def _means(*names):
-    return [keras.metrics.Mean(name=name) for name in names]

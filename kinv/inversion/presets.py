@@ -264,6 +264,8 @@ PRESETS["paper-small"] = {
 BEFORE = {"renormalization": False}
 # Of weights, noise and the order of images.
 SEED = 8
+# Images whose logits fill a generator's standing statistics at export.
+STATISTICS_EXAMPLES = 10_000
 # Normalisations that take what they normalise for logits, and that of features
 # by default; learned from sooner than `standardize` (docs/measurements.md).
 OF_LOGITS = ("class-centered", "one-hot")

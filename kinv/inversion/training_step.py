@@ -24,7 +24,7 @@ import tensorflow as tf
 from keras import ops
 
 from kinv import errors
-from kinv.inversion import layers, losses, micro_batches, presets
+from kinv.inversion import layers, losses, presets
 
 DISCRIMINATOR_LOSSES = {
     "hinge": losses.hinge_discriminator_loss,
@@ -281,12 +281,7 @@ def _score(model, images, condition):
 def _in_parts(model, function, *batch):
     """A function of a batch, a micro-batch at a time."""
     results = []
-    for part in micro_batches.split(
-        batch,
-        model.micro_batches,
-        results,
-        (model.generator, model.discriminator),
-    ):
+    for part in micro_batches(model, batch, results):
         results.append(function(*part))
     return ops.concatenate(results)
 
@@ -294,14 +289,49 @@ def _in_parts(model, function, *batch):
 def _descend(model, optimizer, variables, mean_loss, batch):
     """Updates variables once; returns the mean loss of the batch."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    loss, gradients = micro_batches.accumulate(
-        mean_loss,
-        [variable.value for variable in variables],
-        batch,
-        model.micro_batches,
-        (model.generator, model.discriminator),
-        # Optimizers sum the gradients of replicas; the loss is a mean.
-        lambda loss: optimizer.scale_loss(loss / replicas),
-    )
-    optimizer.apply(gradients, variables)
-    return loss
+    values = [variable.value for variable in variables]
+    total_loss, sums = 0.0, []
+    for part in micro_batches(model, batch, sums):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            loss = mean_loss(*part) / model.micro_batches
+            # Optimizers sum the gradients of replicas; the loss is a mean.
+            scaled_loss = optimizer.scale_loss(loss / replicas)
+        gradients = tape.gradient(scaled_loss, values)
+        total_loss += loss
+        pairs = zip(sums or [0.0] * len(values), gradients, strict=True)
+        sums[:] = [one + other for one, other in pairs]
+    optimizer.apply(sums, variables)
+    return total_loss
+
+
+def micro_batches(model, batch, results):
+    """Yields the parts of a batch, each after `results` of the ones before.
+
+    Otherwise the activations of all of them would live at once. Every part
+    sees the same normalised kernels: power iterations move once per update.
+
+    Args:
+        batch: sequence of tensors, whose first axes are multiples of
+            `model.micro_batches`.
+        results: list of tensors; the caller puts into it what it has made of
+            the parts before.
+
+    Yields:
+        Lists of tensors, a part of each in `batch`.
+    """
+    vectors = [
+        vector
+        for network in (model.generator, model.discriminator)
+        for vector in layers.spectral_vectors(network)
+    ]
+    starts = [tf.identity(vector.value) for vector in vectors]
+    parts = (tf.split(tensor, model.micro_batches) for tensor in batch)
+    for index, part in enumerate(zip(*parts, strict=True)):
+        if index:
+            for vector, start in zip(vectors, starts, strict=True):
+                vector.assign(start)
+        if results:
+            with tf.control_dependencies(results):
+                part = [tf.identity(tensor) for tensor in part]
+        yield part

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import wrappers_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -59,10 +59,8 @@ def start(server, address, tensor_content=False):
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(
         _ModelService(server), grpc_server
     )
-    health_service = _Health()
-    # The whole server, which is healthy as long as it runs.
-    health_service.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, grpc_server)
+    # Of the whole server, which is healthy as long as it runs.
+    health_pb2_grpc.add_HealthServicer_to_server(_Health(), grpc_server)
     try:
         port = grpc_server.add_insecure_port(address)
     except RuntimeError:

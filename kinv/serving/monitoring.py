@@ -38,11 +38,6 @@ _runtime_latency = prometheus_client.Histogram(
 prometheus_client.disable_created_metrics()
 
 
-def page():
-    """All of them in the text format of Prometheus, as bytes."""
-    return prometheus_client.generate_latest(REGISTRY)
-
-
 @contextlib.contextmanager
 def request(server, model, entrypoint):
     """Counts and times the call within.

@@ -11,6 +11,7 @@ import zlib
 
 import grpc
 import orjson
+import prometheus_client
 import uvicorn
 from starlette import applications, requests, responses, routing
 from starlette.middleware import cors
@@ -152,7 +153,8 @@ def make_app(server, page, allow_origins=()):
     """
     reading = asyncio.Semaphore(1)
 
-    async def explorer(request):
+    # In a thread: to write the page takes a while.
+    def explorer(request):
         return responses.HTMLResponse(
             page(),
             headers={
@@ -165,7 +167,8 @@ def make_app(server, page, allow_origins=()):
         return responses.JSONResponse({"status": "SERVING"})
 
     async def metrics(request):
-        return responses.PlainTextResponse(monitoring.page())
+        text = prometheus_client.generate_latest(monitoring.REGISTRY)
+        return responses.PlainTextResponse(text)
 
     async def call(request):
         return await _answer(server, request, reading)
