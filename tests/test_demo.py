@@ -50,23 +50,23 @@ class FakeTools:
         tool = pathlib.Path(command[1]).stem
         self.ran.append(tool)
         stages = demo.stages(demo.parse_arguments([f"--out={self.out}"]))
-        stage = stages[
-            ["train_classifier", "train", "export", "invert"].index(tool)
-        ]
-        stage.result.parent.mkdir(parents=True, exist_ok=True)
+        tools = ["train_classifier", "train", "export", "invert"]
+        name = NAMES[tools.index(tool)]
+        _, left = stages[name]
+        left.parent.mkdir(parents=True, exist_ok=True)
         if tool == "train":
             # As after every epoch, whether or not the run is over.
-            stage.result.write_text("weights")
-        if stage.name == self.fails:
+            left.write_text("weights")
+        if name == self.fails:
             return subprocess.CompletedProcess(command, self.status)
         result = {
-            "train_classifier": stage.result.with_name("metrics.json"),
-            "export": stage.result / "1" / "assets.extra" / "kinv.json",
-        }.get(tool, stage.result)
+            "train_classifier": left.with_name("metrics.json"),
+            "export": left / "1" / "assets.extra" / "kinv.json",
+        }.get(tool, left)
         result.parent.mkdir(parents=True, exist_ok=True)
         result.write_text(json.dumps(RESULTS.get(tool, {})))
         if tool == "train_classifier":
-            stage.result.write_text("weights")
+            left.write_text("weights")
         return subprocess.CompletedProcess(command, 0)
 
 
@@ -106,13 +106,11 @@ def run_demo(tmp_path, monkeypatch):
 
 
 def stages(*flags):
-    return {
-        stage.name: stage for stage in demo.stages(demo.parse_arguments(flags))
-    }
+    return demo.stages(demo.parse_arguments(flags))
 
 
 def test_each_stage_reads_what_an_earlier_one_writes():
-    commands = {name: stage.command for name, stage in stages().items()}
+    commands = {name: command for name, (command, _) in stages().items()}
     assert list(commands) == NAMES
 
     def flag(name, word):
@@ -130,8 +128,7 @@ def test_each_stage_reads_what_an_earlier_one_writes():
 
 @pytest.mark.parametrize("number", range(len(NAMES)))
 def test_the_tools_take_the_commands(number):
-    stage = list(stages().values())[number]
-    interpreter, tool, *flags = stage.command
+    (interpreter, tool, *flags), _ = list(stages().values())[number]
     assert interpreter == sys.executable
     assert pathlib.Path(tool).is_file()
     module = importlib.import_module(f"tools.{pathlib.Path(tool).stem}")

@@ -12,7 +12,6 @@ import shlex
 import subprocess  # noqa: S404 (only ever runs kinv's own tools)
 import sys
 import time
-from typing import NamedTuple
 
 from kinv import cli, errors, files
 
@@ -22,20 +21,6 @@ NUM_IMAGES = 10
 # Updates of the inversion, fewer than the preset's; its rates decay over them.
 STEPS = 2000
 RECORD = "stages.json"
-
-
-class Stage(NamedTuple):
-    """One command, which goes on where it was stopped when it is repeated.
-
-    Attributes:
-        name: of the stage.
-        command: list of words.
-        result: path of the file or directory that it leaves.
-    """
-
-    name: str
-    command: list
-    result: pathlib.Path
 
 
 def parse_arguments(argv):
@@ -57,19 +42,20 @@ def parse_arguments(argv):
 def stages(options):
     """The commands in their order.
 
+    Each goes on where it was stopped when it is repeated.
+
     Args:
         options: of `parse_arguments`.
 
     Returns:
-        List of `Stage`.
+        dict by name: the command, list of words, and the path that it leaves.
     """
     out = pathlib.Path(options.out)
     training = ["--dataset", DATASET, "--resume"]
     classifier, inversion = out / "classifier", out / "inversion"
     exported, grid = out / "exported", out / "grid.png"
-    return [
-        Stage(
-            "classifier",
+    return {
+        "classifier": (
             _command(
                 *("train_classifier", *training, "--out", classifier),
                 *("--width", 16, "--epochs", 3),
@@ -77,8 +63,7 @@ def stages(options):
             ),
             classifier / "classifier.keras",
         ),
-        Stage(
-            "inversion",
+        "inversion": (
             _command(
                 *("train", *training, "--out", inversion),
                 *("--classifier", classifier / "classifier.keras"),
@@ -86,19 +71,17 @@ def stages(options):
             ),
             inversion / "generator.keras",
         ),
-        Stage(
-            "export",
+        "export": (
             _command("export", "--run", inversion, "--out", exported),
             exported,
         ),
-        Stage(
-            "invert",
+        "invert": (
             _command(
                 "invert", "--model", exported, out / "images", "--out", grid
             ),
             grid,
         ),
-    ]
+    }
 
 
 def _command(tool, *words):
@@ -114,22 +97,23 @@ def main(argv=None):
         prepare(out)
         record = {"done": [], "seconds": {}, **files.read_json(out / RECORD)}
         all_stages = stages(options)
-        for number, stage in enumerate(all_stages, 1):
-            title = f"[{number}/{len(all_stages)}] {stage.name}"
-            if stage.name in record["done"] and stage.result.exists():
-                print(f"{title}: done before, {stage.result}")
+        for number, (name, stage) in enumerate(all_stages.items(), 1):
+            command, result = stage
+            title = f"[{number}/{len(all_stages)}] {name}"
+            if name in record["done"] and result.exists():
+                print(f"{title}: done before, {result}")
                 continue
-            if stage.name == "invert":
+            if name == "invert":
                 write_images(out / "images")
-            print(f"{title}\n$ {shlex.join(stage.command[1:])}", flush=True)
+            print(f"{title}\n$ {shlex.join(command[1:])}", flush=True)
             start = time.monotonic()
             try:
-                run_stage(stage)
-                record["done"].append(stage.name)
+                run_stage(name, command)
+                record["done"].append(name)
             finally:
                 taken = time.monotonic() - start
-                taken += record["seconds"].get(stage.name, 0)
-                record["seconds"][stage.name] = taken
+                taken += record["seconds"].get(name, 0)
+                record["seconds"][name] = taken
                 files.write_json(out / RECORD, record)
         print(summary(out, record["seconds"]))
 
@@ -145,12 +129,12 @@ def prepare(out):
         files.write_json(out / RECORD, {})
 
 
-def run_stage(stage):
+def run_stage(name, command):
     """Runs a command; ends the demo with its exit status if it fails."""
-    status = subprocess.run(stage.command).returncode  # noqa: S603
+    status = subprocess.run(command).returncode  # noqa: S603
     if status:
         print(
-            f"demo.py: the stage {stage.name!r} failed; once that is mended, "
+            f"demo.py: the stage {name!r} failed; once that is mended, "
             "the same command goes on from here",
             file=sys.stderr,
         )
