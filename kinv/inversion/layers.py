@@ -38,6 +38,18 @@ def spectral_vectors(network):
     return [v for v in variables if v.name == "spectral_vector"]
 
 
+def build(network, **shapes):
+    """Builds a network by a symbolic call with a dict of inputs.
+
+    Without spectral norms, which shapes do not depend on: half of the time.
+    """
+    SpectralLayer.folded = True
+    try:
+        network({name: keras.Input(shape) for name, shape in shapes.items()})
+    finally:
+        SpectralLayer.folded = False
+
+
 class SpectralLayer(keras.layers.Layer):
     """A layer whose kernel is divided by its largest singular value.
 
@@ -45,13 +57,10 @@ class SpectralLayer(keras.layers.Layer):
     `kernel / sigma(kernel)`. `sigma` is estimated by one power iteration per
     call. Its vector lies on the smaller side of the kernel's matrix
     (`spectral_norm.singular_value = 'auto'`) and moves in training calls only,
-    while `moves`.
+    while `moves`. (compare_gan moves it in inference calls too. So an exported
+    model would not answer the same request with the same bits.)
 
     Subclasses call `add_kernel` in `build` and use `normalized_kernel`.
-
-    Note:
-        compare_gan moves the vector in inference calls too. kinv does not, so
-        that an exported model answers the same request with the same bits.
 
     Reference:
         Miyato et al., Spectral Normalization for Generative Adversarial
@@ -257,8 +266,7 @@ def _pad(inputs, padding):
         return ops.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
     for axis in (1, 2):
         first, middle, last = _split_ends(inputs, axis)
-        pieces = (first, first, middle, last, last)
-        inputs = ops.concatenate(pieces, axis)
+        inputs = ops.concatenate((first, first, middle, last, last), axis)
     return inputs
 
 
@@ -379,9 +387,8 @@ class SelfAttention(keras.layers.Layer):
         _, height, width, channels = inputs.shape
         queries = self.queries(inputs, training=training)
         keys = ops.max_pool(self.keys(inputs, training=training), 2, strides=2)
-        values = ops.max_pool(
-            self.values(inputs, training=training), 2, strides=2
-        )
+        values = self.values(inputs, training=training)
+        values = ops.max_pool(values, 2, strides=2)
         queries = ops.reshape(queries, (-1, height * width, channels // 8))
         keys = ops.reshape(keys, (-1, height * width // 4, channels // 8))
         values = ops.reshape(values, (-1, height * width // 4, channels // 2))

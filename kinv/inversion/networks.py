@@ -143,12 +143,7 @@ class Generator(keras.Model):
         self.last = layers.SpectralConv2D(channels, 3, padding=padding)
         # As a block is.
         self.built = True
-        self(
-            {
-                "condition": keras.Input((condition_dim,)),
-                "noise": keras.Input((noise_dim,)),
-            }
-        )
+        layers.build(self, condition=(condition_dim,), noise=(noise_dim,))
 
     def call(self, inputs, training=False):
         embedded, (first_noise, *chunks) = self._embed(**inputs)
@@ -323,12 +318,8 @@ class Discriminator(keras.Model):
         )
         # As a block is.
         self.built = True
-        self(
-            {
-                "images": keras.Input((image_size, image_size, 3)),
-                "condition": keras.Input((condition_dim,)),
-            }
-        )
+        images = image_size, image_size, 3
+        layers.build(self, images=images, condition=(condition_dim,))
 
     def call(self, inputs, training=False):
         # In [0, 1] the first block's ReLU leaves the image as it is.
