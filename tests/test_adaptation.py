@@ -113,3 +113,35 @@ def test_of_many_images_the_first_are_used(monkeypatch):
     condition, pictures = adaptation._read(Model(), batches, 10)
     np.testing.assert_allclose(condition, images[:10, 0, 0])
     np.testing.assert_allclose(pictures, images[:10], atol=0.1)
+
+
+def test_weights_decay_while_the_embedding_is_fitted():
+    random = np.random.default_rng(0)
+    condition = random.standard_normal((8, 5), "float32")
+    condition[:, 2] = 0
+    targets = random.standard_normal((8, 4), "float32")
+    embedding = conditioning.Embedding(3, 1)
+    embedding(condition)
+    before = embedding.values[0].kernel.numpy()
+    after, *_ = adaptation.pretrain(embedding, condition, targets, seed=0)
+    # No gradient reaches this row: it decays, once in each pass.
+    rates = 1e-3 * (0.51 + 0.49 * np.cos(np.pi * np.arange(12) / 12))
+    np.testing.assert_allclose(after[2], before[2] * np.prod(1 - rates), 1e-4)
+
+
+def test_faint_values_of_small_pictures_count_the_less():
+    random = np.random.default_rng(0)
+    # Standard deviations, in [-1, 1], of .02 and of .4.
+    faint, strong = (
+        127.5 * (1 + deviation * random.normal(size=(4000, 8, 4, 3)))
+        for deviation in (0.02, 0.4)
+    )
+    pictures = np.concatenate([faint, strong], axis=2)
+    finest = adaptation._bands(pictures)[:, : 3 * 8**2]
+    finest = finest.reshape(4000, 8, 8, 3).std(axis=0)
+    # Three quarters of the variance are in the finest band.
+    deviations = np.sqrt(0.75) * np.array([0.02, 0.4])
+    left, right = deviations / (deviations + 0.02)
+    assert finest[:, :4].mean() / finest[:, 4:].mean() == pytest.approx(
+        left / right, rel=0.03
+    )

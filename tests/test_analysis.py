@@ -38,6 +38,7 @@ from kinv.analysis import (
     two_inversions,
 )
 from kinv.analysis import study as study_lib
+from kinv.data import scenes
 from kinv.data import source as source_lib
 from kinv.serving import pipeline
 from tools import analyze
@@ -1663,3 +1664,143 @@ def test_perceptual_distances_are_of_the_reconstructions(source):
     assert found["perceptual_distance"]["value"] == 0
     shuffled = found["shuffled_perceptual_distance"]
     assert shuffled == found["shuffled_pixel_mse"]
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_calibration_tells_the_error_of_single_samples(scale):
+    model = gaussian_model(lambda logits: scale)
+    metrics = run(calibration, gaussian_images(), model=model).metrics["model"]
+    # Eight patterns of variance 9, of the image and of the noise.
+    assert metrics["squared_error"] == pytest.approx(72 * (1 + scale**2), 0.1)
+
+
+def test_ranks_are_compared_with_chance_of_all_of_them():
+    found = calibration.rank_distances(np.zeros((100, 8), int))
+    chance = np.sqrt(16 / (2 * np.pi * 800))
+    assert found["flat_rank_distance"] == pytest.approx(chance)
+    assert found["rank_distance"] == pytest.approx(16 / 17)
+
+
+@pytest.mark.parametrize("left_open", [(9, 1), (1, 9)])
+def test_spread_is_measured_against_the_less_that_is_left_open(left_open):
+    left_open = (np.array([value], float) for value in left_open)
+    assert factors._noise_spread(np.array([4.0]), *left_open) == 2
+
+
+def test_readings_that_know_nothing_explain_nothing():
+    random = np.random.default_rng(0)
+    readings = random.normal(size=(100, 30))
+    codes = random.normal(size=(100, 1))
+    # Fitted to these very images they would tell a third.
+    errors = scene_factors.residuals(readings, codes)
+    assert errors.sum() >= np.sum(codes**2)
+
+
+def test_one_image_may_be_kept_better_than_another():
+    # Each error is half of that against another image.
+    found = rotation._against_chance(np.array([1.0, 3]), np.array([2.0, 6]))
+    np.testing.assert_allclose(found, [0.5, 0.5])
+
+
+def test_the_class_mean_of_a_class_without_images_is_that_of_all():
+    model = types.SimpleNamespace(num_classes=3)
+    features = {
+        "condition": np.array([[0.0], [2], [7]], "float32"),
+        "classes": np.array([0, 0, 2]),
+    }
+    assert probes.class_means(model, features).tolist() == [[1], [3], [7]]
+
+
+def probed(classes_of, mix_of, count=3000, noise=0.0):
+    """R² with which probes tell factors of as many new images."""
+    random = np.random.default_rng(0)
+
+    def make(split):
+        of = scenes.scene_factors(split, range(count))
+        codes = scene_factors.encode(of)[:, 12:]
+        classes = classes_of(random, count)
+        condition = np.stack(
+            [x @ mix_of(k) for x, k in zip(codes, classes, strict=True)]
+        )
+        condition += noise * random.normal(size=condition.shape)
+        return {
+            **of,
+            "condition": condition.astype("float32"),
+            "classes": classes,
+        }
+
+    train, test = make("train"), make("test")
+    study = types.SimpleNamespace(
+        models={"m": types.SimpleNamespace(layer=None)}, seed=0
+    )
+    found = probes.predict(
+        study, "m", train, test["condition"], test["classes"]
+    )
+    codes = scene_factors.encode(test)
+    return {
+        name: scene_factors.r_squared(codes[:, part], found[:, part])
+        for name, part in scene_factors.PARTS.items()
+        if name not in ("shape", "object_hue")
+    }
+
+
+def test_probes_tell_what_is_linear_in_all_classes_or_in_each():
+    mix = np.random.default_rng(1).normal(size=(7, 7))
+    found = probed(lambda draw, n: draw.integers(300, size=n), lambda k: mix)
+    assert min(found.values()) > 0.99
+    # The other way round in every other class.
+    found = probed(
+        lambda draw, n: draw.integers(2, size=n), lambda k: mix * (-1) ** k
+    )
+    assert min(found.values()) > 0.99
+
+
+def test_probes_of_classes_of_ten_images_are_not_learned_by_heart():
+    found = probed(
+        lambda draw, n: draw.integers(80, size=n),
+        lambda k: np.eye(7),
+        count=800,
+        noise=0.5,
+    )
+    for name in ("size", "azimuth", "brightness"):
+        # A uniform code in [-1, 1], with noise of .5.
+        assert found[name] == pytest.approx(1 / 3 / (1 / 3 + 0.25), abs=0.08)
+
+
+def test_the_class_alone_is_shown_by_the_mean_of_its_logits(
+    source, monkeypatch
+):
+    monkeypatch.setattr(controls, "IMAGES", 20)
+
+    def image_of(logits, noise):
+        made = 64 * logits[:, None, None]
+        return np.broadcast_to(made, (len(logits), 32, 32, 3))
+
+    metrics = run(controls, source, flat=colors(image_of)).metrics["flat"]
+    images = images_of(source, 400)
+    means = images.mean(axis=(1, 2))
+    classes = means.argmax(axis=-1)
+    of_class = np.stack([means[classes == k].mean(axis=0) for k in range(3)])
+    shown = of_class[classes[:20], None, None]
+    expected = np.mean((images[:20] - shown) ** 2)
+    assert metrics["class only"]["pixel_mse"]["value"] == pytest.approx(
+        expected, rel=1e-3
+    )
+
+
+def test_pixels_that_are_optimised_stay_pixels(source, monkeypatch):
+    monkeypatch.setattr(controls, "STEPS", 100)
+    model = in_tensorflow()
+    study = study_lib.Study({"model": model}, source, lambda: source, 32)
+    far = np.full((1, 3072), 9.0, "float32")
+    assert controls.optimise(study, model, far).max() == 255
+
+
+def test_misclassified_images_are_compared_right_minus_wrong():
+    right = np.arange(200) < 100
+    same = np.arange(200) % 100 < np.where(right, 90, 40)
+    errors = np.full(200, 0.5), np.ones(200)
+    study = study_lib.Study({}, None, None, 32)
+    claims = misclassified._claims(study, "model", 10, same, errors, right)
+    assert claims[1].value == pytest.approx(0.5)
+    assert claims[1].verdict == "holds"

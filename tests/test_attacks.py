@@ -187,3 +187,82 @@ def test_accuracy_counts():
     # A ball of radius 20 reaches across the boundary from 10, not from 30.
     attack = attacks.ProjectedGradientDescent("l2", 20.0, 10)
     assert attacks.accuracy(classifier, batches, attack) == (3, 5)
+
+
+def test_steps_reach_the_edge_of_the_ball_from_its_other_side():
+    classifier, direction = linear_classifier()
+    images = np.full((1, 4, 4, 3), 127.0, "float32")
+    attack = attacks.ProjectedGradientDescent("linf", 8.0, 20)
+    edge = 8.0 * np.sign(direction)[None]
+    made = attack(classifier, images, np.array([0]), -edge)
+    np.testing.assert_allclose(made - images, edge, atol=1e-3)
+
+
+def test_where_an_attack_starts_has_nothing_to_do_with_how_far():
+    attack = attacks.ProjectedGradientDescent("l2", 1.0, 1)
+    shape = tf.constant([20000, 1, 1, 2])
+    x, y = np.reshape(attack.random_offsets(shape, (0, 0)), (-1, 2)).T
+    angles, lengths = np.arctan2(y, x), np.hypot(x, y)
+    for of_angle in (np.cos, np.sin):
+        for times in (1, 2):
+            values = of_angle(times * angles)
+            assert abs(np.corrcoef(values, lengths)[0, 1]) < 0.03
+
+
+def test_every_batch_is_attacked_from_a_start_of_its_own(monkeypatch):
+    attack = attacks.ProjectedGradientDescent("linf", 8.0, 1)
+    draw, seeds = attack.random_offsets, []
+
+    def recording(shape, seed):
+        seeds.append(tuple(seed))
+        return draw(shape, seed)
+
+    monkeypatch.setattr(attack, "random_offsets", recording)
+    classifier = small.build_classifier(8, 3, width=2)
+    batches = [images_and_labels(6)] * 3
+    attacks.accuracy(classifier, batches, attack, seed=4)
+    assert len(set(seeds)) == 3
+    assert {first for first, _ in seeds} == {4}
+
+
+def test_every_step_is_attacked_from_a_start_of_its_own():
+    starts = []
+
+    class Attack(attacks.ProjectedGradientDescent):
+        def __call__(self, classifier, images, labels, offsets, ascend=None):
+            starts.append(np.array(offsets).tobytes())
+            return images
+
+    classifier = small.build_classifier(8, 3, width=2)
+    attack = Attack("linf", 8.0, 1)
+    model = attacks.AdversarialTraining(classifier, attack, seed=5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True)
+    data = tf.data.Dataset.from_tensor_slices(images_and_labels(4)).batch(2)
+    model.fit(data, epochs=2, verbose=0, shuffle=False)
+    assert len(set(starts)) == 4
+
+
+def test_held_out_images_are_classified_in_inference_mode():
+    modes = []
+
+    class Recording(keras.layers.Layer):
+        def call(self, x, training=None):
+            modes.append(training)
+            return x
+
+    classifier = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            Recording(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3),
+        ]
+    )
+    attack = attacks.ProjectedGradientDescent("linf", 8.0, 1)
+    model = attacks.AdversarialTraining(classifier, attack, seed=5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True)
+    modes.clear()
+    model.evaluate(*images_and_labels(4), verbose=0)
+    assert modes and not any(modes)

@@ -71,3 +71,7 @@ def test_the_chosen_are_the_extremes_that_say_the_same():
     expected = (near.max() - near.min()) / np.sqrt(2)
     assert found.spread == pytest.approx(expected, rel=1e-4)
     assert found.spread > found.usual_spread
+
+
+def test_equal_pictures_are_chosen_once_each():
+    assert len(set(diversity.farthest(np.zeros((4, 4)), 3))) == 3

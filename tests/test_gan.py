@@ -1081,3 +1081,97 @@ def test_held_out_images_on_several_replicas():
     # A replica's moments are those of all; a neighbour is its own.
     for name in ("agreement", "pixel_mse", "error_ratio", "energy_score"):
         assert two[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+def test_every_batch_of_every_step_has_noise_of_its_own():
+    model, drawn = make_model(), set()
+    for step in range(3):
+        model.generator_optimizer.iterations.assign(step)
+        for batch in range(3):
+            noise = training_step.draw_noise(model, tf.zeros((1, 5)), batch)
+            drawn.add(noise.numpy().tobytes())
+    assert len(drawn) == 9
+
+
+def test_adam_of_the_paper_has_no_momentum():
+    optimizer = training_step.make_optimizer(2e-3)
+    variable = tf.Variable(1.0)
+    optimizer.build([variable])
+    for gradient in (4.0, -1.0):
+        optimizer.apply([tf.constant(gradient)], [variable])
+    # Against the last gradient, over the root of the mean square of both.
+    square = (0.999 * 0.001 * 16 + 0.001 * 1) / (1 - 0.999**2)
+    expected = 1 - 2e-3 + 2e-3 / np.sqrt(square)
+    assert variable.numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_update_of_a_step_sees_images_of_its_own(monkeypatch):
+    model, seen = make_model(), []
+
+    def record(model, images, condition, *_):
+        seen.append((images, condition))
+
+    for name in ("update_discriminator", "update_generator"):
+        monkeypatch.setattr(training_step, name, record)
+    monkeypatch.setattr(training_step, "update_average", lambda _: None)
+    images = make_data(3)[0]
+    numbers = np.repeat(np.arange(24.0)[:, None], 5, axis=1)
+    training_step.run(model, tf.constant(images), tf.constant(numbers))
+    assert len(seen) == 3
+    for first, (part, condition) in enumerate(seen):
+        np.testing.assert_array_equal(part, images[first::3])
+        np.testing.assert_array_equal(condition, numbers[first::3])
+
+
+@pytest.mark.parametrize("score_weight", [0.0, 1.0])
+def test_what_a_larger_classifier_reads_is_compared_in_its_units(score_weight):
+    model = make_model(**{**SMALL, "score_weight": score_weight}, size=16)
+    transform = np.diag([1.0, 2, 3, 4, 5]).astype("float32")
+    model.class_centered_whitening.transform.assign(transform)
+    random = np.random.default_rng(0)
+    read, expected = random.standard_normal((2, 8, 5)).astype("float32")
+    if score_weight:
+        expected = expected[::2].repeat(2, axis=0)
+    found = training_step.readback_loss(model, read, expected)
+    deviations = (read - expected) @ transform
+    if score_weight:
+        one, two = deviations[::2], deviations[1::2]
+        lengths = [np.sqrt((x**2).mean(-1)) for x in (one, two, one - two)]
+        value = (lengths[0] + lengths[1] - lengths[2]) / 2
+    else:
+        value = np.log1p(deviations**2).mean(-1)
+    np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-3)
+
+
+def test_classes_read_back_diverge_from_those_of_the_image():
+    model = make_model(discriminator_steps=0, class_readback_weight=1.0)
+    images = make_data(1)[0]
+    # Far from what is read.
+    logits = 4 * np.random.default_rng(0).standard_normal((8, 5), "float32")
+    noise = training_step.draw_noise(model, tf.constant(logits), 0)
+    inputs = {"condition": logits, "noise": noise}
+    read = np.array(model.classifier(model.generator(inputs, training=True)))
+    shares = special.softmax([logits, read], axis=-1)
+    loss = training_step.update_generator(
+        model, tf.constant(images), tf.constant(logits)
+    )
+    expected = stats.entropy(*shares, axis=-1).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-3)
+
+
+def test_shares_of_means():
+    means = {"logit_error": 1, "shuffled_logit_error": 4, "single_error": 1}
+    # s² = 4 A: (A + 4 A / 8) / (A + 4 A) = 0.3. And more than the noise says.
+    for of_mean, spread_skill in ((0.3, 2), (1.1, 0)):
+        values = {**means, "mean_error": of_mean}
+        values = {name: tf.constant(float(x)) for name, x in values.items()}
+        found = validation.shares(values, 8)
+        assert float(found["spread_skill"]) == pytest.approx(spread_skill, 1e-4)
+        assert float(found["within_class_r2"]) == pytest.approx(0.75)
+
+
+def test_a_single_held_out_image():
+    model = make_model()
+    found = model.evaluate(make_data(1)[0][:1], return_dict=True, verbose=0)
+    assert np.isfinite(list(found.values())).all()
+    assert found["within_class_r2"] == 0

@@ -473,3 +473,119 @@ def test_batch_renormalization_is_bounded():
     )
     np.testing.assert_allclose(factor, normalization.LARGEST_RATIO)
     np.testing.assert_allclose(summand, normalization.LARGEST_SHIFT)
+
+
+def settled(layer, mean, variance):
+    """Gives a norm averages that one more batch hardly moves."""
+    moments, count = layer.moments, 4.0 * normalization.FULL_UPDATE
+    moments.calls_per_update = 1
+    shape = moments.mean_sum.shape
+    moments.mean_sum.assign(np.full(shape, mean * count))
+    moments.variance_sum.assign(np.full(shape, variance * count))
+    moments.count.assign(count)
+    return moments
+
+
+def test_gradients_of_batch_renormalization_take_its_factors_for_constants():
+    layer = normalization.BatchNormalization()
+    layer.build((None, 4, 4, 3))
+    moments = settled(layer, 1.0, 4.0)
+    inputs = 1.5 + 3 * random(6, 4, 4, 3, seed=9)
+    weights = random(6, 4, 4, 3, seed=10)
+    x = tf.constant(inputs)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(layer(x, training=True) * weights)
+    axes = (0, 1, 2)
+    deviation = np.sqrt(inputs.var(axes) + 1e-5)
+    hat = (inputs - inputs.mean(axes)) / deviation
+    average = np.sqrt(moments.variance_sum / moments.count + 1e-5)
+    # That of batch normalisation, times a constant.
+    expected = weights - weights.mean(axes) - hat * (weights * hat).mean(axes)
+    np.testing.assert_allclose(
+        tape.gradient(loss, x), expected / average, atol=1e-4
+    )
+
+
+def test_settled_averages_bound_factor_and_summand():
+    layer = normalization.BatchNormalization()
+    layer.build((None, 4, 4, 3))
+    moments = settled(layer, 0.0, 100.0)
+    mean, variance = np.full(3, -1e4, "float32"), np.ones(3, "float32")
+    factor, summand = moments.renormalize(mean, variance, 1e-5)
+    np.testing.assert_allclose(factor, 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(summand, -5)
+
+
+def test_statistics_of_a_single_batch():
+    layer, batch = (
+        normalization.BatchNormalization(),
+        2 + 3 * random(8, 4, 4, 2),
+    )
+    layer(batch)
+    layer.moments.accumulating = True
+    layer(batch, training=True)
+    axes = (0, 1, 2)
+    expected = (batch - batch.mean(axes)) / np.sqrt(batch.var(axes) + 1e-5)
+    np.testing.assert_allclose(layer(batch), expected, atol=1e-4)
+
+
+def test_conditional_norms_scale_what_renormalization_adds():
+    inputs, condition = 1.5 + random(4, 3, 3, 5), random(4, 7, seed=1)
+    layer = normalization.ConditionalBatchNormalization(1.0)
+    layer(inputs, condition)
+    moments = settled(layer, 1.0, 4.0)
+    outputs = layer(inputs, condition, training=True)
+    mean = moments.mean_sum / moments.count
+    variance = moments.variance_sum / moments.count
+    gain = 1 + condition @ layer.gain.kernel.numpy()
+    offset = condition @ layer.offset.kernel.numpy()
+    expected = (inputs - mean) / np.sqrt(variance + 1e-5)
+    expected = expected * gain[:, None, None] + offset[:, None, None]
+    np.testing.assert_allclose(outputs, expected, atol=1e-3)
+
+
+def prior_strength(logits, classes, num_classes):
+    logits = logits - logits.mean(axis=0)
+    counts = np.bincount(classes, minlength=num_classes)[:, None]
+    sums = np.zeros((num_classes, logits.shape[1]))
+    np.add.at(sums, classes, logits)
+    return conditioning._prior_strength(logits, classes, counts, sums)
+
+
+def test_how_far_class_means_are_drawn_to_the_mean_of_all():
+    generator = np.random.default_rng(0)
+    classes = np.repeat(np.arange(500), 2)
+    centers = 2 * generator.normal(size=(500, 20))
+    logits = centers[classes] + 3 * generator.normal(size=(1000, 20))
+    # Variances of 9 within classes and of 4 between them.
+    assert prior_strength(logits, classes, 500) == pytest.approx(9 / 4, 0.1)
+    # Two classes of 100, of means -1 and 1 and variance 1.
+    classes = np.repeat([0, 1], 100)
+    logits = np.tile([-1.0, 1.0], 100) + np.repeat([-1.0, 1.0], 100)
+    within = 200 / 198
+    assert prior_strength(logits[:, None], classes, 2) == pytest.approx(
+        within / (2 - within / 100)
+    )
+    # Classes of one mean: nothing lies between them.
+    logits = np.array([[-1.0], [1.0], [-1.0], [1.0]])
+    assert prior_strength(logits, np.array([0, 0, 1, 1]), 2) == np.inf
+
+
+def test_classes_of_single_images_have_the_mean_of_all():
+    logits = 9 * np.eye(3) + random(3, 3)
+    layer = conditioning.ClassCenteredWhitening()
+    layer(logits)
+    layer.set_statistics(logits)
+    expected = [logits.mean(axis=0)] * 3
+    np.testing.assert_allclose(layer.class_means, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["standardize", "whiten"])
+def test_logits_that_never_vary(kind):
+    layer = conditioning.LogitNormalization(kind)
+    layer.build((None, 3))
+    layer.set_statistics(np.ones((9, 3)))
+    assert np.isfinite(layer.transform.numpy()).all()
+    found = layer(np.ones((2, 3), "float32"))
+    np.testing.assert_array_equal(found, np.zeros((2, 3)))

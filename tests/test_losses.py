@@ -173,3 +173,14 @@ def test_readback_score_is_the_distance_where_nothing_is_open():
     np.testing.assert_allclose(
         losses.readback_score(read, read, logits), [1.0], atol=1e-3
     )
+
+
+def test_readback_score_of_two_reconstructions():
+    first = np.array([[3.0, 0]], "float32")
+    second = np.array([[0, 4.0]], "float32")
+    # Of lengths 3, 4 and, apart, 5, over the root of 2: (3 + 4 - 5) / 2.
+    np.testing.assert_allclose(
+        losses.readback_score(first, second, 0 * first),
+        [1 / np.sqrt(2)],
+        atol=1e-3,
+    )

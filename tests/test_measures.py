@@ -363,3 +363,39 @@ def test_psnr_in_closed_form():
     np.testing.assert_allclose(
         measures.psnr(images, others), [100, 48.1308, 20], rtol=1e-5
     )
+
+
+def test_spread_of_two_samples():
+    samples = np.zeros((1, 2, 1, 1, 3))
+    samples[0, 1] = 2
+    assert measures.noise_spread(samples) == pytest.approx(np.sqrt(2))
+
+
+def test_rank_among_equal_values():
+    ranks = measures.ranks(np.array([2.0]), np.array([[1.0, 2, 2, 3]]))
+    assert ranks.tolist() == [1]
+
+
+def test_structural_similarity_of_pictures_smaller_than_its_window():
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3))
+    np.testing.assert_allclose(measures.ssim(images, images), 1, atol=1e-5)
+
+
+def test_nothing_to_explain():
+    assert measures.explained_variance(np.zeros(3), np.zeros(3)) == 1
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
+def test_the_error_ratio_of_a_spread(spread):
+    ratio = measures.error_ratio_of(spread)
+    assert measures.spread_skill(ratio) == pytest.approx(spread)
+
+
+def test_ratio_of_small_means():
+    ratio = measures.ratio_of_means(np.array([0.2]), np.array([0.1]))
+    assert ratio == pytest.approx(2)
+
+
+def test_intervals_of_nothing():
+    assert all(map(math.isnan, intervals.newcombe_interval((1, 2), (0, 0))))
+    assert np.isnan(intervals.mean_interval(np.zeros(0))).all()

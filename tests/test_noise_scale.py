@@ -68,3 +68,33 @@ def test_dead_or_wild_noise_stays_as_it_is(spread):
     generator = Generator(spread)
     noise_scale.fit(generator, make_pairs(10.0), seed=3)
     assert generator.noise_scale == 1.0
+
+
+def test_the_noise_is_that_of_the_seed():
+    drawn = []
+
+    class Recording(Generator):
+        def __call__(self, inputs):
+            drawn.append(inputs["noise"])
+            return super().__call__(inputs)
+
+    noise_scale.fit(Recording(10.0), make_pairs(10.0), seed=3)
+    shape = (8, 40, 192)
+    expected = np.random.default_rng(3).standard_normal(shape, "float32")
+    np.testing.assert_array_equal(drawn[0], expected[0])
+
+
+def test_images_are_compared_at_the_size_of_the_pictures():
+    random = np.random.default_rng(0)
+    pairs = []
+    for _ in range(3):
+        # Of one colour, and of 16 pixels.
+        known = random.uniform(50, 200, (40, 1, 1, 3)).astype("float32")
+        images = known + 10 * random.standard_normal((40, 1, 1, 3), "float32")
+        images, condition = (
+            np.tile(x, (1, size, size, 1))
+            for x, size in ((images, 16), (known, 8))
+        )
+        pairs.append((images, condition))
+    spread = noise_scale.fit(Generator(8.0), pairs, seed=3)
+    assert spread == pytest.approx(0.8, rel=0.1)
