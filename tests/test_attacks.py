@@ -266,3 +266,16 @@ def test_held_out_images_are_classified_in_inference_mode():
     modes.clear()
     model.evaluate(*images_and_labels(4), verbose=0)
     assert modes and not any(modes)
+
+
+def test_pixels_are_not_rounded_in_mixed_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        classifier = small.build_classifier(8, 3, width=2)
+        attack = attacks.ProjectedGradientDescent("linf", 8.0, 1)
+        model = attacks.AdversarialTraining(classifier, attack, seed=5)
+        images = images_and_labels(4)[0] + 0.37
+        np.testing.assert_array_equal(model(images), classifier(images))
+    finally:
+        keras.config.set_dtype_policy(before)

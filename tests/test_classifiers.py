@@ -1140,3 +1140,29 @@ def test_scalings_from_python(tmp_path):
     for wrong in (1, (0, 1, 2)):
         with pytest.raises(errors.InputError, match="two numbers"):
             loading.load_classifier(path, input_range=wrong)
+
+
+@pytest.mark.parametrize("name", ["images", "rescaling", "concatenate"])
+def test_a_classifier_may_be_called_as_what_is_put_beside_it(tmp_path, name):
+    keras.utils.clear_session()
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Dense(1, activation="sigmoid")(layers.Flatten()(inputs))
+    keras.Model(inputs, x, name=name).save(tmp_path / "classifier.keras")
+    keras.utils.clear_session()
+    classifier = loading.load_classifier(tmp_path / "classifier.keras")
+    assert classifier.output_shape == (None, 2)
+
+
+def test_a_head_may_be_used_twice():
+    shared = keras.Input((4,))
+    head = keras.Model(
+        shared, layers.Dense(4, activation="softmax")(shared), name="head"
+    )
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Dense(4)(layers.Flatten()(inputs))
+    model = keras.Model(inputs, head(head(x)))
+    classifier = loading.load_classifier(model)
+    images = images_of_noise() / 255
+    np.testing.assert_allclose(
+        softmax(np.array(classifier(images))), model(images), atol=1e-5
+    )

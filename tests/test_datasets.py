@@ -540,8 +540,8 @@ def test_held_out_images_that_are_training_images(
 @pytest.mark.parametrize(
     "images, message",
     [
-        (np.zeros((5, 3, 8, 8), "uint8"), "of that shape, channels last"),
-        (np.zeros((5, 192), "uint8"), "of that shape, channels last"),
+        (np.zeros((5, 3, 8, 8), "uint8"), "some of that shape, channels last"),
+        (np.zeros((5, 192), "uint8"), "some of that shape, channels last"),
         (np.zeros((5, 8, 8), "float32"), "Save them as uint8, 0 black"),
         (np.full((5, 8, 8), 255, "uint16"), "up to 255. Save them as uint8"),
     ],

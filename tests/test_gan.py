@@ -891,7 +891,7 @@ def test_the_average_has_the_vectors_of_the_generator():
     noise = np.random.default_rng(0).standard_normal((BATCH, 120))
     images = make_data(1)[0]
     vectors = [
-        layers.spectral_vectors(network)
+        [x.spectral_vector for x in layers.spectral_layers(network)]
         for network in (model.averaged_generator, model.generator)
     ]
     for own, other in zip(*vectors, strict=True):
@@ -1044,27 +1044,46 @@ def test_a_trained_model_is_exported_from_python(tmp_path):
     assert exported.class_names == ["a", "b", "c", "d", "5"]
     logits = np.array(model.classifier(images))
     np.testing.assert_allclose(exported.logits(images), logits, atol=1e-4)
-    # Moments of many images are those of a batch of the same.
     noise = np.random.default_rng(0).standard_normal((len(images), 120))
     found = exported.reconstruct(images, noise[:, None].astype("float32"))
-    model.export(tmp_path / "names" / "2", batched(images), names)
-    of_one_batch = pipeline.Pipeline.load(tmp_path / "names")
-    np.testing.assert_allclose(
-        of_one_batch.reconstruct(images, noise[:, None].astype("float32")),
-        found,
-        atol=1e-2,
-    )
+    # Moments of many images are about those of a batch.
     expected = model.reconstruct(images, noise)
     correlation = np.corrcoef(np.ravel(found), np.ravel(expected))[0, 1]
     assert correlation > 0.9
+    # A partial batch would weigh as much as a full one.
+    model.export(tmp_path / "names" / "3", batched(images[:16], 16), names)
+    more = np.concatenate([images[:16], 255 * np.ones_like(images[:1])])
+    model.export(tmp_path / "names" / "4", batched(more, 16), names)
+    third, fourth = (
+        pipeline.Pipeline.load(tmp_path / "names" / version) for version in "34"
+    )
+    noise = noise[:, None].astype("float32")
+    made = fourth.reconstruct(images, noise)
+    np.testing.assert_array_equal(made, third.reconstruct(images, noise))
+    for wrong in (images[:0], images * np.nan):
+        with pytest.raises(errors.InputError, match="Expected"):
+            model.export(tmp_path / "wrong", wrong, names)
     with pytest.raises(errors.InputError, match="names of 5 classes"):
         model.export(tmp_path / "other", images, names[:3])
     with pytest.raises(errors.InputError, match="next version"):
         model.export(tmp_path / "names" / "1", images, names)
 
 
-def batched(images):
-    return tf.data.Dataset.from_tensor_slices(images).batch(len(images))
+def batched(images, size=None):
+    images = tf.data.Dataset.from_tensor_slices(images)
+    return images.batch(size or len(images))
+
+
+def test_an_export_computes_in_float32(tmp_path):
+    classifier = make_model().classifier
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = make_model(**SMALL, classifier=classifier)
+        model.export(tmp_path / "1", make_data()[0], "abcde")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    function = tf.saved_model.load(tmp_path / "1").signatures["serving_default"]
+    assert "DT_BFLOAT16" not in str(function.graph.as_graph_def())
 
 
 def test_held_out_images_on_several_replicas():

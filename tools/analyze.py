@@ -213,8 +213,9 @@ def open_study(options, paths):
     dataset = options.dataset or first.metadata.get("dataset")
     if not dataset:
         raise errors.InputError(
-            "Expected --dataset. Received: a model on a server that does not "
-            "tell what it was trained on, as TensorFlow Serving does not."
+            "Expected --dataset. Received: a model that does not tell what it "
+            "was trained on, as one on TensorFlow Serving or of "
+            "InversionGAN.export."
         )
 
     # Several experiments open the same, and a large folder takes its time.

@@ -101,7 +101,7 @@ class AdversarialTraining(keras.Model):
 
     `fit` takes batches `(images, labels)` of one global size, a multiple of
     the number of replicas. Its loss and metrics are those of adversarial
-    images; validation adds the accuracy on the images as they are.
+    images; validation adds `accuracy`, on the images as they are.
 
     The random start of the attack is a function of `seed`, the optimizer's
     step count and the example's place in the global batch. So a resumed run
@@ -118,7 +118,8 @@ class AdversarialTraining(keras.Model):
     """
 
     def __init__(self, classifier, attack, seed, **kwargs):
-        super().__init__(**kwargs)
+        # Pixel values above 128 are whole numbers in bfloat16.
+        super().__init__(autocast=False, **kwargs)
         self.classifier, self.attack, self.seed = classifier, attack, seed
         # Of held-out images as they are. What `compile` is given is measured
         # of adversarial ones.

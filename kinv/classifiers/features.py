@@ -53,14 +53,15 @@ def add_features(classifier, layer, maps):
     if len(shape) == 4:
         pool = layers.GlobalAveragePooling2D if maps == "pool" else None
         # As at export, whatever precision the generator trains in.
-        features = (pool or layers.Flatten)(dtype="float32")(features)
+        flatten = (pool or layers.Flatten)(dtype="float32", name="kinv_flatten")
+        features = flatten(features)
     if features.shape[1] > MOST_FEATURES:
         raise errors.InputError(
             f"Expected at most {MOST_FEATURES} features. Received: "
             f"{features.shape[1]} of {layer}. Take the mean over its maps with "
             "--layer-maps pool, or another layer."
         )
-    features = layers.Activation("linear", dtype="float32")(features)
+    features = outputs.as_float32(features, "kinv_features")
     model = keras.Model(images, [logits, features])
     model.trainable = False
     return model

@@ -64,8 +64,9 @@ class Scaling(NamedTuple):
             ("mean", mean, ""),
             ("std", std, ", above 0"),
         ):
-            wrong = positive and min(values) <= 0
-            if len(values) not in (1, channels) or wrong:
+            if len(values) not in (1, channels) or (
+                positive and min(values) <= 0
+            ):
                 raise errors.InputError(
                     f"Expected an input {option} of one number, or one for "
                     f"each of the {channels} channels of {name}{positive}. "

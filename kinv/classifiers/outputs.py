@@ -70,9 +70,14 @@ def give_logits(model, name, log_probabilities):
         return model
     images, logits = called(model)
     if is_single:
-        half = layers.Rescaling(0.5, dtype="float32")(logits)
-        logits = layers.Concatenate(dtype="float32")([-half, half])
-    logits = layers.Activation("linear", dtype="float32")(logits)
+        halves = [
+            layers.Rescaling(scale, dtype="float32", name=name)(logits)
+            for scale, name in ((-0.5, "kinv_first"), (0.5, "kinv_second"))
+        ]
+        join = layers.Concatenate(dtype="float32", name="kinv_logits")
+        logits = join(halves)
+    else:
+        logits = as_float32(logits, "kinv_logits")
     return keras.Model(images, logits, name=model.name)
 
 
@@ -80,14 +85,19 @@ def called(model):
     """New images and what a model makes of them.
 
     What is added to these may have names that layers inside the model have,
-    as Keras gives the same ones in every process.
+    as Keras gives the same ones in every process; only not the model's own.
 
     Returns:
         Symbolic tensors: its input, and its output, or list of outputs.
     """
-    images = keras.Input(model.input_shape[1:], name="images")
-    # `Resizing` would have the layers behind it train unless told not to.
+    images = keras.Input(model.input_shape[1:], name="kinv_images")
+    # As of `inputs.take_images`: a `Resizing` inside would have it train.
     return images, model(images, training=False)
+
+
+def as_float32(outputs, name):
+    """Outputs through a layer that does nothing but cast them."""
+    return layers.Activation("linear", dtype="float32", name=name)(outputs)
 
 
 def choose(model, name, output):
@@ -132,8 +142,8 @@ def _before_activation(output):
         before = _before_activation(inner)
         if before is inner:
             return output
-        # Its name, since any other may be in use.
-        inner = keras.Model(operation.inputs[0], before, name=operation.name)
+        name = f"{operation.name}_logits"
+        inner = keras.Model(operation.inputs[0], before, name=name)
         return inner(node.input_tensors[0])
     name = _activation_name(operation)
     if name in ACTIVATIONS:

@@ -192,7 +192,7 @@ def _check_images(path, images):
             + (
                 "Save them as uint8, 0 black and 255 white."
                 if wrong_type
-                else "Save them of that shape, channels last."
+                else "Save some of that shape, channels last."
             )
         )
     if images.dtype == np.uint16:

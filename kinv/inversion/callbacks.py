@@ -230,8 +230,9 @@ def best_epoch(rows):
     """The epoch of the lowest held-out energy score, among those in order.
 
     In order is an epoch whose agreement is within `AGREEMENT_MARGIN` of the
-    best so far, later epochs included, and whose noise an export can calibrate
-    (`SPREAD_RANGE`).
+    best so far, and whose noise an export can calibrate (`SPREAD_RANGE`). Once
+    a later agreement leaves that of the chosen epoch behind, the choice begins
+    again: no other generator was kept.
 
     Args:
         rows: of `checkpoints.read_table`.

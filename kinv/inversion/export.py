@@ -1,5 +1,6 @@
 """Export: classifier and generator as one SavedModel with one signature."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from kinv import errors, files
+from kinv import errors, files, pixels
 from kinv.inversion import batches, networks, presets
 from kinv.serving.signature import SIGNATURE
 
@@ -40,10 +41,9 @@ def load_generator(path):
             "exist. Name a run of tools/train.py that has finished an epoch."
         )
     files.verify(path)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
     try:
-        saved = keras.models.load_model(path, compile=False)
+        with _float32():
+            saved = keras.models.load_model(path, compile=False)
         if isinstance(saved, networks.Generator):
             saved.dtype_policy = "float32"
             return saved
@@ -52,13 +52,22 @@ def load_generator(path):
     # a layer's constructor raise.
     except Exception as error:
         reason = errors.reason(error)
-    finally:
-        keras.config.set_dtype_policy(policy)
     raise errors.InputError(
         f"Expected {path} to hold a generator saved by this version of "
         f"tools/train.py. Received: {reason}. Put it back from a copy, or "
         "train it anew."
     )
+
+
+@contextlib.contextmanager
+def _float32():
+    """Has layers that are made compute in float32."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def condition_of(classifier, images):
@@ -150,20 +159,25 @@ def save_trained(model, path, images, class_names):
             "the next version's number."
         )
     files.make_directory(path.parent)
-    generator = networks.Generator.from_config(trained.get_config())
+    with _float32():
+        config = {**trained.get_config(), "dtype": "float32"}
+        generator = networks.Generator.from_config(config)
     generator.set_weights(trained.get_weights())
-    if not isinstance(images, tf.data.Dataset):
-        images = tf.data.Dataset.from_tensor_slices(images)
-        images = images.batch(min(PART, len(images)), drop_remainder=True)
-    images = images.map(lambda *batch: batches.unpack(batch)[0])
-    size = int(next(iter(images)).shape[0])
-    images = images.take(-(-presets.STATISTICS_EXAMPLES // size)).map(
-        lambda batch: (batches.resize(batch, classifier.input_shape[1]), None)
+    size = 1 if isinstance(images, tf.data.Dataset) else len(images)
+    parts = batches.full(images, max(1, min(PART, size)), model.seed)
+    size = len(batches.unpack(next(iter(parts)))[0])
+
+    def seen(*batch):
+        images, _ = batches.unpack(batch)
+        pixels.check_range(tf.reduce_min(images), tf.reduce_max(images))
+        return batches.resize(images, classifier.input_shape[1]), None
+
+    parts = parts.take(-(-presets.STATISTICS_EXAMPLES // size))
+    inputs = generator_inputs(
+        classifier, map(seen, parts), generator.noise_dim, model.seed
     )
     generator.fold_spectral_norms(iterations=20)
-    generator.fill_standing_statistics(
-        generator_inputs(classifier, images, generator.noise_dim, model.seed)
-    )
+    generator.fill_standing_statistics(inputs)
     metadata = describe(classifier, generator, class_names)
     with files.atomic_path(path) as temporary:
         temporary.mkdir()

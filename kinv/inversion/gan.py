@@ -11,6 +11,7 @@ from kinv.inversion import (
     batches,
     conditioning,
     export,
+    layers,
     networks,
     presets,
     training_step,
@@ -111,9 +112,8 @@ class InversionGAN(keras.Model):
             generator.get_config()
         )
         self.averaged_generator.set_weights(generator.get_weights())
-        # Its spectral vectors are the generator's (`update_average`), also when
-        # it is called with the moments of a batch, to measure.
-        for layer in self.averaged_generator._flatten_layers():
+        # Calls that measure do not move its vectors; `update_average` does.
+        for layer in layers.spectral_layers(self.averaged_generator):
             layer.moves = False
         self.renormalization = renormalization
         # Updates of both networks make pictures, each in parts.
@@ -252,9 +252,9 @@ class InversionGAN(keras.Model):
             x: images `(examples, height, width, 3)` in [0, 255], of any
                 dtype, or a `tf.data.Dataset` of batches of them, with or
                 without labels, each of which is the images of one step: a
-                multiple of its updates, their micro-batches and all devices. A
-                last batch that is not full is dropped; whether it is, is found
-                by reading a data set of known length once.
+                multiple of its updates, their micro-batches and all devices.
+                Smaller batches than the largest are dropped. It is found by
+                reading a data set of known length once; else it is the first.
             y: labels, which are not used.
             batch_size: images of one update, where `x` is an array. A step
                 takes this times `discriminator_steps + 1`.

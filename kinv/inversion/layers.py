@@ -32,16 +32,16 @@ def settings_of(layer):
     return {name: getattr(layer, name) for name in own}
 
 
-def spectral_vectors(network):
-    """Variables that power iterations move when a network is trained."""
-    variables = network.non_trainable_variables
-    return [v for v in variables if v.name == "spectral_vector"]
+def spectral_layers(network):
+    """The layers of a network whose kernels are spectrally normalised."""
+    layers = network._flatten_layers()
+    return [layer for layer in layers if isinstance(layer, SpectralLayer)]
 
 
 def build(network, **shapes):
     """Builds a network by a symbolic call with a dict of inputs.
 
-    Without spectral norms, which shapes do not depend on: half of the time.
+    Without spectral norms, half of the work; nobody else may call networks.
     """
     SpectralLayer.folded = True
     try:

@@ -183,9 +183,8 @@ class Generator(keras.Model):
             iterations: power iterations per kernel. The averaged weights have
                 drifted from the stored vectors, so at least 20.
         """
-        for layer in self._flatten_layers():
-            if isinstance(layer, layers.SpectralLayer):
-                layer.fold(iterations)
+        for layer in layers.spectral_layers(self):
+            layer.fold(iterations)
 
     @property
     def moments(self):

@@ -231,12 +231,12 @@ def update_average(model):
     ):
         average.assign(average + weight * (variable - average))
     # Those of its own would be random until calls have moved them.
-    for vector, moved in zip(
-        layers.spectral_vectors(model.averaged_generator),
-        layers.spectral_vectors(model.generator),
+    for layer, trained in zip(
+        layers.spectral_layers(model.averaged_generator),
+        layers.spectral_layers(model.generator),
         strict=True,
     ):
-        vector.assign(moved)
+        layer.spectral_vector.assign(trained.spectral_vector)
 
 
 def make_optimizer(optimizer, steps=None):
@@ -321,9 +321,9 @@ def micro_batches(model, batch, results):
         Lists of tensors, a part of each in `batch`.
     """
     vectors = [
-        vector
+        layer.spectral_vector
         for network in (model.generator, model.discriminator)
-        for vector in layers.spectral_vectors(network)
+        for layer in layers.spectral_layers(network)
     ]
     starts = [tf.identity(vector.value) for vector in vectors]
     parts = (tf.split(tensor, model.micro_batches) for tensor in batch)
