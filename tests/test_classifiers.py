@@ -1148,21 +1148,24 @@ def test_a_classifier_may_be_called_as_what_is_put_beside_it(tmp_path, name):
     inputs = keras.Input((8, 8, 3))
     x = layers.Dense(1, activation="sigmoid")(layers.Flatten()(inputs))
     keras.Model(inputs, x, name=name).save(tmp_path / "classifier.keras")
-    keras.utils.clear_session()
-    classifier = loading.load_classifier(tmp_path / "classifier.keras")
-    assert classifier.output_shape == (None, 2)
+    path = tmp_path / "classifier.keras"
+    for input_range in (None, (0, 1)):
+        keras.utils.clear_session()
+        classifier = loading.load_classifier(path, input_range=input_range)
+        assert classifier.output_shape == (None, 2)
 
 
 def test_a_head_may_be_used_twice():
+    keras.utils.set_random_seed(0)
     shared = keras.Input((4,))
     head = keras.Model(
         shared, layers.Dense(4, activation="softmax")(shared), name="head"
     )
     inputs = keras.Input((8, 8, 3))
-    x = layers.Dense(4)(layers.Flatten()(inputs))
-    model = keras.Model(inputs, head(head(x)))
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, head(head(layers.Dense(4)(x))))
     classifier = loading.load_classifier(model)
-    images = images_of_noise() / 255
+    images = images_of_noise()
     np.testing.assert_allclose(
         softmax(np.array(classifier(images))), model(images), atol=1e-5
     )

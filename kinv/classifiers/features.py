@@ -32,7 +32,8 @@ def add_features(classifier, layer, maps):
         errors.InputError: if there is no such layer, its output is something
             else, or has more than `MOST_FEATURES` numbers.
     """
-    names = [layer.name for layer in _layers(classifier)]
+    # Each once: inputs of nested networks have the same name.
+    names = list(dict.fromkeys(x.name for x in _layers(classifier)))
     if layer not in names:
         near = difflib.get_close_matches(layer, names, n=3, cutoff=0.5)
         shown = names if len(names) <= 12 else [*names[:5], "...", *names[-6:]]

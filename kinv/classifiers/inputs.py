@@ -92,14 +92,20 @@ class Scaling(NamedTuple):
         if (low, high) == PIXELS and not normalizes:
             return None
         if not normalizes:
-            return layers.Rescaling((high - low) / 255, low, dtype="float32")
+            return _rescaling((high - low) / 255, low)
         count = max(len(mean), len(std))
         mean, std = (x * (count // len(x)) for x in (mean, std))
-        return layers.Rescaling(
+        return _rescaling(
             [(high - low) / 255 / s for s in std],
             [(low - m) / s for m, s in zip(mean, std, strict=True)],
-            dtype="float32",
         )
+
+
+def _rescaling(scale, offset):
+    # The model behind it may have any other name.
+    return layers.Rescaling(
+        scale, offset, dtype="float32", name="kinv_rescaling"
+    )
 
 
 def take_images(model, name, size, scaling):
@@ -134,7 +140,7 @@ def take_images(model, name, size, scaling):
         )
     height, width = _sides(taken, size, received)
     side = max(height, width)
-    inputs = keras.Input((side, side, 3), name="images")
+    inputs = keras.Input((side, side, 3), name="kinv_images")
     x = inputs
     if height != width:
         x = layers.Resizing(height, width, antialias=True, dtype="float32")(x)
