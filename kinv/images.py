@@ -169,16 +169,13 @@ def read_image(path):
 def decode(path):
     """Reads an image file as `read_image` does, to uint8."""
     with _opened(path) as image:
-        if image.format == "PNG":
-            # Otherwise Pillow makes other pixels of damaged ones. It cannot
-            # read from what it has verified.
-            image.verify()
+        if image.format != "PNG":
+            return _upright(image)
+        # Otherwise Pillow makes other pixels of damaged ones. It cannot read
+        # from what it has verified.
+        image.verify()
     with _opened(path) as image:
-        image.load()
-        # A damaged record is no reason to pass over the picture.
-        with contextlib.suppress(Exception):
-            PIL.ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(_to_rgb(image))
+        return _upright(image)
 
 
 def is_plain(path):
@@ -247,6 +244,15 @@ class _PipeError(ValueError):
 
 class _UnknownRangeError(ValueError):
     """Pixels of more than 16 bits that do not say what is black and white."""
+
+
+def _upright(image):
+    """Its pixels as a camera was held, RGB, uint8."""
+    image.load()
+    # A damaged record is no reason to pass over the picture.
+    with contextlib.suppress(Exception):
+        PIL.ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(_to_rgb(image))
 
 
 def _to_rgb(image):

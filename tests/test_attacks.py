@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kinv import devices
+from kinv import devices, errors
 from kinv.classifiers import attacks, small
 
 NORM_OF_DIRECTION = 2.0
@@ -95,6 +95,19 @@ def test_attack_leaves_the_classifier_alone():
     attack(classifier, images, labels, tf.zeros_like(images))
     for old, new in zip(before, classifier.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("l1", 8, 4), "Received: norm=l1"),
+        (("linf", 0, 4), "Received: radius=0"),
+        (("linf", 8, 0), "steps=0"),
+    ],
+)
+def test_attack_rejects(arguments, message):
+    with pytest.raises(errors.InputError, match=message):
+        attacks.ProjectedGradientDescent(*arguments)
 
 
 @pytest.mark.parametrize("norm", [None, "linf"])

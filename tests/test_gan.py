@@ -1069,9 +1069,8 @@ def test_a_trained_model_is_exported_from_python(tmp_path):
         model.export(tmp_path / "names" / "1", images, names)
 
 
-def batched(images, size=None):
-    images = tf.data.Dataset.from_tensor_slices(images)
-    return images.batch(size or len(images))
+def batched(images, size):
+    return tf.data.Dataset.from_tensor_slices(images).batch(size)
 
 
 def test_an_export_computes_in_float32(tmp_path):

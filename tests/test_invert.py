@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from ai_edge_litert import interpreter as litert
 
-from kinv import cli, errors, images, pixels
+from kinv import cli, errors, files, images, pixels
 from kinv.analysis import diversity, held_out
 from kinv.classifiers import small
 from kinv.inversion import export, model_card, networks, noise_scale
@@ -192,6 +192,8 @@ def test_export_measures_the_exported_model(run, exported):
 
 def test_without_its_lite_model_nothing_is_exported(run, tmp_path, monkeypatch):
     def lite_model(*networks):
+        # What is written so far has no number yet.
+        assert list(out.iterdir()) and not files.versions(out)
         raise errors.InputError("Expected operators that LiteRT has.")
 
     monkeypatch.setattr(export, "lite_model", lite_model)
@@ -203,8 +205,17 @@ def test_without_its_lite_model_nothing_is_exported(run, tmp_path, monkeypatch):
     assert not out.exists() or not list(out.iterdir())
 
 
+def test_an_export_needs_a_directory(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.InputError, match="directory to write to"):
+        export_tool.main(export_command(run, tmp_path / "file"))
+
+
 def test_second_export_equals_the_first(run, exported, capsys):
     lite = run / "colors.tflite"
+    # Versions count up from the highest.
+    (exported / "7").mkdir()
+    (exported / "notes").mkdir()
     export_tool.main([*export_command(run, exported), f"--lite={lite}"])
     output = capsys.readouterr().out
     assert f"exported: {lite}" in output
@@ -221,11 +232,11 @@ def test_second_export_equals_the_first(run, exported, capsys):
         model.reconstruct(image, noise[None]),
         atol=0.1,
     )
-    assert f"exported: {exported / '2'} (" in output
+    assert f"exported: {exported / '8'} (" in output
     assert "agreement" in output and "95 % interval" in output
     assert "of what the generator leaves open" in output
     first, second = (
-        pipeline.Pipeline.load(exported / version) for version in "12"
+        pipeline.Pipeline.load(exported / version) for version in "18"
     )
     assert first.metadata["metrics"] == second.metadata["metrics"]
     noise = np.ones((2, 8))

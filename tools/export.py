@@ -135,7 +135,7 @@ def write_version(options):
     path = pathlib.Path(options.out, str(number))
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
-        generator.fold_spectral_norms(iterations=20)
+        generator.fold_spectral_norms()
         # A run that was not asked for calibration keeps its noise as it is.
         if trained.get("score_weight"):
             metadata["export"] |= scale_noise(

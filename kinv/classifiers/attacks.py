@@ -4,6 +4,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kinv import errors
+
+NORMS = ("linf", "l2")
+
 
 class ProjectedGradientDescent:
     """The attack: gradient ascent on the loss within a ball around an image.
@@ -23,6 +27,16 @@ class ProjectedGradientDescent:
     """
 
     def __init__(self, norm, radius, steps):
+        if norm not in NORMS:
+            raise errors.InputError(
+                f"Expected a norm among {', '.join(NORMS)}. "
+                f"Received: norm={norm}."
+            )
+        if radius <= 0 or steps < 1:
+            raise errors.InputError(
+                "Expected an attack of positive radius and at least one step. "
+                f"Received: radius={radius}, steps={steps}."
+            )
         self.norm, self.radius, self.steps = norm, float(radius), steps
         # In the same norm; reaches the edge of the ball from anywhere in it.
         self.step_size = 2.5 * self.radius / steps

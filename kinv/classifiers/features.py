@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from kinv import errors, pixels
-from kinv.classifiers import applications, loading, outputs
+from kinv.classifiers import applications, inputs, loading, outputs
 
 # Whitening takes the square of it, in both networks and the average.
 MOST_FEATURES = 4096
@@ -54,15 +54,14 @@ def add_features(classifier, layer, maps):
     if len(shape) == 4:
         pool = layers.GlobalAveragePooling2D if maps == "pool" else None
         # As at export, whatever precision the generator trains in.
-        flatten = (pool or layers.Flatten)(dtype="float32", name="kinv_flatten")
-        features = flatten(features)
+        features = inputs.own_layer(pool or layers.Flatten)(features)
     if features.shape[1] > MOST_FEATURES:
         raise errors.InputError(
             f"Expected at most {MOST_FEATURES} features. Received: "
             f"{features.shape[1]} of {layer}. Take the mean over its maps with "
             "--layer-maps pool, or another layer."
         )
-    features = outputs.as_float32(features, "kinv_features")
+    features = inputs.own_layer(layers.Activation, "linear")(features)
     model = keras.Model(images, [logits, features])
     model.trainable = False
     return model

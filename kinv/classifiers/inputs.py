@@ -92,20 +92,28 @@ class Scaling(NamedTuple):
         if (low, high) == PIXELS and not normalizes:
             return None
         if not normalizes:
-            return _rescaling((high - low) / 255, low)
+            return own_layer(layers.Rescaling, (high - low) / 255, low)
         count = max(len(mean), len(std))
         mean, std = (x * (count // len(x)) for x in (mean, std))
-        return _rescaling(
+        return own_layer(
+            layers.Rescaling,
             [(high - low) / 255 / s for s in std],
             [(low - m) / s for m, s in zip(mean, std, strict=True)],
         )
 
 
-def _rescaling(scale, offset):
-    # The model behind it may have any other name.
-    return layers.Rescaling(
-        scale, offset, dtype="float32", name="kinv_rescaling"
-    )
+def own_layer(kind, *arguments, **options):
+    """A layer that kinv puts beside a model, float32.
+
+    Its name is kinv's own: the model may be called as Keras would call the
+    layer, in every process alike.
+
+    Args:
+        kind: class of the layer.
+        *arguments, **options: of its constructor.
+    """
+    options = {"name": f"kinv_{kind.__name__.lower()}", **options}
+    return kind(*arguments, dtype="float32", **options)
 
 
 def take_images(model, name, size, scaling):
@@ -143,10 +151,10 @@ def take_images(model, name, size, scaling):
     inputs = keras.Input((side, side, 3), name="kinv_images")
     x = inputs
     if height != width:
-        x = layers.Resizing(height, width, antialias=True, dtype="float32")(x)
+        x = own_layer(layers.Resizing, height, width, antialias=True)(x)
     if taken.channels == 1:
-        luminance = layers.Dense(
-            1, use_bias=False, dtype="float32", name=pixels.LUMINANCE_LAYER
+        luminance = own_layer(
+            layers.Dense, 1, use_bias=False, name=pixels.LUMINANCE_LAYER
         )
         x = luminance(x)
         luminance.kernel.assign([[weight] for weight in pixels.LUMINANCE])
@@ -155,9 +163,9 @@ def take_images(model, name, size, scaling):
     if not model.inputs[0].dtype.startswith(("float", "bfloat")):
         x = keras.ops.round(x)
     if taken.axis == 1:
-        x = layers.Permute((3, 1, 2), dtype="float32")(x)
+        x = own_layer(layers.Permute, (3, 1, 2))(x)
     if taken.axis is None:
-        x = layers.Reshape((height, width), dtype="float32")(x)
+        x = own_layer(layers.Reshape, (height, width))(x)
     if x is inputs and shapes[0] == (None, side, side, 3):
         return model
     try:

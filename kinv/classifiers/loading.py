@@ -189,11 +189,8 @@ def describe_accuracy(classifier, source, class_names):
         logits.append(np.asarray(classifier(images, training=False)))
         numbers.append(np.asarray(of_images))
     logits, numbers = np.concatenate(logits), np.concatenate(numbers)
-    known = numbers >= 0
-    hits, count = (
-        np.sum((logits.argmax(axis=-1) == numbers)[known]),
-        known.sum(),
-    )
+    right = (logits.argmax(axis=-1) == numbers)[numbers >= 0]
+    hits, count = right.sum(), len(right)
     line = "accuracy of the classifier: "
     if count:
         line += f"{hits / count:.1%} of {count} held-out images"

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from kinv import errors
-from kinv.classifiers import saved_models
+from kinv.classifiers import inputs, saved_models
 
 # What a classifier may end in: of all of these logits come before.
 ACTIVATIONS = (
@@ -71,13 +71,12 @@ def give_logits(model, name, log_probabilities):
     images, logits = called(model)
     if is_single:
         halves = [
-            layers.Rescaling(scale, dtype="float32", name=name)(logits)
+            inputs.own_layer(layers.Rescaling, scale, name=name)(logits)
             for scale, name in ((-0.5, "kinv_first"), (0.5, "kinv_second"))
         ]
-        join = layers.Concatenate(dtype="float32", name="kinv_logits")
-        logits = join(halves)
+        logits = inputs.own_layer(layers.Concatenate)(halves)
     else:
-        logits = as_float32(logits, "kinv_logits")
+        logits = inputs.own_layer(layers.Activation, "linear")(logits)
     return keras.Model(images, logits, name=model.name)
 
 
@@ -93,11 +92,6 @@ def called(model):
     images = keras.Input(model.input_shape[1:], name="kinv_images")
     # As of `inputs.take_images`: a `Resizing` inside would have it train.
     return images, model(images, training=False)
-
-
-def as_float32(outputs, name):
-    """Outputs through a layer that does nothing but cast them."""
-    return layers.Activation("linear", dtype="float32", name=name)(outputs)
 
 
 def choose(model, name, output):
@@ -126,8 +120,8 @@ def choose(model, name, output):
             names = [f"output_{index}" for index in range(len(names))]
         named = dict(zip(names, outputs, strict=True))
     chosen = saved_models.choose_output(output, list(named), name)
-    inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
-    return keras.Model(inputs, named[chosen], name=model.name)
+    images = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+    return keras.Model(images, named[chosen], name=model.name)
 
 
 def _before_activation(output):
@@ -162,9 +156,9 @@ def _before_activation(output):
     # Casts and linear activations pass on what came before them.
     casts = isinstance(operation, layers.Activation) and name == "linear"
     if casts or isinstance(operation, layers.Flatten | layers.Reshape):
-        inputs = node.input_tensors[0]
-        before = _before_activation(inputs)
-        if before is not inputs:
+        passed_on = node.input_tensors[0]
+        before = _before_activation(passed_on)
+        if before is not passed_on:
             return before if casts else operation(before)
     return output
 

@@ -77,12 +77,12 @@ def _without_partial(batches, parts):
     def size(*batch):
         return tf.shape(tf.nest.flatten(batch)[0])[0]
 
-    first = next(iter(batches), None)
-    if first is None:
-        raise errors.InputError("Expected images. Received: an empty data set.")
     ends = batches.cardinality() >= 0
     # Where batches are shuffled, any may be the smaller one.
-    sizes = [int(x) for x in batches.map(size)] if ends else [int(size(first))]
+    read = batches if ends else batches.take(1)
+    sizes = [int(found) for found in read.map(size)]
+    if not sizes:
+        raise errors.InputError("Expected images. Received: an empty data set.")
     full_size = max(sizes)
     _check_size(full_size, parts)
     batches = batches.filter(lambda *batch: size(*batch) == full_size)

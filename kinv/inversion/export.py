@@ -176,7 +176,7 @@ def save_trained(model, path, images, class_names):
     inputs = generator_inputs(
         classifier, map(seen, parts), generator.noise_dim, model.seed
     )
-    generator.fold_spectral_norms(iterations=20)
+    generator.fold_spectral_norms()
     generator.fill_standing_statistics(inputs)
     metadata = describe(classifier, generator, class_names)
     with files.atomic_path(path) as temporary:

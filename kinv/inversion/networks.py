@@ -176,12 +176,12 @@ class Generator(keras.Model):
             condition = ops.concatenate([condition, chunks[0]], axis=-1)
         return self.embed_condition(condition), chunks
 
-    def fold_spectral_norms(self, iterations):
+    def fold_spectral_norms(self, iterations=20):
         """Replaces each kernel by its normalised form; ends training.
 
         Args:
             iterations: power iterations per kernel. The averaged weights have
-                drifted from the stored vectors, so at least 20.
+                drifted from the stored vectors, so at least these.
         """
         for layer in layers.spectral_layers(self):
             layer.fold(iterations)
