@@ -5,6 +5,7 @@ import importlib
 import types
 
 import keras
+import matplotlib.text
 import numpy as np
 import pytest
 import scipy.linalg
@@ -556,31 +557,43 @@ def test_noise_between():
     )
 
 
-def test_misclassified_degrades_until_enough_are_wrong(source, monkeypatch):
-    # The perfect inverter's classes are pixels: nearly all labels are wrong.
-    result = run(misclassified, source, model=perfect())
-    metrics = result.metrics["model"]
-    assert metrics["noise_strength"] == 0
-    assert metrics["wrong_images"] > 100
-    # A classifier that knows the images by heart, unless they are noisy.
+def by_heart(source, mistakes=0):
+    """A classifier that knows the images by heart, unless they are noisy.
+
+    It takes the first few for another class; all reconstructions are grey.
+    """
     known = {}
-    for images, labels, *_ in study_lib.Study({}, source, None, 32).batches(
-        None
-    ):
-        known.update(zip(map(np.ndarray.tobytes, images), labels, strict=True))
+    for batch in study_lib.Study({}, source, None, 32).batches(None):
+        for image, label in zip(batch.images, batch.labels, strict=True):
+            known[image.tobytes()] = (label + (len(known) < mistakes)) % 80
 
     def logits_of(images):
         flat = images.reshape(len(images), -1)[:, :80] / 255
         labels = [known.get(image.tobytes(), 0) for image in images]
         return flat + 9 * np.eye(80)[labels]
 
-    by_heart = fake(
+    return fake(
         logits_of,
         lambda logits, noise: np.full((len(noise), 32, 32, 3), 90),
         80,
     )
-    assert not run(misclassified, source, model=by_heart).claims
-    result = run(misclassified, source, robust=by_heart, standard=by_heart)
+
+
+@pytest.mark.parametrize("mistakes, strength", [(20, 0), (19, 10)])
+def test_twenty_misclassified_images_are_enough(source, mistakes, strength):
+    found = run(misclassified, source, model=by_heart(source, mistakes))
+    assert found.metrics["model"]["noise_strength"] == strength
+
+
+def test_misclassified_degrades_until_enough_are_wrong(source, monkeypatch):
+    # The perfect inverter's classes are pixels: nearly all labels are wrong.
+    result = run(misclassified, source, model=perfect())
+    metrics = result.metrics["model"]
+    assert metrics["noise_strength"] == 0
+    assert metrics["wrong_images"] > 100
+    model = by_heart(source)
+    assert not run(misclassified, source, model=model).claims
+    result = run(misclassified, source, robust=model, standard=model)
     metrics = result.metrics["robust"]
     assert metrics["noise_strength"] == 10
     assert metrics["wrong_images"] + metrics["right_images"] == IMAGES
@@ -1413,6 +1426,17 @@ def test_two_models_side_by_side(source):
     assert first["distance_of_means"] == pytest.approx(90 / np.sqrt(6), rel=0.2)
     assert first["class_calm"] == f"class {means[123].argmax()}"
     assert "calm and wild differ most" in result.figures[0].caption
+    # From the farthest on, eight to a figure.
+    order = np.argsort(
+        [-row["distance_of_means"] for row in rows], kind="stable"
+    )
+    for figure, first in (result.figures[0], 0), (result.figures[1], 8):
+        shown = [
+            text.get_text()
+            for text in figure.drawing.findobj(matplotlib.text.Text)
+        ]
+        shown = [text for text in shown if text.startswith("image ")]
+        assert shown == [f"image {i}" for i in order[first : first + 8]]
     assert [figure.name for figure in result.figures] == [
         "calm-wild",
         *(f"calm-wild-{number}" for number in range(8, 48, 8)),

@@ -77,6 +77,7 @@ def read_csv(path):
     return list(csv.reader(path.read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_every_experiment_leaves_its_files(results):
     for name in EXPERIMENTS:
         found = json.loads((results / name / "metrics.json").read_text())
@@ -94,6 +95,7 @@ def test_every_experiment_leaves_its_files(results):
     assert not list(results.rglob(".writing*"))
 
 
+@pytest.mark.slow
 def test_the_page_holds_everything(results):
     page = (results / "report.html").read_text()
     metrics = json.loads((results / "metrics.json").read_text())
@@ -133,6 +135,7 @@ def test_the_page_holds_everything(results):
     assert page.count("data:image/png;base64,") == count
 
 
+@pytest.mark.slow
 def test_the_page_shows_every_row(results):
     page = (results / "report.html").read_text()
     tables = {
@@ -351,6 +354,7 @@ def test_tables_of_the_page(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_real_models_do_what_their_metadata_say(results):
     metrics = json.loads((results / "metrics.json").read_text())
     for name in ("scenes32-robust", "scenes32-standard"):
@@ -367,11 +371,13 @@ def test_the_real_models_do_what_their_metadata_say(results):
         assert hue["shows"]["value"] > 0.9
 
 
+@pytest.mark.slow
 def test_summaries_for_tensorboard(results):
     events = list((results / "tensorboard").glob("events*"))
     assert sum(file.stat().st_size for file in events) > 100_000
 
 
+@pytest.mark.slow
 def test_finished_experiments_are_not_repeated(
     results, rendered, monkeypatch, capsys
 ):

@@ -78,6 +78,7 @@ def test_a_server_that_dies_is_one_line(monkeypatch):
     assert started[0].poll() is not None
 
 
+@pytest.mark.slow
 def test_measures_a_server(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark_serving, "CLIENTS", 3)
     monkeypatch.setattr(benchmark_serving, "SECONDS", 1.0)

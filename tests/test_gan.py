@@ -515,9 +515,7 @@ def test_images_of_any_dtype():
     trained = []
     for dtype in ("float32", "uint8", "float64"):
         model = make_model(discriminator_steps=1)
-        model.fit(
-            images[: 2 * BATCH].astype(dtype), batch_size=BATCH, verbose=0
-        )
+        model.fit(images[:16].astype(dtype), batch_size=8, verbose=0)
         trained.append(weights(model))
     for expected, *others in zip(*trained, strict=True):
         for found in others:
@@ -742,8 +740,8 @@ def test_images_of_a_notebook():
         atol=1e-3,
     )
     # More steps than the array has batches of 8 images.
-    model.fit(images, batch_size=4, steps_per_epoch=5, epochs=2, verbose=0)
-    assert int(model.generator_optimizer.iterations) == 10
+    model.fit(images, batch_size=4, steps_per_epoch=4, verbose=0)
+    assert int(model.generator_optimizer.iterations) == 4
 
 
 def test_a_discriminator_alone_is_restored(tmp_path):
@@ -782,7 +780,7 @@ def test_datasets_of_images_alone_and_a_partial_batch():
     assert int(model.generator_optimizer.iterations) == 4
     optimizers = ("sgd", "adam")
     model.compile(*optimizers)
-    model.fit(images, batch_size=8, verbose=0)
+    model.fit(images[:16], batch_size=8, verbose=0)
     assert isinstance(model.generator_optimizer, keras.optimizers.SGD)
     with pytest.raises(errors.InputError, match="at least 50 images"):
         model.fit(images, batch_size=25)
@@ -869,10 +867,10 @@ def test_probabilities_are_no_logits():
 
 def test_renormalization_is_of_the_generator_alone():
     model = make_model(**{**SMALL, "renormalization": True})
-    fit(model, steps=2)
+    fit(model)
     for layer in model.generator.moments:
         # Three batches a step.
-        assert layer.calls_per_update == 3 and int(layer.count) == 6
+        assert layer.calls_per_update == 3 and int(layer.count) == 3
     for layer in model.averaged_generator.moments:
         assert layer.calls_per_update == 0 and int(layer.count) == 0
     # Models that were saved before there was the setting.
@@ -1035,7 +1033,7 @@ def test_a_trained_model_is_exported_from_python(tmp_path):
     images = make_data()[0]
     before = model.averaged_generator.get_weights()
     names = ["a", "b", "c", "d", 5]
-    model.export(tmp_path / "names" / "1", images, names)
+    model.export(tmp_path / "names" / "1", batched(images[:16], 16), names)
     for value, own in zip(
         before, model.averaged_generator.get_weights(), strict=True
     ):
@@ -1051,15 +1049,11 @@ def test_a_trained_model_is_exported_from_python(tmp_path):
     correlation = np.corrcoef(np.ravel(found), np.ravel(expected))[0, 1]
     assert correlation > 0.9
     # A partial batch would weigh as much as a full one.
-    model.export(tmp_path / "names" / "3", batched(images[:16], 16), names)
     more = np.concatenate([images[:16], 255 * np.ones_like(images[:1])])
-    model.export(tmp_path / "names" / "4", batched(more, 16), names)
-    third, fourth = (
-        pipeline.Pipeline.load(tmp_path / "names" / version) for version in "34"
-    )
-    noise = noise[:, None].astype("float32")
-    made = fourth.reconstruct(images, noise)
-    np.testing.assert_array_equal(made, third.reconstruct(images, noise))
+    model.export(tmp_path / "names" / "2", batched(more, 16), names)
+    other = pipeline.Pipeline.load(tmp_path / "names")
+    made = other.reconstruct(images, noise[:, None].astype("float32"))
+    np.testing.assert_array_equal(made, found)
     for wrong in (images[:0], images * np.nan):
         with pytest.raises(errors.InputError, match="Expected"):
             model.export(tmp_path / "wrong", wrong, names)

@@ -287,6 +287,17 @@ def test_measures_on_a_model_told_by_hand():
     assert "error_ratio_thirds" not in metrics
 
 
+@pytest.mark.parametrize(
+    "labels, accuracy", [([0, -1, 0], 0.5), ([-1, -1, -1], None)]
+)
+def test_labels_that_are_not_known_do_not_count(labels, accuracy):
+    batch = np.full((3, 16, 16, 3), [[[[90]]], [[[110]]], [[[120]]]], "float32")
+    bar = keras.utils.Progbar(3, verbose=0)
+    metrics = held_out.measure(Constant(), [(batch, np.array(labels))], bar, 0)
+    assert metrics["images"] == 3
+    assert metrics["accuracy"] == accuracy
+
+
 class Spread(Constant):
     """Reconstructions whose values have so much spread about a mean of 100."""
 

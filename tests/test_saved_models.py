@@ -289,6 +289,7 @@ def test_directories_that_are_none(tmp_path):
         loading.load_classifier(tmp_path / "model", size=9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_a_run_outlives_its_saved_model(image_folder, tmp_path):
     model = make_model(None, "softmax")

@@ -509,6 +509,12 @@ def test_pixels_and_samples_are_limited(version, size, samples, message):
     assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("size, samples", [(2048, 1), (1, 1024)])
+def test_what_is_just_within_the_limits_is_not_refused(version, size, samples):
+    inputs = make_inputs(samples=samples, size=size)
+    limits.check_inputs(inputs, version.model, limits.Limits())
+
+
 def test_many_images_without_noise_are_limited(version):
     # They are resized to what the generator makes, all the same.
     inputs = make_inputs(batch=1025, samples=0, size=1)

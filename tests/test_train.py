@@ -274,6 +274,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_paper_preset_takes_a_step_on_mocked_imagenet(tmp_path):
     keras.utils.set_random_seed(0)
     classifier = keras.Sequential(

@@ -76,7 +76,6 @@ def command(run, *more):
             "--radius=20",
             "--attack-steps=1",
             "--precision=mixed_bfloat16",
-            "--strategy=mirrored",
         ],
     ],
 )
