@@ -37,8 +37,8 @@ class Pipeline:
         predict: function of a dict of the signature's inputs, float32 arrays,
             to a dict of its outputs.
         metadata: dict, the pipeline's `kinv.json`.
-        signature: the same as a function of tensors, through which gradients
-            flow; None of a model that runs elsewhere.
+        signature: the same as a concrete function of TensorFlow; None of a
+            model that runs elsewhere.
         image_pixels: pixels of the images of one call at most.
         largest_image: height of the images that are passed on at most; larger
             ones are resized first. None for any.
@@ -124,17 +124,14 @@ class Pipeline:
         function = model.signatures.get(SIGNATURE)
         _check_signature(function, path, "layer" in metadata)
 
-        def signature(**tensors):
-            # Through the model, which keeps its variables alive.
-            return model.signatures[SIGNATURE](**tensors)
-
         def predict(inputs):
-            outputs = signature(
+            # Through the model, which keeps its variables alive.
+            outputs = model.signatures[SIGNATURE](
                 **{name: tf.constant(value) for name, value in inputs.items()}
             )
             return {name: value.numpy() for name, value in outputs.items()}
 
-        return cls(predict, metadata, signature)
+        return cls(predict, metadata, function)
 
     @property
     def inverted(self):
