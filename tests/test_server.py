@@ -47,7 +47,8 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from kinv import errors
+from kinv import errors, images
+from kinv.data import rendering, scenes
 from kinv.serving import (
     client,
     explorer,
@@ -1495,6 +1496,18 @@ def test_page_is_written_to_a_file(tmp_path):
     assert "http://" not in text.replace("http://localhost:8501", "")
 
 
+def test_scenes_of_the_explorer_are_held_out_ones():
+    places = (14, 28, 23, 34, 8, 36, 19, 37)
+    factors = scenes.scene_factors("test", places)
+    classes = factors["shape"] * len(rendering.OBJECT_HUES)
+    names = [scenes.CLASS_NAMES[i] for i in classes + factors["object_hue"]]
+    pictures = rendering.render(factors, 64)
+    for i, (name, picture) in enumerate(zip(names, pictures, strict=True)):
+        file = f"kinv_scenes/{i}-{name.replace(' ', '_')}.png"
+        image = images.read_image(explorer.EXAMPLES / file)
+        np.testing.assert_allclose(image, picture, atol=1)
+
+
 def test_a_model_is_shown_with_examples_of_its_own_data_set():
     def model_of(dataset):
         metadata = {
@@ -1512,18 +1525,18 @@ def test_a_model_is_shown_with_examples_of_its_own_data_set():
         "scenes": "kinv_scenes/32-large",
         "clothes": "data/fashion_mnist",
         "version": "fashion_mnist:3.0.1",
-        "photos": "photos",
+        "photos": "../photos//",
         "unknown": None,
     }
     models = {name: model_of(dataset) for name, dataset in datasets.items()}
-    text = explorer.page(models, serve.example_images())
+    text = explorer.page(models)
     config = json.loads(re.search(r"const CONFIG = (\{.*\});", text)[1])
     offered = [(x["name"], x["models"]) for x in config["examples"]]
     assert ("ankle boot", ["clothes", "version"]) in offered
     assert offered[0][1] == ["scenes", "photos", "unknown"]
     assert len([name for name, suited in offered if "clothes" in suited]) == 10
     # What nobody looks at does not travel along.
-    text = explorer.page({"scenes": models["scenes"]}, serve.example_images())
+    text = explorer.page({"scenes": models["scenes"]})
     assert "ankle boot" not in text
 
 
@@ -1546,7 +1559,7 @@ def test_the_page_is_of_the_versions_that_serve():
 
     versions = {"a": version(1, "cat"), "b": version(1, "dog")}
     server = types.SimpleNamespace(names=["a", "b"], version=find)
-    page = serve.make_page(server, serve.example_images())
+    page = serve.make_page(server)
     assert '"cat"' in page() and '"dog"' in page()
     versions["a"] = version(2, "horse")
     assert '"horse"' in page() and '"cat"' not in page()

@@ -25,11 +25,6 @@ BACKLOG = 2048
 # Kubernetes wait for 30 seconds.
 GRACE_SECONDS = 20
 
-# Held-out scenes that the explorer offers, by index, and their pixels: each of
-# another class, the first one large and plain.
-EXAMPLES = (14, 28, 23, 34, 8, 36, 19, 37)
-EXAMPLE_SIZE = 64
-
 
 def parse_arguments(argv):
     """Reads the flags."""
@@ -117,28 +112,6 @@ def add_limits(parser):
     )
 
 
-def example_images():
-    """Held-out images for the explorer, by data set.
-
-    Returns:
-        dict of lists of `(class name, uint8 image)`.
-    """
-    from kinv import images
-    from kinv.data import rendering, scenes
-    from kinv.serving import explorer
-
-    factors = scenes.scene_factors("test", EXAMPLES)
-    classes = factors["shape"] * len(rendering.OBJECT_HUES)
-    names = [scenes.CLASS_NAMES[i] for i in classes + factors["object_hue"]]
-    pictures = rendering.render(factors, EXAMPLE_SIZE)
-    examples = {"kinv_scenes": list(zip(names, pictures, strict=True))}
-    for path in sorted(explorer.EXAMPLES.glob("*/*.png")):
-        name = path.stem.partition("-")[2].replace("_", " ")
-        known = examples.setdefault(path.parent.name, [])
-        known.append((name, images.read_image(path)))
-    return examples
-
-
 def main(argv=None):
     """Serves until it is told to stop."""
     options = parse_arguments(argv)
@@ -169,8 +142,7 @@ def write_page(path, directories):
                 f"the names of classes from it. Received: {directories[name]}."
             )
     with files.atomic_path(path) as temporary:
-        page = explorer.page(models, example_images())
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(explorer.page(models), encoding="utf-8")
     print(f"written: {path}")
 
 
@@ -185,7 +157,7 @@ def serve(options, directories):
             options.max_body * 2**20, options.max_pixels, options.max_samples
         ),
     )
-    page = make_page(server, example_images())
+    page = make_page(server)
     opened = bind(options.host, options.rest_port)
     # In an address, the colons of IPv6 stand in brackets.
     host = f"[{options.host}]" if ":" in options.host else options.host
@@ -225,7 +197,7 @@ def serve(options, directories):
     os._exit(0)
 
 
-def make_page(server, examples):
+def make_page(server):
     """A function to the explorer page of the versions that serve just then."""
     from kinv.serving import explorer, limits
 
@@ -235,7 +207,7 @@ def make_page(server, examples):
             # Whose versions are all deleted.
             with contextlib.suppress(limits.ServingError):
                 models[name] = server.version(name).model
-        return explorer.page(models, examples)
+        return explorer.page(models)
 
     return page
 

@@ -1,21 +1,19 @@
 """The explorer: a page in the browser that inverts pictures."""
 
 import base64
-import io
 import json
 import pathlib
 import re
 
-from PIL import Image
-
-from kinv import pixels
-
 PLACE = "/*CONFIG*/ {}"
-# Images of others' data sets, a folder and a licence each.
+# By the name of a data set, a part of its path or of its name at TFDS. Of each
+# class another image, the first one large and plain.
 EXAMPLES = pathlib.Path(__file__).with_name("examples")
+# Of models of any other data set.
+OTHERS_EXAMPLES = "kinv_scenes"
 
 
-def page(models, examples):
+def page(models):
     """The page as one HTML file, which asks nothing but a served model.
 
     It speaks the REST protocol of TensorFlow Serving and no other, so that it
@@ -24,10 +22,6 @@ def page(models, examples):
 
     Args:
         models: dict of `pipeline.Pipeline` by the name they are served under.
-        examples: what the page offers: by the name of a data set, a part of
-            its path or of its name at TFDS, a list of `(name, image)`, images
-            `(height, width, 3)` in [0, 255]. Models of another one are given
-            the first.
 
     Returns:
         string.
@@ -48,12 +42,15 @@ def page(models, examples):
             {
                 # In links, which other pages of other models open.
                 "key": f"{dataset}-{place}",
-                "name": name,
-                "source": _data_address(picture),
+                "name": path.stem.partition("-")[2].replace("_", " "),
+                "source": "data:image/png;base64,"
+                + base64.b64encode(path.read_bytes()).decode(),
                 "models": suited,
             }
-            for dataset, suited in _suited(models, examples).items()
-            for place, (name, picture) in enumerate(examples[dataset])
+            for dataset, suited in _suited(models).items()
+            for place, path in enumerate(
+                sorted((EXAMPLES / dataset).glob("*.png"))
+            )
         ],
     }
     template = pathlib.Path(__file__).with_suffix(".html")
@@ -62,20 +59,13 @@ def page(models, examples):
     return template.read_text(encoding="utf-8").replace(PLACE, text)
 
 
-def _suited(models, examples):
+def _suited(models):
     """Names of the models that the examples of each data set suit."""
-    suited = {dataset: [] for dataset in examples}
-    first = next(iter(examples))
+    suited = {OTHERS_EXAMPLES: []}
+    offered = [path.name for path in EXAMPLES.iterdir()]
     for name, model in models.items():
         # TFDS names may end in a version: fashion_mnist:3.0.1.
         parts = re.split("[/:]", str(model.metadata.get("dataset")))
-        known = [part for part in parts if part in examples]
-        suited[(*known, first)[0]].append(name)
+        known = [part for part in parts if part in offered]
+        suited.setdefault((*known, OTHERS_EXAMPLES)[0], []).append(name)
     return {dataset: names for dataset, names in suited.items() if names}
-
-
-def _data_address(picture):
-    file = io.BytesIO()
-    Image.fromarray(pixels.to_uint8(picture)).save(file, "PNG")
-    encoded = base64.b64encode(file.getvalue()).decode()
-    return f"data:image/png;base64,{encoded}"
