@@ -194,7 +194,7 @@ def make_training(options, classifier):
 
     keras.utils.set_random_seed(0)
     settings = settings_of(options)
-    names = presets.NETWORK_SETTINGS + presets.OBJECTIVE_SETTINGS
+    names = presets.NETWORK_SETTINGS | presets.OBJECTIVE_SETTINGS
     model = gan.InversionGAN(
         classifier, seed=0, **{name: settings[name] for name in names}
     )

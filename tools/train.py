@@ -198,7 +198,7 @@ def build_model(options, classifier):
         classifier = features.add_features(
             classifier, options.layer, options.layer_maps
         )
-    names = presets.NETWORK_SETTINGS + gan.InversionGAN.SETTINGS
+    names = *presets.NETWORK_SETTINGS, *gan.InversionGAN.SETTINGS
     settings = {name: getattr(options, name) for name in names}
     return gan.InversionGAN(classifier, **settings)
 
@@ -270,7 +270,7 @@ def add_training_flags(group):
         help="values of the settings below (default: %(default)s)",
     )
     for name in presets.FLAGS:
-        values, meaning = presets.SETTINGS[name]
+        values, _, meaning = presets.SETTINGS[name]
         listed = isinstance(values, tuple)
         add(
             "--" + name.replace("_", "-"),

@@ -9,118 +9,113 @@ from kinv import errors
 LOGGER = logging.getLogger("kinv")
 # Settings that have a flag of their own in `tools/train.py`.
 FLAGS = ("image_size", "batch_size", "steps", "steps_per_epoch")
-# Those of both networks, of the generator and of the discriminator.
-SHARED_SETTINGS = (
-    "image_size",
-    "base_channels",
-    "attention",
-    "logit_normalization",
-)
-GENERATOR_SETTINGS = (
-    "noise_dim",
-    "embedding_dim",
-    "embedding_layers",
-    "gain_offset",
-    "norms_per_block",
-    "upsampling",
-    "padding",
-    "bounded_noise",
-)
-DISCRIMINATOR_SETTINGS = ("patch_scores", "sees_detail")
-NETWORK_SETTINGS = SHARED_SETTINGS + GENERATOR_SETTINGS + DISCRIMINATOR_SETTINGS
-# What the networks learn, and how their updates are computed.
-OBJECTIVE_SETTINGS = (
-    "discriminator_steps",
-    "adversary",
-    "adversary_weight",
-    "score_weight",
-    "readback_weight",
-    "class_readback_weight",
-    "pixel_weight",
-    "renormalization",
-    "ema_decay",
-    "ema_start_step",
-    "micro_batches",
-)
 IMAGE_SIZES = (8, 32, 64, 128)
-# By name: the values it takes, as an argument type or a tuple of choices, and
-# what it is.
-SETTINGS = {
+# By the name of a setting: the values it takes, as an argument type or a tuple
+# of choices; the preset `small`'s; what it is. First the settings of both
+# networks, of the generator and of the discriminator.
+SHARED_SETTINGS = {
     "image_size": (
         IMAGE_SIZES,
+        32,
         "height and width of reconstructions: 8, 32, 64 or 128",
     ),
     "base_channels": (
         errors.positive_int,
+        16,
         "width of both networks: their widest maps have 16 times as many "
         "channels, up to 32 pixels 8 times",
     ),
-    "noise_dim": (errors.positive_int, "length of the noise vector"),
-    "embedding_dim": (errors.positive_int, "length of the embedded logits"),
+    "attention": (errors.boolean, True, "self-attention blocks"),
+    "logit_normalization": (
+        ("none", "standardize", "whiten", "class-centered", "one-hot"),
+        "class-centered",
+        "fixed map of the logits before both networks: none; standardize; "
+        "whiten (principal components); class-centered, also what they are "
+        "beyond their class; one-hot, the class alone (a control)",
+    ),
+}
+GENERATOR_SETTINGS = {
+    "noise_dim": (errors.positive_int, 120, "length of the noise vector"),
+    "embedding_dim": (
+        errors.positive_int,
+        128,
+        "length of the embedded logits",
+    ),
     "embedding_layers": (
         errors.non_negative_int,
+        2,
         "gated hidden layers before the embedding of the logits, which see "
         "noise, too, and are fitted to small pictures before the training",
     ),
     "gain_offset": (
         errors.non_negative_float,
+        1.0,
         "added to the conditional norms' gains: 0 as in the paper; 1 as in "
         "BigGAN, with which small networks train faster",
     ),
     "norms_per_block": (
         (2, 3),
+        2,
         "conditional norms of a generator block: 2 as in the paper's code, 3 "
         "as in its text",
     ),
     "upsampling": (
         ("zeros", "nearest"),
+        "nearest",
         "zeros: zeros between the values; nearest: every value four times, "
         "without a checkerboard pattern",
     ),
     "padding": (
         ("zeros", "edge"),
+        "edge",
         "what the generator's convolutions meet beyond the border: zeros, or "
         "the values on it, with which flat areas stay flat",
     ),
     "bounded_noise": (
         errors.boolean,
+        True,
         "batch norm and tanh on the generator's first map; without them it is "
         "linear in the noise, and goes on growing where noise is rare",
     ),
+}
+DISCRIMINATOR_SETTINGS = {
     "patch_scores": (
         errors.boolean,
+        True,
         "a score of the discriminator for every place of its last map, which "
         "leaves fewer blemishes, instead of one for the picture",
     ),
     "sees_detail": (
         errors.boolean,
+        True,
         "the picture's two finest bands, enlarged, beside it in what the "
         "discriminator sees: sharper, and hardly any blemishes",
     ),
-    "attention": (errors.boolean, "self-attention blocks"),
-    "logit_normalization": (
-        ("none", "standardize", "whiten", "class-centered", "one-hot"),
-        "fixed map of the logits before both networks: none; standardize; "
-        "whiten (principal components); class-centered, also what they are "
-        "beyond their class; one-hot, the class alone (a control)",
-    ),
+}
+NETWORK_SETTINGS = SHARED_SETTINGS | GENERATOR_SETTINGS | DISCRIMINATOR_SETTINGS
+# What the networks learn, and how their updates are computed.
+OBJECTIVE_SETTINGS = {
     "adversary": (
         ("hinge", "relativistic"),
+        "relativistic",
         "loss of the adversary; hinge: of images and reconstructions apart; "
         "relativistic: of image and reconstruction of the same logits",
     ),
     "adversary_weight": (
         errors.non_negative_float,
+        0.5,
         "weight of the adversary in the generator's loss",
     ),
     "score_weight": (
         errors.non_negative_float,
+        20.0,
         "weight of the energy score of two reconstructions per image, which "
         "asks for what the logits know and that noise varies what they leave "
         "open",
     ),
     "readback_weight": (
         errors.non_negative_float,
+        2.0,
         "weight of the distance between the logits that a reconstruction was "
         "made of and those that the classifier reads from it; where it sees "
         "more pixels than image_size, between what it reads from the image and "
@@ -128,6 +123,7 @@ SETTINGS = {
     ),
     "class_readback_weight": (
         errors.non_negative_float,
+        0.0,
         "weight of the divergence between the probabilities of classes that "
         "the classifier reads from a reconstruction and those that it reads "
         "from the image: for classifiers of many classes, few of them likely, "
@@ -135,90 +131,76 @@ SETTINGS = {
     ),
     "pixel_weight": (
         errors.non_negative_float,
+        0.0,
         "weight of the squared distance between image and reconstruction, "
         "pixels in [-1, 1]: a decoder, which passes over the noise",
     ),
     "renormalization": (
         errors.boolean,
+        True,
         "whether the generator's norms use running averages instead of the "
         "batch's moments, as an export does; from the 1,000th to the 2,000th "
         "update, more and more. Gradients are those of the batch's moments",
     ),
     "discriminator_steps": (
         errors.non_negative_int,
+        1,
         "discriminator updates per generator update; 0 for no adversary",
-    ),
-    "batch_size": (
-        errors.positive_int,
-        "images per update, over all devices; a step takes this times "
-        "(discriminator_steps + 1)",
     ),
     "micro_batches": (
         errors.positive_int,
+        1,
         "parts of every batch that are computed one after the other and make "
         "one update, to save memory. Exact but for the generator's batch norm, "
         "which takes the moments of each part: keep them large",
     ),
-    "steps": (errors.positive_int, "generator updates, in whole epochs"),
+    "ema_decay": (
+        errors.share,
+        0.995,
+        "decay of the averaged generator, in [0, 1)",
+    ),
+    "ema_start_step": (
+        errors.non_negative_int,
+        200,
+        "generator update at which averaging starts",
+    ),
+}
+# How long they learn, of how many images, and how fast.
+RUN_SETTINGS = {
+    "batch_size": (
+        errors.positive_int,
+        32,
+        "images per update, over all devices; a step takes this times "
+        "(discriminator_steps + 1)",
+    ),
+    "steps": (errors.positive_int, 7500, "generator updates, in whole epochs"),
     "steps_per_epoch": (
         errors.positive_int,
+        500,
         "updates between checkpoints and measurements",
     ),
     "validation_images": (
         errors.positive_int,
+        1000,
         "held-out images measured after every epoch",
     ),
-    "generator_learning_rate": (errors.positive_float, "Adam's initial one"),
-    "discriminator_learning_rate": (errors.positive_float, "the same"),
+    "generator_learning_rate": (
+        errors.positive_float,
+        1e-3,
+        "Adam's initial one",
+    ),
+    "discriminator_learning_rate": (errors.positive_float, 4e-4, "the same"),
     "learning_rate_decay": (
         ("none", "cosine"),
+        "cosine",
         "schedule of both learning rates over the steps",
     ),
-    "ema_decay": (errors.share, "decay of the averaged generator, in [0, 1)"),
-    "ema_start_step": (
-        errors.non_negative_int,
-        "generator update at which averaging starts",
-    ),
 }
+SETTINGS = NETWORK_SETTINGS | OBJECTIVE_SETTINGS | RUN_SETTINGS
 # `paper` is section 7.2 of the supplementary to the letter, `paper-small` its
 # objective and networks at 32 px, a control. `small` is kinv's own objective
 # (docs/measurements.md; docs/departures.md).
-PRESETS = {
-    "small": {
-        "image_size": 32,
-        "base_channels": 16,
-        "noise_dim": 120,
-        "embedding_dim": 128,
-        "embedding_layers": 2,
-        "gain_offset": 1.0,
-        "norms_per_block": 2,
-        "upsampling": "nearest",
-        "padding": "edge",
-        "bounded_noise": True,
-        "patch_scores": True,
-        "sees_detail": True,
-        "attention": True,
-        "logit_normalization": "class-centered",
-        "adversary": "relativistic",
-        "adversary_weight": 0.5,
-        "score_weight": 20.0,
-        "readback_weight": 2.0,
-        "class_readback_weight": 0.0,
-        "pixel_weight": 0.0,
-        "renormalization": True,
-        "discriminator_steps": 1,
-        "batch_size": 32,
-        "micro_batches": 1,
-        "steps": 7500,
-        "steps_per_epoch": 500,
-        "validation_images": 1000,
-        "generator_learning_rate": 1e-3,
-        "discriminator_learning_rate": 4e-4,
-        "learning_rate_decay": "cosine",
-        "ema_decay": 0.995,
-        "ema_start_step": 200,
-    },
-}
+PRESETS = {"small": {name: value for name, (_, value, _) in SETTINGS.items()}}
 PRESETS["paper"] = {
     **PRESETS["small"],
     "image_size": 64,
@@ -363,7 +345,7 @@ def check(settings, classifier_size, num_classes, has_features):
 def describe():
     """The table of settings and presets as text, for `--help`."""
     lines = ["settings, their values in the presets " + ", ".join(PRESETS)]
-    for name, (_, meaning) in SETTINGS.items():
+    for name, (*_, meaning) in SETTINGS.items():
         values = (str(preset[name]) for preset in PRESETS.values())
         lines += [f"  {name}: {', '.join(values)}"]
         lines += textwrap.wrap(
