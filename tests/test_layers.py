@@ -469,7 +469,7 @@ def test_batch_renormalization_is_bounded():
     layer.moments.count.assign(4.0 * normalization.FULL_UPDATE)
     layer.moments.variance_sum.assign([1e-4] * 3)
     factor, summand = layer.moments.renormalize(
-        np.full(3, 9.0, "float32"), np.ones(3, "float32"), 1e-5
+        np.full(3, 9.0, "float32"), np.ones(3, "float32")
     )
     np.testing.assert_allclose(factor, normalization.LARGEST_RATIO)
     np.testing.assert_allclose(summand, normalization.LARGEST_SHIFT)
@@ -512,7 +512,7 @@ def test_settled_averages_bound_factor_and_summand():
     layer.build((None, 4, 4, 3))
     moments = settled(layer, 0.0, 100.0)
     mean, variance = np.full(3, -1e4, "float32"), np.ones(3, "float32")
-    factor, summand = moments.renormalize(mean, variance, 1e-5)
+    factor, summand = moments.renormalize(mean, variance)
     np.testing.assert_allclose(factor, 1 / 3, rtol=1e-6)
     np.testing.assert_allclose(summand, -5)
 

@@ -41,15 +41,10 @@ LAYERS = {
         lambda **kwargs: layers.SpectralConv2D(4, 3, pool=True, **kwargs),
         [MAPS],
     ),
-    "norm": (
-        lambda **kwargs: normalization.BatchNormalization(
-            epsilon=1e-3, **kwargs
-        ),
-        [MAPS],
-    ),
+    "norm": (normalization.BatchNormalization, [MAPS]),
     "conditional norm": (
         lambda **kwargs: normalization.ConditionalBatchNormalization(
-            1.0, epsilon=1e-3, **kwargs
+            1.0, **kwargs
         ),
         [MAPS, VECTORS],
     ),

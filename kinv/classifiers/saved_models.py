@@ -47,9 +47,6 @@ class SavedModelLayer(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.num_outputs)
 
-    def get_config(self):
-        return {**super().get_config(), "num_outputs": self.num_outputs}
-
     def save_assets(self, directory):
         """Writes the SavedModel; called by `keras.Model.save`."""
         for name, content in self._files.items():

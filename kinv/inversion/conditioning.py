@@ -173,9 +173,6 @@ class LogitNormalization(keras.layers.Layer):
         deviation = self.DEVIATION_BOUND * ops.tanh(deviation)
         return ops.concatenate([outputs, deviation], axis=-1)
 
-    def get_config(self):
-        return {**super().get_config(), "kind": self.kind}
-
 
 @keras.saving.register_keras_serializable(package="kinv")
 class Embedding(keras.layers.Layer):
@@ -247,13 +244,6 @@ class Embedding(keras.layers.Layer):
         squares = ops.sum(ops.square(embedded), axis=-1, keepdims=True)
         lengths = ops.sqrt(ops.maximum(squares, self.max_norm**2))
         return embedded * (self.max_norm / lengths)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "hidden_layers": self.hidden_layers,
-        }
 
 
 def finite(logits):

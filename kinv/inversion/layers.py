@@ -22,14 +22,15 @@ TAPS = {
 }
 
 
-def settings_of(layer):
-    """What a layer or model was made with, for `get_config`.
+def settings_of(network):
+    """What a network was made with, for `get_config`.
 
-    Arguments of its constructor, each kept as the attribute of its name.
+    Arguments of its constructor, each kept as the attribute of its name. Those
+    of layers Keras finds by itself.
     """
-    names = inspect.signature(type(layer).__init__).parameters
+    names = inspect.signature(type(network).__init__).parameters
     own = [name for name in names if name not in ("self", "kwargs")]
-    return {name: getattr(layer, name) for name in own}
+    return {name: getattr(network, name) for name in own}
 
 
 def spectral_layers(network):
@@ -142,7 +143,7 @@ class SpectralDense(SpectralLayer):
     Args:
         units: number of outputs.
         use_bias: whether a bias is added.
-        kernel_initializer: Keras initializer of the raw kernel.
+        kernel_initializer: name of the raw kernel's Keras initializer.
     """
 
     def __init__(
@@ -164,9 +165,6 @@ class SpectralDense(SpectralLayer):
         kernel = self.normalized_kernel(training)
         outputs = ops.matmul(inputs, ops.cast(kernel, self.compute_dtype))
         return outputs + self.bias if self.use_bias else outputs
-
-    def get_config(self):
-        return {**super().get_config(), **settings_of(self)}
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -255,9 +253,6 @@ class SpectralConv2D(SpectralLayer):
             if self.upsampling == "nearest":
                 outputs = _crop(outputs)
         return outputs + self.bias if self.use_bias else outputs
-
-    def get_config(self):
-        return {**super().get_config(), **settings_of(self)}
 
 
 def _pad(inputs, padding):

@@ -17,6 +17,8 @@ MEMORY = 25
 FIRST_UPDATE, FULL_UPDATE = 1000, 2000
 # Bounds of the two corrections.
 LARGEST_RATIO, LARGEST_SHIFT = 3.0, 5.0
+# Added to variances.
+EPSILON = 1e-5
 
 
 @keras.saving.register_keras_serializable(package="kinv")
@@ -87,7 +89,7 @@ class BatchMoments(keras.layers.Layer):
             self.count.assign(count)
         return mean, variance
 
-    def renormalize(self, mean, variance, epsilon):
+    def renormalize(self, mean, variance):
         """From values that the batch's moments standardised to the averages'.
 
         Inference standardises with moments of many batches. So does training
@@ -98,7 +100,6 @@ class BatchMoments(keras.layers.Layer):
         Args:
             mean: of the batch, `(channels,)`.
             variance: of the batch, `(channels,)`.
-            epsilon: added to both variances.
 
         Returns:
             Factor and, then, summand, float32 `(channels,)`, constants.
@@ -107,9 +108,9 @@ class BatchMoments(keras.layers.Layer):
             Ioffe, Batch Renormalization (2017), algorithm 1: `r` and `d`, there
             of the averages before the batch.
         """
-        inverse = ops.rsqrt(self.variance_sum / self.count + epsilon)
+        inverse = ops.rsqrt(self.variance_sum / self.count + EPSILON)
         ratio = ops.clip(
-            inverse * ops.sqrt(variance + epsilon),
+            inverse * ops.sqrt(variance + EPSILON),
             1 / LARGEST_RATIO,
             LARGEST_RATIO,
         )
@@ -129,19 +130,16 @@ class BatchMoments(keras.layers.Layer):
 class _Normalization(keras.layers.Layer):
     """Standardises per channel, then applies a gain and an offset."""
 
-    def __init__(self, epsilon=1e-5, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.epsilon = epsilon
         self.moments = BatchMoments(name="moments")
 
     def normalize(self, inputs, gain, offset, training):
-        """`(inputs - mean) / sqrt(variance + epsilon) * gain + offset`."""
+        """`(inputs - mean) / sqrt(variance + EPSILON) * gain + offset`."""
         mean, variance = self.moments(inputs, training=training)
-        inverse = ops.rsqrt(variance + self.epsilon)
+        inverse = ops.rsqrt(variance + EPSILON)
         if training and self.moments.calls_per_update:
-            factor, summand = self.moments.renormalize(
-                mean, variance, self.epsilon
-            )
+            factor, summand = self.moments.renormalize(mean, variance)
             inverse = inverse * factor
             offset = offset + gain * summand
         # One multiplication and one addition per value of the large tensor.
@@ -151,17 +149,10 @@ class _Normalization(keras.layers.Layer):
             shift, inputs.dtype
         )
 
-    def get_config(self):
-        return {**super().get_config(), "epsilon": self.epsilon}
-
 
 @keras.saving.register_keras_serializable(package="kinv")
 class BatchNormalization(_Normalization):
-    """Batch normalisation with a learned gain (1) and offset (0) per channel.
-
-    Args:
-        epsilon: added to the variance.
-    """
+    """Batch normalisation with a gain (1) and offset (0) for each channel."""
 
     def build(self, input_shape):
         shape = (input_shape[-1],)
@@ -189,7 +180,6 @@ class ConditionalBatchNormalization(_Normalization):
     Args:
         gain_offset: 0 as in compare_gan and the paper, 1 as in BigGAN. With 0
             a zero condition gives a zero output.
-        epsilon: added to the variance.
 
     Call arguments:
         inputs: tensor `(batch, height, width, channels)`.
@@ -223,6 +213,3 @@ class ConditionalBatchNormalization(_Normalization):
         offset = self.offset(condition, training=training)
         gain, offset = gain[:, None, None, :], offset[:, None, None, :]
         return self.normalize(inputs, gain, offset, training)
-
-    def get_config(self):
-        return {**super().get_config(), "gain_offset": self.gain_offset}
