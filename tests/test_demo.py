@@ -1,6 +1,7 @@
 import importlib
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -64,23 +65,22 @@ class FakeTools:
             "export": left / "1" / "assets.extra" / "kinv.json",
         }.get(tool, left)
         result.parent.mkdir(parents=True, exist_ok=True)
-        result.write_text(json.dumps(RESULTS.get(tool, {})))
+        result.write_text(json.dumps({"metrics": METRICS}))
         if tool == "train_classifier":
             left.write_text("weights")
         return subprocess.CompletedProcess(command, 0)
 
 
-RESULTS = {
-    "train_classifier": {"clean_accuracy": 0.9925, "clean_examples": 4000},
-    "export": {
-        "metrics": {
-            "agreement": 0.625,
-            "agreement_interval": [0.5946, 0.6545],
-            "images": 1000,
-            "error_ratio": 0.57,
-            "spread_skill": 0.98,
-        }
-    },
+METRICS = {
+    "images": 1000,
+    "accuracy": 0.9925,
+    "agreement": 0.625,
+    "agreement_interval": [0.5946, 0.6545],
+    "logit_cosine": 0.9,
+    "error_ratio": 0.57,
+    "error_ratio_interval": [0.55, 0.59],
+    "pixel_mse": 300.0,
+    "shuffled_pixel_mse": 4000.0,
 }
 
 
@@ -140,12 +140,11 @@ def test_the_tools_take_the_commands(number):
 def test_ends_with_figures_and_paths(tmp_path, capsys, run_demo):
     assert run_demo() == ["train_classifier", "train", "export", "invert"]
     output = capsys.readouterr().out
-    assert "classifier accuracy     99.2%  of 4,000 held-out" in output
-    assert "62.5%  of 1,000" in output
-    assert "59.5% to 65.5%" in output
-    assert "0.570  the noise says 0.98 of" in output
+    assert "accuracy of the classifier: 99.2%\n" in output
+    assert "class: 62.5% (59.5% to 65.5%)\n" in output
+    assert "0.570 (0.550 to 0.590): the noise says 0.98 of" in output
     for name in NAMES:
-        assert f"\n{name:<20}" in output
+        assert re.search(rf"\n{name} +\d+ s\n", output)
     out = tmp_path / "demo"
     assert output.endswith(f"grid        {out / 'grid.png'}\n")
 

@@ -167,47 +167,26 @@ def write_images(folder):
 
 
 def summary(out, seconds):
-    """The figures that the stages left, as a table, and where things lie.
+    """What the export measured, how long the stages took, and what lies where.
 
     Args:
         out: directory of the demo.
         seconds: dict, duration of each stage.
     """
-    from kinv import measures
+    from kinv.inversion import model_card
 
-    classifier = files.read_json(out / "classifier" / "metrics.json")
     # An export that was stopped at its very end is followed by another.
     *_, exported = files.versions(out / "exported").values()
-    metadata = exported / "assets.extra" / "kinv.json"
-    metrics = files.read_json(metadata)["metrics"]
-    low, high = metrics["agreement_interval"]
-    rows = [
-        (
-            "classifier accuracy",
-            f"{classifier['clean_accuracy']:.1%}",
-            f"of {classifier['clean_examples']:,} held-out images",
-        ),
-        (
-            "agreement",
-            f"{metrics['agreement']:.1%}",
-            f"of {metrics['images']:,} reconstructions get their image's class "
-            f"(95 % interval {low:.1%} to {high:.1%})",
-        ),
-        (
-            "error ratio",
-            f"{metrics['error_ratio']:.3f}",
-            measures.calibration_verdict(metrics["spread_skill"]),
-        ),
-    ]
-    rows += [(name, f"{taken:.0f} s", "") for name, taken in seconds.items()]
-    rows.append(("all stages", f"{sum(seconds.values()):.0f} s", ""))
-    lines = [
-        f"{name:<20} {value:>8}  {note}".rstrip() for name, value, note in rows
-    ]
+    metadata = files.read_json(exported / "assets.extra" / "kinv.json")
+    measured = model_card.measured(metadata)
+    seconds = {**seconds, "all stages": sum(seconds.values())}
     return "\n".join(
         [
             "",
-            *lines,
+            "held-out images, with 95 % intervals:",
+            *(f"  {name}: {value}" for name, value in measured),
+            "",
+            *(f"{name:<10} {taken:>6.0f} s" for name, taken in seconds.items()),
             "",
             f"classifier  {out / 'classifier' / 'classifier.keras'}",
             f"training    {out / 'inversion'}",
