@@ -116,12 +116,7 @@ def test_a_server_is_asked_for_no_more_than_it_classifies_at_once():
         "class_names": ["a", "b"],
         "classifier_size": 224,
     }
-    model = pipeline.Pipeline(
-        predict,
-        metadata,
-        image_pixels=pipeline.REMOTE_IMAGE_PIXELS,
-        largest_image=224,
-    )
+    model = pipeline.Pipeline(predict, metadata)
     # Reconstructions are small, but the server makes them as large.
     assert model.logits(np.zeros((500, 32, 32, 3))).shape == (500, 2)
     most = limits.Limits().image_pixels // 224**2
@@ -150,12 +145,15 @@ def test_large_requests_are_split(arithmetic, monkeypatch):
     expected = images.mean(axis=(1, 2))[:, None] + noise[..., :1]
     np.testing.assert_allclose(outputs[:, :, 0, 0], expected, rtol=1e-5)
     assert max(np.prod(c["noise"][:2]) for c in arithmetic.calls) <= 6
-    # Large photographs.
-    model = pipeline.Pipeline(arithmetic, METADATA, image_pixels=2 * 5 * 5)
-    arithmetic.calls.clear()
-    model.logits(images)
-    model.logits(random_inputs(5, 1)[0])
-    assert max(c["images"][0] for c in arithmetic.calls) == 2
+    # Large photographs, to a server and here.
+    monkeypatch.setattr(pipeline, "REMOTE_IMAGE_PIXELS", 2 * 5 * 5)
+    monkeypatch.setattr(pipeline, "IMAGE_PIXELS", 3 * 5 * 5)
+    for signature, most in ((None, 2), (arithmetic, 3)):
+        model = pipeline.Pipeline(arithmetic, METADATA, signature)
+        arithmetic.calls.clear()
+        model.logits(images)
+        model.logits(random_inputs(5, 1)[0])
+        assert max(c["images"][0] for c in arithmetic.calls) == most
 
 
 def test_noise_is_drawn_of_a_seed(model):
@@ -420,7 +418,8 @@ def test_images_that_are_all_but_black_get_a_warning(model, dtype):
 
 
 def test_a_client_sends_no_larger_images_than_the_classifier_takes(arithmetic):
-    model = pipeline.Pipeline(arithmetic, METADATA, largest_image=10)
+    metadata = {**METADATA, "classifier_size": 10}
+    model = pipeline.Pipeline(arithmetic, metadata)
     ramp = np.broadcast_to(np.arange(40.0)[:, None, None], (3, 40, 60, 3))
     found = model.logits(ramp)
     assert [call["images"] for call in arithmetic.calls] == [(3, 10, 10, 3)]
@@ -428,6 +427,9 @@ def test_a_client_sends_no_larger_images_than_the_classifier_takes(arithmetic):
     np.testing.assert_allclose(found, np.full((3, 3), 19.5), rtol=1e-3)
     model.logits(ramp[:, :10, :10])
     assert arithmetic.calls[-1]["images"] == (3, 10, 10, 3)
+    # The signature resizes images itself.
+    pipeline.Pipeline(arithmetic, metadata, arithmetic).logits(ramp)
+    assert arithmetic.calls[-1]["images"] == (3, 40, 40, 3)
 
 
 @pytest.mark.parametrize("size, sent", [(16, 16), (None, 1024)])

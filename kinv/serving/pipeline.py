@@ -38,10 +38,8 @@ class Pipeline:
             to a dict of its outputs.
         metadata: dict, the pipeline's `kinv.json`.
         signature: the same as a concrete function of TensorFlow; None of a
-            model that runs elsewhere.
-        image_pixels: pixels of the images of one call at most.
-        largest_image: height of the images that are passed on at most; larger
-            ones are resized first. None for any.
+            model that runs elsewhere, whose calls are smaller, and which gets
+            images no larger than its classifier takes.
 
     Attributes:
         metadata: dict: class names, sizes, dataset, options, metrics, versions.
@@ -59,14 +57,7 @@ class Pipeline:
         reconstructions = pipeline.reconstruct(images, samples=4, seed=0)
     """
 
-    def __init__(
-        self,
-        predict,
-        metadata,
-        signature=None,
-        image_pixels=IMAGE_PIXELS,
-        largest_image=None,
-    ):
+    def __init__(self, predict, metadata, signature=None):
         self._predict = predict
         self.signature = signature
         self.metadata = metadata
@@ -76,8 +67,7 @@ class Pipeline:
         self.noise_dim = metadata["noise_dim"]
         self.image_size = metadata["image_size"]
         self.class_names = metadata["class_names"]
-        self._image_pixels = image_pixels
-        self._largest_image = largest_image
+        self._classifier_size = metadata.get("classifier_size")
         self._samples_per_call = max(
             1, RECONSTRUCTED_PIXELS // self.image_size**2
         )
@@ -103,13 +93,7 @@ class Pipeline:
 
             predict, metadata = client.connect(str(target))
             _check_metadata(metadata, target)
-            return cls(
-                predict,
-                metadata,
-                image_pixels=REMOTE_IMAGE_PIXELS,
-                largest_image=metadata.get("classifier_size")
-                or REMOTE_IMAGE_SIZE,
-            )
+            return cls(predict, metadata)
         path = _version_directory(target)
         metadata = _read_metadata(path)
         try:
@@ -264,22 +248,23 @@ class Pipeline:
         return self.reconstruct(image, noise[None], 0.0, logits[None])[0]
 
     def _images_per_call(self, images, samples):
-        size = min(images.shape[1], self._largest_image or images.shape[1])
-        if self._largest_image:
+        size, pixels_per_call = images.shape[1], IMAGE_PIXELS
+        if self.signature is None:
             # A server counts them as large as the classifier takes them.
-            size = max(size, self.metadata.get("classifier_size") or 0)
+            size = self._classifier_size or min(size, REMOTE_IMAGE_SIZE)
+            pixels_per_call = REMOTE_IMAGE_PIXELS
         return max(
             1,
             min(
                 self._samples_per_call // max(1, samples),
-                self._image_pixels // size**2,
+                pixels_per_call // size**2,
             ),
         )
 
     def _call(self, images, noise, logit_scale=None, logit_shift=None):
         batch = len(images)
-        size = self._largest_image
-        if size and images.shape[1] > size:
+        size = self._classifier_size or REMOTE_IMAGE_SIZE
+        if self.signature is None and images.shape[1] > size:
             # As the signature does itself.
             images = pixels.resize(images, size)
         if logit_scale is None:
