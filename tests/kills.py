@@ -71,7 +71,7 @@ def run_logit_cache(work, out):
     logit_cache.BATCH_SIZE = 2
     source = datasets.open_dataset(str(work / "data"), "train")
     classifier = keras.models.load_model(work / "classifier.keras")
-    logit_cache.write(source, classifier, None, SIZE, out)
+    logit_cache.LogitCache(source, classifier, None, SIZE, out).write()
 
 
 def tools(work):

@@ -1,7 +1,6 @@
 """The cache of logits: what it holds, and what a killed process leaves."""
 
 import concurrent.futures
-import json
 import threading
 
 import keras
@@ -11,7 +10,8 @@ import tensorflow as tf
 
 from kinv import errors
 from kinv.classifiers import features as features_lib
-from kinv.classifiers import logit_cache, saved_models, small
+from kinv.classifiers import saved_models, small
+from kinv.classifiers.logit_cache import LogitCache, check_place
 from kinv.data import datasets
 from kinv.data import source as source_lib
 
@@ -39,21 +39,22 @@ def everything(source, start=0):
 def test_a_cache_among_the_images_is_refused(image_folder, tmp_path):
     for inside in (image_folder, image_folder / "cache"):
         with pytest.raises(errors.InputError, match="outside that of the im"):
-            logit_cache.check_place(inside, str(image_folder))
+            check_place(inside, str(image_folder))
     assert not (image_folder / "cache").exists()
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.InputError, match="a file"):
-        logit_cache.check_place(tmp_path / "file", str(image_folder))
-    logit_cache.check_place(tmp_path / "cache", str(image_folder))
+        check_place(tmp_path / "file", str(image_folder))
+    check_place(tmp_path / "cache", str(image_folder))
     # A name of TensorFlow Datasets that a folder might have, and has not.
-    logit_cache.check_place(tmp_path / "cache", "mnist")
+    check_place(tmp_path / "cache", "mnist")
 
 
 def test_cache_holds_what_the_classifier_says_in_the_same_order(
     source, classifier, tmp_path
 ):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path)
-    cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
+    cache = LogitCache(source, classifier, None, SIZE, tmp_path)
+    cache.write()
+    cached = cache.read()
     for start in (0, 60):
         images, labels = everything(source, start)
         cached_images, logits, cached_labels = everything(cached, start)
@@ -66,8 +67,9 @@ def test_cache_holds_what_the_classifier_says_in_the_same_order(
 
 
 def test_other_sizes_are_rounded_to_whole_numbers(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, 16, tmp_path)
-    cached = logit_cache.read(source, classifier, None, 16, tmp_path)
+    cache = LogitCache(source, classifier, None, 16, tmp_path)
+    cache.write()
+    cached = cache.read()
     images = next(iter(source.training_batches(SIZE, 12, seed=3)))[0]
     batch = next(iter(cached.training_batches(16, 12, seed=3)))
     targets = batch[0]["images"]
@@ -79,7 +81,7 @@ def test_other_sizes_are_rounded_to_whole_numbers(source, classifier, tmp_path):
 def test_a_pass_goes_on_where_it_was_killed(
     source, classifier, tmp_path, monkeypatch
 ):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path / "a")
+    LogitCache(source, classifier, None, SIZE, tmp_path / "a").write()
     (whole,) = (tmp_path / "a").glob("*/*.tfrecord")
     content = whole.read_bytes()
     partial = tmp_path / "b" / whole.parent.name / "logits.partial"
@@ -88,7 +90,7 @@ def test_a_pass_goes_on_where_it_was_killed(
     record = len(content) // source.num_examples
     partial.write_bytes(content[: 40 * record + 17])
     with pytest.raises(errors.InputError, match="Received: 0 bytes"):
-        logit_cache.read(source, classifier, None, SIZE, tmp_path / "b")
+        LogitCache(source, classifier, None, SIZE, tmp_path / "b").read()
     asked = []
     batches = source_lib.Source.evaluation_batches
 
@@ -97,12 +99,12 @@ def test_a_pass_goes_on_where_it_was_killed(
         return batches(self, *arguments, start=start, **options)
 
     monkeypatch.setattr(source_lib.Source, "evaluation_batches", count)
-    logit_cache.write(source, classifier, None, SIZE, tmp_path / "b")
+    LogitCache(source, classifier, None, SIZE, tmp_path / "b").write()
     # The first records are compared, then it goes on.
     assert asked == [0, 40] and not partial.exists()
     assert partial.with_name(whole.name).read_bytes() == content
     # Complete: nothing to do.
-    logit_cache.write(source, classifier, None, SIZE, tmp_path / "b")
+    LogitCache(source, classifier, None, SIZE, tmp_path / "b").write()
     assert asked == [0, 40]
 
 
@@ -110,9 +112,7 @@ def test_another_classifier_split_or_size_is_another_cache(
     source, classifier, image_folder, classifier_file
 ):
     def path(source=source, classifier=classifier, size=SIZE):
-        description = logit_cache.describe(source, classifier, None, size)
-        json.dumps(description)
-        return logit_cache.cache_path("cache", description)
+        return LogitCache(source, classifier, None, size, "cache").path
 
     again = keras.models.load_model(classifier_file)
     assert path(classifier=again) == path()
@@ -145,7 +145,9 @@ def test_saved_models_of_other_variables_have_other_caches(source, tmp_path):
     one.save(tmp_path / "one.keras")
     again = keras.models.load_model(tmp_path / "one.keras")
     digests = [
-        logit_cache.describe(source, model, None, SIZE)["classifier"]
+        LogitCache(source, model, None, SIZE, tmp_path).description[
+            "classifier"
+        ]
         for model in (one, other, again)
     ]
     assert digests[0] == digests[2] != digests[1]
@@ -159,26 +161,26 @@ def test_a_cache_of_another_computation_is_refused(source, tmp_path):
         return keras.Model(inputs, keras.layers.Dense(2)(x))
 
     one, other = between_layers(1 / 255), between_layers(1 / 127.5)
-    logit_cache.write(source, one, None, SIZE, tmp_path)
-    logit_cache.read(source, one, None, SIZE, tmp_path)
+    LogitCache(source, one, None, SIZE, tmp_path).write()
+    LogitCache(source, one, None, SIZE, tmp_path).read()
     with pytest.raises(errors.InputError, match="of this classifier") as raised:
-        logit_cache.read(source, other, None, SIZE, tmp_path)
+        LogitCache(source, other, None, SIZE, tmp_path).read()
     assert "\n" not in str(raised.value)
     # Nor is what a killed pass left gone on with.
     (path,) = tmp_path.glob("*/*.tfrecord")
     path.rename(path.with_suffix(".partial"))
     with pytest.raises(errors.InputError, match="of this classifier"):
-        logit_cache.write(source, other, None, SIZE, tmp_path)
+        LogitCache(source, other, None, SIZE, tmp_path).write()
 
 
 def test_two_runs_at_once_make_one_cache(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path / "a")
+    LogitCache(source, classifier, None, SIZE, tmp_path / "a").write()
     (whole,) = (tmp_path / "a").glob("*/*.tfrecord")
     barrier = threading.Barrier(2)
 
     def write():
         barrier.wait()
-        logit_cache.write(source, classifier, None, SIZE, tmp_path / "b")
+        LogitCache(source, classifier, None, SIZE, tmp_path / "b").write()
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(write) for _ in range(2)]:
@@ -191,27 +193,28 @@ def test_two_runs_at_once_make_one_cache(source, classifier, tmp_path):
 
 def test_features_are_kept_instead_of_logits(source, classifier, tmp_path):
     model = features_lib.add_features(classifier, "pooled", "pool")
-    logit_cache.write(source, model, "pooled", SIZE, tmp_path)
-    cached = logit_cache.read(source, model, "pooled", SIZE, tmp_path)
+    cache = LogitCache(source, model, "pooled", SIZE, tmp_path)
+    cache.write()
+    cached = cache.read()
     images, features, _ = everything(cached)
     expected = np.array(model(images)[1])
     np.testing.assert_allclose(features, expected, rtol=2**-11, atol=1e-6)
 
 
 def test_a_damaged_cache_is_one_clear_line(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path)
+    LogitCache(source, classifier, None, SIZE, tmp_path).write()
     (path,) = tmp_path.glob("*/*.tfrecord")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(errors.InputError, match="Remove it") as raised:
-        logit_cache.read(source, classifier, None, SIZE, tmp_path)
+        LogitCache(source, classifier, None, SIZE, tmp_path).read()
     assert "\n" not in str(raised.value)
 
 
 def test_flipped_bits_are_found(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path)
+    LogitCache(source, classifier, None, SIZE, tmp_path).write()
     (path,) = tmp_path.glob("*/*.tfrecord")
     content = path.read_bytes()
-    cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
+    cached = LogitCache(source, classifier, None, SIZE, tmp_path).read()
     assert len(list(cached.examples)) == source.num_examples
     random = np.random.default_rng(0)
     # A length, both checksums, and ten bits wherever they are.
@@ -226,12 +229,12 @@ def test_flipped_bits_are_found(source, classifier, tmp_path):
 
 
 def test_zeroed_records_are_found(source, classifier, tmp_path):
-    logit_cache.write(source, classifier, None, SIZE, tmp_path)
+    LogitCache(source, classifier, None, SIZE, tmp_path).write()
     (path,) = tmp_path.glob("*/*.tfrecord")
     content = bytearray(path.read_bytes())
     content[-1000:] = bytes(1000)
     path.write_bytes(content)
-    cached = logit_cache.read(source, classifier, None, SIZE, tmp_path)
+    cached = LogitCache(source, classifier, None, SIZE, tmp_path).read()
     with pytest.raises(tf.errors.DataLossError, match="corrupted record"):
         list(cached.examples)
 
@@ -246,4 +249,4 @@ def test_logits_beyond_float16_are_refused(source, tmp_path):
         ]
     )
     with pytest.raises(errors.InputError, match="float16"):
-        logit_cache.write(source, classifier, None, SIZE, tmp_path)
+        LogitCache(source, classifier, None, SIZE, tmp_path).write()

@@ -209,11 +209,14 @@ def cache_logits(options, model, source, strategy):
     from kinv.classifiers import logit_cache
 
     layer = options.layer and f"{options.layer}, {options.layer_maps}"
-    kept = (source, model.classifier, layer, options.image_size)
+    size = options.image_size
+    cache = logit_cache.LogitCache(
+        source, model.classifier, layer, size, options.cache_logits
+    )
     if devices.is_chief(strategy):
-        logit_cache.write(*kept, options.cache_logits)
+        cache.write()
     devices.wait_for_workers(strategy)
-    return logit_cache.read(*kept, options.cache_logits), options.image_size
+    return cache.read(), size
 
 
 def parse_arguments(argv):
