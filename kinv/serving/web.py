@@ -13,7 +13,7 @@ import grpc
 import orjson
 import prometheus_client
 import uvicorn
-from starlette import applications, requests, responses, routing
+from starlette import applications, exceptions, requests, responses, routing
 from starlette.middleware import cors
 from uvicorn.protocols.http import h11_impl
 
@@ -198,9 +198,9 @@ async def _answer(server, request, reading):
     headers = {}
     try:
         if not path.lower().startswith("/v1/"):
-            raise _Refused(404, f"Not found: {path}")
+            raise exceptions.HTTPException(404, f"Not found: {path}")
         if request.method == "POST":
-            content = await _post(server, path, request, headers, reading)
+            content, headers = await _post(server, path, request, reading)
         elif request.method == "GET":
             content = _get(server, path)
         else:
@@ -209,24 +209,16 @@ async def _answer(server, request, reading):
     except limits.ServingError as error:
         content = orjson.dumps({"error": error.message})
         status = HTTP_STATUS[error.code]
-    except _Refused as error:
-        content, status = orjson.dumps({"error": str(error)}), error.status
-        headers = error.headers
+    # Refused before it is read as TensorFlow Serving would.
+    except exceptions.HTTPException as error:
+        content = orjson.dumps({"error": error.detail})
+        status, headers = error.status_code, error.headers
     # By uvicorn, which no longer waits.
     except asyncio.CancelledError:
         content, status = orjson.dumps({"error": "The server stops"}), 503
     return responses.Response(
         content, status, headers, media_type="application/json"
     )
-
-
-class _Refused(Exception):
-    """A request refused before it is read as TensorFlow Serving would."""
-
-    def __init__(self, status, message, **headers):
-        super().__init__(message)
-        self.status = status
-        self.headers = headers
 
 
 def _get(server, path):
@@ -250,8 +242,8 @@ def _get(server, path):
     )
 
 
-async def _post(server, path, request, headers, reading):
-    """Answers a call; adds to the headers of the answer."""
+async def _post(server, path, request, reading):
+    """The answer to a call, and its headers."""
     name, number, method = _parse(PREDICT_PATH, "POST", path)
     body, compressed = await _read(request, server.limits.body_bytes)
     with monitoring.request(server, name, "REST"):
@@ -272,13 +264,13 @@ async def _post(server, path, request, headers, reading):
             request, server.submit(name, version, inputs)
         )
         answer = await asyncio.to_thread(rest.write_response, outputs, by_row)
-    headers["Vary"] = "Accept-Encoding"
+    headers = {"Vary": "Accept-Encoding"}
     if len(answer) > COMPRESSED_BYTES and _takes_gzip(request):
         headers["Content-Encoding"] = "gzip"
         answer = await asyncio.to_thread(
             gzip.compress, answer, COMPRESSION_LEVEL
         )
-    return answer
+    return answer, headers
 
 
 async def _unless_gone(request, future):
@@ -325,16 +317,16 @@ async def _read(request, limit):
     try:
         body = await asyncio.wait_for(_receive(request, limit), READ_SECONDS)
     except asyncio.TimeoutError:
-        raise _Refused(
+        raise exceptions.HTTPException(
             408,
             f"Expected the whole request within {READ_SECONDS} s",
-            Connection="close",
+            {"Connection": "close"},
         ) from None
     except requests.ClientDisconnect:
-        raise _Refused(400, "The client went away") from None
+        raise exceptions.HTTPException(400, "The client went away") from None
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding not in ("identity", "gzip"):
-        raise _Refused(
+        raise exceptions.HTTPException(
             415, "Expected a request without Content-Encoding, or with gzip"
         )
     return body, encoding == "gzip"
