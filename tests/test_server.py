@@ -621,6 +621,11 @@ def without(name):
             predict_request(make_inputs(), signature="__saved_model_init_op"),
             "INVALID_ARGUMENT",
         ),
+        # All that this one takes.
+        (
+            predict_request({}, signature="__saved_model_init_op"),
+            "INVALID_ARGUMENT",
+        ),
     ],
 )
 def test_grpc_rejects(stub, request_, code):
