@@ -17,7 +17,7 @@ MAY_CHANGE = {"resume", "out", "strategy"}
 MOST_CHANGES = 5
 
 
-def open_run(path, options, may_change=(), before=None, chief=True):
+def open_run(path, options, may_change=(), chief=True):
     """Opens a run directory: that of a run to be resumed, or a new one.
 
     Args:
@@ -26,8 +26,6 @@ def open_run(path, options, may_change=(), before=None, chief=True):
             run, if it had begun.
         may_change: names of options that are free to differ then, besides
             `MAY_CHANGE`.
-        before: dict of the values of options that older records lack: what
-            runs did then.
         chief: whether this process is the one worker that writes there. Others
             make no directory.
 
@@ -62,7 +60,6 @@ def open_run(path, options, may_change=(), before=None, chief=True):
             f"Expected the options of a run in {config}. Received: none. Start "
             "a new run in another directory."
         )
-    recorded = {**(before or {}), **recorded}
     free = MAY_CHANGE.union(may_change)
     for name, value in options.items():
         if name not in free and recorded.get(name) != value:

@@ -357,10 +357,6 @@ def test_model_card_tells_the_licence_of_the_images():
     assert "licence of these images is MIT (Zalando SE)." in card
     metadata["training"] |= {"preset": "small", "readback_weight": 8.0}
     metadata["training"] |= {"padding": "edge", "steps_per_epoch": 3}
-    # A record of before there was the setting.
-    card = model_card.text(metadata)
-    assert "weight 8.0, renormalization False, begun" in card
-    metadata["training"]["renormalization"] = True
     assert (
         "Training: preset small, updates 500, batch size 32, readback weight "
         "8.0, begun with the generator `before/generator.keras`.\n"

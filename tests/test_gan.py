@@ -873,11 +873,6 @@ def test_renormalization_is_of_the_generator_alone():
         assert layer.calls_per_update == 3 and int(layer.count) == 3
     for layer in model.averaged_generator.moments:
         assert layer.calls_per_update == 0 and int(layer.count) == 0
-    # Models that were saved before there was the setting.
-    config = model.get_config()
-    assert config.pop("renormalization") is True
-    old = gan.InversionGAN.from_config(config)
-    assert not any(layer.calls_per_update for layer in old.generator.moments)
     parts = make_model(**{**SMALL, "renormalization": True, "micro_batches": 2})
     assert {x.calls_per_update for x in parts.generator.moments} == {6}
 

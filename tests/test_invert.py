@@ -21,11 +21,11 @@ from tools import export as export_tool
 
 # Of two updates an epoch; the second has the lowest energy score.
 METRICS = """\
-epoch,val_agreement,val_within_class_r2,val_error_ratio,val_spread_skill,val_energy_score
-1,0.9,0.5,0.56,1.0,0.4
-2,0.9,0.5,0.56,1.0,0.3
-3,0.9,0.5,0.56,1.0,0.5
-4,0.9,0.5,0.56,1.0,0.5
+epoch,val_agreement,val_within_class_r2,val_shuffled_logit_error,val_error_ratio,val_spread_skill,val_energy_score,kept
+1,0.9,0.5,2.1,0.56,1.0,0.4,1.0
+2,0.9,0.5,2.1,0.56,1.0,0.3,1.0
+3,0.9,0.5,2.1,0.56,1.0,0.5,0.0
+4,0.9,0.5,2.1,0.56,1.0,0.5,0.0
 """
 COLORS = {"blue": (20, 40, 220), "green": (30, 200, 50), "red": (210, 30, 30)}
 
@@ -57,7 +57,7 @@ def run(tmp_path_factory):
             "seed": 0,
             "train_split": "train",
             "validation_split": "validation",
-            "data_dir": "/somewhere/private",
+            "strategy": "mirrored",
             "skip_unreadable": False,
             "crop": "random",
             "steps": 7,
@@ -157,8 +157,9 @@ def test_few_images_scale_no_noise(rendered, capsys):
 
 def test_export_measures_the_exported_model(run, exported):
     text = (exported / "1" / "assets.extra" / "kinv.json").read_text()
-    assert str(run) not in text and "/somewhere" not in text
+    assert str(run) not in text
     metadata = json.loads(text)
+    assert "strategy" not in metadata["training"]
     assert metadata["class_names"] == list(COLORS)
     assert metadata["dataset"] == "colors"
     assert metadata["training"]["steps"] == 7

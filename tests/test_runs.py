@@ -21,12 +21,6 @@ def test_a_run_is_resumed_with_its_own_options(tmp_path):
     more = {"resume": True, "batch_size": 64, "steps": 200}
     found = runs.open_run(run, more, {"resume", "steps"})
     assert found == {"options": recorded}
-    # An option that there was not yet.
-    before = {"new": False}
-    known = {"resume", "steps"}, before
-    assert runs.open_run(run, {**more, "new": False}, *known)
-    with pytest.raises(errors.InputError, match="new = False. Received: True"):
-        runs.open_run(run, {**more, "new": True}, *known)
     with pytest.raises(errors.InputError) as error:
         runs.open_run(run, {**more, "batch_size": 32}, {"resume", "steps"})
     assert "batch_size = 64" in str(error.value)

@@ -20,8 +20,7 @@ FEWEST_SCALE_EXAMPLES = 100
 # Of the noise, and of the order of images.
 SEED = 0
 # Options of a run that tell about the machine, not about the model.
-# `data_dir`: in run directories of former versions.
-PRIVATE_OPTIONS = {"data_dir", "resume", "strategy"}
+PRIVATE_OPTIONS = {"resume", "strategy"}
 
 
 def parse_arguments(argv):

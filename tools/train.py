@@ -39,7 +39,6 @@ def train(options, strategy, chief):
         run,
         vars(options),
         may_change={"steps"} if constant else (),
-        before=presets.BEFORE,
         chief=chief,
     )
 

@@ -26,13 +26,15 @@ from kinv.pixels import resize, to_uint8
 # an export scales it, but within what a scale can mend.
 AGREEMENT_MARGIN = 0.02
 SPREAD_RANGE = tuple(1 / scale for scale in reversed(noise_scale.RANGE))
-# Held-out figures by which the best epoch is chosen and described.
+# Of a row: by these the best epoch is chosen and described.
 FIGURES = (
     "val_agreement",
     "val_within_class_r2",
+    "val_shuffled_logit_error",
     "val_error_ratio",
     "val_spread_skill",
     "val_energy_score",
+    "kept",
 )
 # Of the summary: what a pixel is enlarged to, and the width of captions.
 PIXEL = 2
@@ -261,15 +263,11 @@ def best_epoch(rows):
 def kept_epoch(rows):
     """The epoch that `generator.keras` is of: the last one that was kept.
 
-    Of tables that do not tell it, the best, else the last.
-
     Args:
         rows: as of `best_epoch`; None where there are none.
     """
-    kept = [row["epoch"] for row in rows if row.get("kept")]
-    if kept:
-        return kept[-1]
-    return best_epoch(rows) or rows[-1]["epoch"] if rows else None
+    kept = [row["epoch"] for row in rows if row["kept"]]
+    return kept[-1] if kept else None
 
 
 def kept_updates(run, steps_per_epoch):
@@ -313,8 +311,7 @@ def describe_best(run):
             "near the best, so the last one is kept."
         )
     # 0 where no two held-out images share a class: nothing is known then.
-    paired = row.get("val_shuffled_logit_error", 1)
-    shown = row["val_within_class_r2"]
+    paired, shown = row["val_shuffled_logit_error"], row["val_within_class_r2"]
     if paired and shown < measures.LOW_WITHIN_CLASS_R2:
         text += (
             f" The pictures show {shown:.2f} of what the logits know beyond "

@@ -240,7 +240,6 @@ class InversionGAN(keras.Model):
     @classmethod
     def from_config(cls, config):
         """Makes the model that `get_config` describes."""
-        config = {**presets.BEFORE, **config}
         return cls(**keras.saving.deserialize_keras_object(config))
 
     def fit(self, x, y=None, batch_size=SMALL["batch_size"], **kwargs):

@@ -71,7 +71,6 @@ def _recipe(training):
     taken = "updates" if "updates" in training else "steps"
     names = ("preset", taken, "batch_size", "seed")
     preset = presets.PRESETS.get(training.get("preset"), {})
-    training = {**presets.BEFORE, **training}
     names += tuple(
         name
         for name in preset

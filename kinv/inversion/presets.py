@@ -242,8 +242,6 @@ PRESETS["paper-small"] = {
     "ema_decay": 0.999,
     "ema_start_step": 200,
 }
-# Values of settings that older runs do not record: what training did then.
-BEFORE = {"renormalization": False}
 # Of weights, noise and the order of images.
 SEED = 8
 # Images whose logits fill a generator's standing statistics at export.
