@@ -1,7 +1,9 @@
 """Served models: the same answers, TensorFlow Serving's rules, and limits."""
 
 import concurrent.futures
+import copy
 import dataclasses
+import functools
 import gc
 import gzip
 import http.client
@@ -69,13 +71,35 @@ NAME = NAMES[0]
 
 
 @pytest.fixture(scope="module")
-def local():
-    return pipeline.Pipeline.load(ROOT / "exported" / NAME)
+def load():
+    """Function that loads a shipped pipeline, each once for all tests."""
+
+    @functools.cache
+    def load_version(name):
+        return server_lib.Version.load(ROOT / "exported" / name / "1")
+
+    return load_version
 
 
 @pytest.fixture(scope="module")
-def version():
-    return server_lib.Version.load(ROOT / "exported" / NAME / "1")
+def version(load):
+    return load(NAME)
+
+
+@pytest.fixture(scope="module")
+def local(version):
+    return version.model
+
+
+@pytest.fixture
+def server(version, monkeypatch):
+    """A server in this process, of a model whose signature may be replaced."""
+    own = dataclasses.replace(version, model=copy.copy(version.model))
+    with monkeypatch.context() as patch:
+        patch.setattr(server_lib.Version, "load", lambda path: own)
+        server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+    yield server
+    server.close()
 
 
 def make_inputs(batch=1, samples=1, size=32, seed=0):
@@ -106,8 +130,8 @@ def post(served, body, path=f"/v1/models/{NAME}:predict", **options):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
-def test_answers_are_those_of_a_local_load(served, name, protocol):
-    here = pipeline.Pipeline.load(ROOT / "exported" / name)
+def test_answers_are_those_of_a_local_load(served, load, name, protocol):
+    here = load(name).model
     there = pipeline.Pipeline.load(
         f"grpc://{served.grpc}/{name}"
         if protocol == "grpc"
@@ -141,10 +165,9 @@ def test_a_large_batch_is_split(served, local, monkeypatch):
 
 
 def test_a_server_that_does_not_know_kinv_numbers_the_classes(
-    version, local, monkeypatch
+    server, local, monkeypatch
 ):
     monkeypatch.setattr(grpc_service, "KINV_FIELD", "something else")
-    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     running, port = grpc_service.start(server, "127.0.0.1:0")
     there = pipeline.Pipeline.load(f"grpc://127.0.0.1:{port}/{NAME}/versions/1")
     assert there.class_names[79] == "class 79"
@@ -154,7 +177,6 @@ def test_a_server_that_does_not_know_kinv_numbers_the_classes(
     # Of its images any size is resized to the classifier's, which is not told.
     assert "classifier_size" not in there.metadata
     running.stop(None).wait()
-    server.close()
 
 
 class MetadataOnly(http.server.BaseHTTPRequestHandler):
@@ -185,7 +207,11 @@ def other_server():
     """A server of `MetadataOnly`, and the address of a model there."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), MetadataOnly)
     server.kinv = None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # Otherwise it looks every half second whether it is to end.
+    serving = threading.Thread(
+        target=server.serve_forever, args=[0.01], daemon=True
+    )
+    serving.start()
     yield server, f"http://127.0.0.1:{server.server_port}/v1/models/{NAME}"
     server.shutdown()
     server.server_close()
@@ -707,8 +733,9 @@ def test_grpc_reload_says_what_is_so(served):
 
 
 @pytest.mark.parametrize("tensor_content", [False, True])
-def test_grpc_answers_fill_the_field_that_is_asked_for(local, tensor_content):
-    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+def test_grpc_answers_fill_the_field_that_is_asked_for(
+    server, local, tensor_content
+):
     running, port = grpc_service.start(server, "127.0.0.1:0", tensor_content)
     inputs = make_inputs(batch=2, samples=3)
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -718,7 +745,6 @@ def test_grpc_answers_fill_the_field_that_is_asked_for(local, tensor_content):
             .outputs
         )
     running.stop(None).wait()
-    server.close()
     found = outputs["reconstructions"]
     assert found.dtype == types_pb2.DT_FLOAT
     shape = [dimension.size for dimension in found.tensor_shape.dim]
@@ -857,8 +883,7 @@ def test_a_compressed_grpc_bomb_is_refused(served):
 # Merged calls and versions.
 
 
-def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
-    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+def test_calls_that_wait_are_merged_and_get_their_own_answers(server, local):
     model = server.version(NAME).model
     batches = []
     signature = model.signature
@@ -883,13 +908,11 @@ def test_calls_that_wait_are_merged_and_get_their_own_answers(local):
             atol=2e-3,
             rtol=1e-4,
         )
-    server.close()
     assert sum(batches) == 19
     assert len(batches) <= 4
 
 
-def test_what_was_answered_is_not_kept():
-    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+def test_what_was_answered_is_not_kept(server):
     inputs = make_inputs()
     kept = weakref.ref(inputs["noise"])
     server.submit(NAME, server.version(NAME), inputs).result()
@@ -900,18 +923,16 @@ def test_what_was_answered_is_not_kept():
             break
         time.sleep(0.05)
     assert kept() is None
-    server.close()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
-def test_calls_of_clients_that_left_are_not_computed(protocol):
+def test_calls_of_clients_that_left_are_not_computed(server, protocol):
     def ended(status):
         name = ":tensorflow:serving:request_count"
         labels = {"model_name": NAME, "status": status}
         return monitoring.REGISTRY.get_sample_value(name, labels) or 0
 
     cancelled, failed = ended("CANCELLED"), ended("INTERNAL")
-    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
     model = server.version(NAME).model
     signature, begun, go_on = model.signature, threading.Event(), []
     computed = []
@@ -964,11 +985,9 @@ def test_calls_of_clients_that_left_are_not_computed(protocol):
         running.stop(0)
     else:
         stop(1)
-    server.close()
 
 
-def test_one_call_that_overflows_does_not_fail_its_neighbours():
-    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+def test_one_call_that_overflows_does_not_fail_its_neighbours(server):
     bad = {**make_inputs(), "logit_shift": np.full((1, 1, 1), 3e38, "f4")}
     futures = [
         server.submit(NAME, server.version(NAME), x)
@@ -977,11 +996,9 @@ def test_one_call_that_overflows_does_not_fail_its_neighbours():
     assert futures[0].result()["logits"].shape == (1, 80)
     with pytest.raises(limits.ServingError, match="not finite"):
         futures[1].result()
-    server.close()
 
 
-def test_calls_that_wait_are_answered_before_the_end():
-    server = server_lib.Server({NAME: ROOT / "exported" / NAME})
+def test_calls_that_wait_are_answered_before_the_end(server):
     requests_ = [make_inputs(samples=1 + i % 3, seed=i) for i in range(30)]
     futures = [
         server.submit(NAME, server.version(NAME), inputs)
@@ -1390,7 +1407,10 @@ def test_the_server_lives_after_all_that_and_does_not_grow(served):
         ),
     ],
 )
-def test_bad_input_is_one_line(served, arguments, message):
+def test_bad_input_is_one_line(
+    served, version, arguments, message, monkeypatch
+):
+    monkeypatch.setattr(server_lib.Version, "load", lambda path: version)
     ports = {
         "rest": served.rest.rpartition(":")[2],
         "grpc": served.grpc.rpartition(":")[2],
