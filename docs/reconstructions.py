@@ -4,7 +4,6 @@ From the root of the repository: .venv/bin/python docs/reconstructions.py
 """
 
 import numpy as np
-from kinv.tools import serve
 
 from kinv import images
 from kinv.analysis import grids
@@ -59,7 +58,7 @@ write_picture(
 write_picture(
     "docs/scenes64.png",
     # The explorer's examples, which are of 64 pixels.
-    np.stack([image for _, image in serve.example_images()["kinv_scenes"]]),
+    of_folder("kinv/serving/examples/kinv_scenes"),
     {"robust": "exported/scenes64-robust"},
     samples=4,
     cell_size=128,

@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 class NoSplitError(InputError):
-    """A data set without the split that was named."""
+    """A data set without the split that was named, or without images in it."""
 
 
 class NonFiniteError(RuntimeError):

@@ -701,13 +701,17 @@ def test_stability(source):
 
 def test_stability_takes_as_many_of_each_class(source):
     study = study_lib.Study({}, source, None, 32)
-    images, labels = stability.choose(study, None)
+    images, labels = stability.choose(study, None, True)
     assert len(images) == 40
     assert (np.unique(labels, return_counts=True)[1] == 2).all()
 
 
-def test_images_without_labels(source):
+@pytest.mark.parametrize("classes_known", [False, True])
+def test_images_without_labels(source, classes_known):
     without = source.relabelled([], [-1] * len(source.class_names))
+    if classes_known:
+        # As the test images of ImageNet have it at TFDS.
+        without.class_numbers = source.class_numbers
     with pytest.raises(results.NotApplicable, match="needs labels"):
         run(misclassified, without, model=perfect())
     result = run(stability, without, robust=perfect(), standard=noise_only())

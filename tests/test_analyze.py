@@ -216,6 +216,10 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
         "open (squared error"
     )
     assert "of one 0.562, 0.552 to 0.573; 0.5625 where" in good
+    assert (
+        "leaves open), as exported, not measured on these images."
+        in " ".join(good.split())
+    )
     assert narrow.startswith(
         'class="trust low">narrow: the noise says 0.36 of what the generator '
         "leaves open: its pictures vary too little"
@@ -235,6 +239,7 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
     report.write_result(tmp_path / "calibration", "Calibration", result)
     head = head_of(tmp_path, ["calibration"], exported)
     assert "narrow: the noise says 1.00" in head
+    assert head.count("as exported") == 1
     assert "wide: the noise says 2.00" in head
     equal = "the pictures equal the images: nothing is left open."
     assert f'class="trust">good: {equal} <p' in head
@@ -305,6 +310,12 @@ def test_the_page_begins_with_what_was_found(tmp_path):
             "With the noise pictures vary in what tells images apart (0 is not "
             "at all, 1 as much): those of a by 0.300. ",
         ),
+        # Of a single image.
+        (
+            "noise_resampling",
+            {"a": {"relative_spread": dict.fromkeys(("value", "low", "high"))}},
+            "",
+        ),
         (
             "side_by_side",
             {
@@ -321,14 +332,16 @@ def test_the_page_begins_with_what_was_found(tmp_path):
     ],
 )
 def test_what_was_found_without_factors(tmp_path, experiment, metrics, said):
-    """What the exports measured tells whether to trust them."""
+    """What the exports measured, on other images, is said to be theirs."""
     result = results_lib.Result(metrics, {}, [])
     report.write_result(tmp_path / experiment, "Title", result)
     exported = {"a": {**exported_ratio(0.5625), "within_class_r2": 0.05}}
     head_of(tmp_path, [experiment], exported)
     page = (tmp_path / "report.html").read_text()
-    assert f'<p class="findings">{said}The inversion of a can be' in page
-    assert "it shows 0.0500 of what is known beyond the class" in page
+    assert (
+        f'<p class="findings">{said}The inversion of a was not measured on all '
+        "of this: as exported, it shows 0.0500 of what is known beyond the"
+    ) in page
 
 
 def test_tables_of_the_page(tmp_path, monkeypatch):

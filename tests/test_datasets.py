@@ -245,7 +245,7 @@ def test_missing_label():
 
 
 def test_folder_without_classes_or_images(tmp_path):
-    with pytest.raises(errors.InputError, match="none that can be read"):
+    with pytest.raises(errors.InputError, match="Received: none in split"):
         datasets.open_dataset(tmp_path, "train")
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -297,6 +297,18 @@ def test_opening_a_folder_decodes_no_image(folder, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", load)
     assert datasets.open_dataset(folder, "train[:100%]").num_examples == 30
     assert datasets.open_dataset(folder, "train[:]").num_examples == 30
+
+
+def test_a_single_image_leaves_none_to_train_on(tmp_path):
+    (tmp_path / "a").mkdir()
+    image = np.full((8, 8, 3), 90, "uint8")
+    Image.fromarray(image).save(tmp_path / "a" / "one.png")
+    np.savez(tmp_path / "one.npz", x=image[None])
+    for place in (tmp_path, tmp_path / "one.npz"):
+        assert datasets.open_dataset(place, "validation").num_examples == 1
+        # The report then leaves out what needs training images.
+        with pytest.raises(errors.NoSplitError, match="Received: none"):
+            datasets.open_dataset(place, "train")
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".gif", ".bmp"])

@@ -12,7 +12,7 @@ import pytest
 from ai_edge_litert import interpreter as litert
 
 from kinv import cli, errors, files, images, pixels
-from kinv.analysis import diversity, held_out
+from kinv.analysis import diversity, held_out, report
 from kinv.classifiers import small
 from kinv.inversion import export, model_card, networks, noise_scale
 from kinv.serving import pipeline
@@ -282,7 +282,6 @@ def test_measures_on_a_model_told_by_hand():
     # The same picture whatever the logits, and whatever the noise.
     assert metrics["within_class_r2"] == 0
     assert metrics["error_ratio"] == 1
-    assert metrics["error_ratio_interval"] == (1, 1)
     assert metrics["spread_skill"] == 0
     # Of too few images for thirds.
     assert "error_ratio_thirds" not in metrics
@@ -297,6 +296,26 @@ def test_labels_that_are_not_known_do_not_count(labels, accuracy):
     metrics = held_out.measure(Constant(), [(batch, np.array(labels))], bar, 0)
     assert metrics["images"] == 3
     assert metrics["accuracy"] == accuracy
+
+
+def test_few_images_are_described_without_an_interval():
+    batch = np.full((10, 16, 16, 3), 90.0, "float32")
+    metrics, enough = (
+        held_out.measure(
+            Constant(),
+            [(batch[:count], np.zeros(count, int))],
+            keras.utils.Progbar(count, verbose=0),
+            0,
+        )
+        for count in (9, 10)
+    )
+    assert metrics["error_ratio_interval"] is None
+    assert enough["error_ratio_interval"] == (1, 1)
+    card = dict(model_card.measured({"metrics": metrics}))
+    assert card["error ratio E8/E1 (.5625 is calibrated)"].startswith("1.000: ")
+    models = {"a": {"exported": metrics}}
+    [found] = report._calibration(models, {})
+    assert found["error_ratio"] == {"value": 1, "low": None, "high": None}
 
 
 class Spread(Constant):
@@ -461,6 +480,21 @@ def test_the_most_different_and_their_deviation(
     with PIL.Image.open(grid) as picture:
         # The image, four reconstructions, their deviation.
         assert 6 * 128 < picture.width < 8 * 128 + 60
+
+
+def test_a_grid_holds_the_first_reconstructions(
+    exported, pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(invert, "MAX_COLUMNS", 2)
+    command = [str(pictures), f"--model={exported}", "--samples=3"]
+    command += [f"--out={tmp_path / 'grid.png'}", "--uncertainty"]
+    invert.main([*command, f"--images-out={tmp_path / 'single'}"])
+    with PIL.Image.open(tmp_path / "grid.png") as grid:
+        # The image, two reconstructions, the deviation of all three.
+        assert 4 * 128 < grid.width < 5 * 128 + 120
+    assert len(list((tmp_path / "single").iterdir())) == 6
+    printed = capsys.readouterr().out
+    assert "the grid holds the first 2 reconstructions" in printed
 
 
 def test_invert_repeats_itself(exported, pictures, tmp_path):

@@ -81,11 +81,12 @@ def test_mean_interval_is_students(random):
     assert math.isnan(intervals.mean_interval(values[:1])[1])
 
 
-def test_one_example_has_no_interval():
-    value, low, high = intervals.bootstrap_interval(
-        np.mean, [np.array([0.6])], np.random.default_rng(0)
-    )
-    assert value == 0.6 and np.isnan([low, high]).all()
+@pytest.mark.parametrize("count", [1, 9, 10])
+def test_few_examples_have_no_interval(random, count):
+    values = random.normal(0.6, 1, count)
+    value, *ends = intervals.bootstrap_interval(np.mean, [values], random)
+    assert value == values.mean()
+    assert np.isnan(ends).all() == (count < 10)
 
 
 def test_bootstrap_interval_covers(random):

@@ -15,8 +15,9 @@ from kinv import cli, errors, files
 # Of the name of an image that the names of its reconstructions repeat: file
 # systems take 255.
 MAX_STEM_BYTES = 150
-# Images in the grid at most.
+# Of the grid: Matplotlib takes three megabytes for each picture.
 MAX_ROWS = 50
+MAX_COLUMNS = 20
 # Noises that --diverse chooses from.
 CANDIDATES = 512
 
@@ -107,8 +108,8 @@ def add_output_flags(add):
         "--out",
         required=True,
         metavar="FILE",
-        help=f"grid to write, a PNG, of {MAX_ROWS} images at most; the other "
-        "outputs hold all",
+        help=f"grid to write, a PNG, of {MAX_ROWS} images and {MAX_COLUMNS} "
+        "reconstructions of each at most; the other outputs hold all",
     )
     add(
         "--images-out",
@@ -244,10 +245,12 @@ def invert(options, model, paths, results):
         if index < MAX_ROWS:
             # At the grid's size: photographs would fill the memory.
             picture = pixels.resize_square(image[0], grids.CELL_SIZE)
-            pictures = [picture, *reconstructions]
+            pictures = [picture, *reconstructions[:MAX_COLUMNS]]
             captions = [
-                describe(row, model.class_names) for row in (*before, *after)
+                describe(row, model.class_names)
+                for row in (*before, *after[:MAX_COLUMNS])
             ]
+            marked = marked[: 1 + MAX_COLUMNS]
             if options.uncertainty:
                 deviation = reconstructions.std(axis=0, ddof=1)
                 pictures.append(grids.deviation_map(deviation))
@@ -289,7 +292,8 @@ def write(options, model, results):
             np.array([result.logits for result in results]),
             model.class_names,
         )
-    columns = [f"noise {sample + 1}" for sample in range(options.samples)]
+    count = min(options.samples, MAX_COLUMNS)
+    columns = [f"noise {sample + 1}" for sample in range(count)]
     if options.uncertainty:
         columns.append(f"deviation, white: {grids.WHITE_DEVIATION} of 255")
     shown = results[:MAX_ROWS]
@@ -316,6 +320,8 @@ def write(options, model, results):
             )
     if len(results) > MAX_ROWS:
         print(f"the grid holds the first {MAX_ROWS} images")
+    if options.samples > MAX_COLUMNS:
+        print(f"the grid holds the first {MAX_COLUMNS} reconstructions")
     for output in (options.out, options.images_out, options.logits_out):
         if output:
             print(f"written: {output}")

@@ -37,10 +37,7 @@ def run(study):
     """
     # Chance is another image.
     study.require_images(2)
-    labelled = bool(study.source.class_numbers) and any(
-        (batch.labels >= 0).any()
-        for batch in study.batches(study.count(IMAGES))
-    )
+    labelled = study.is_labelled(study.count(IMAGES))
     study.require(labelled, "labels of the classifier's classes")
     metrics, rows, figures, claims = {}, [], [], []
     for name, model in study.models.items():

@@ -233,34 +233,33 @@ def findings(models, measured, calibration):
         dropped.append(f"{name} {', '.join(lists[False]) or 'nothing'}")
     for line in calibration:
         name = line["name"]
-        share = models[name]["exported"].get("within_class_r2")
         if found := measured.get("reconstructions", {}).get(name):
             share = found["within_class_r2"]["value"]
+        else:
+            share = models[name]["exported"].get("within_class_r2")
         if share is None:
             continue
-        warns = line["understates"] or line["overstates"]
         partial = share < KEPT
-        if warns:
-            trusted = " only with care"
+        if line["as_exported"] or not found:
+            trusted = "was not measured on all of this: as exported,"
+        elif line["understates"] or line["overstates"]:
+            trusted = "can be trusted only with care:"
         elif partial:
-            trusted = " in what it shows, not in what it lacks"
+            trusted = "can be trusted in what it shows, not in what it lacks:"
         else:
-            trusted = ""
+            trusted = "can be trusted:"
         rest = " (the logits may hold the rest)" * partial
         trust.append(
-            f"{name} can be trusted{trusted}: it shows "
-            f"{number(share)} of what is known beyond the class{rest}, and "
-            f"{line['verdict']}"
+            f"{name} {trusted} it shows {number(share)} of what is known "
+            f"beyond the class{rest}, and {line['verdict']}"
         )
-    sentences = []
+    sentences = list(_variation(measured))
     if factors:
-        sentences += [
+        sentences = [
             f"Of the scenes' factors, {'; '.join(kept)} (share of the variance "
             "that can be read; 1 is all).",
             f"What they drop, in part or wholly: {'; '.join(dropped)}.",
         ]
-    else:
-        sentences += _variation(measured)
     if trust:
         sentences.append(f"The inversion of {'; that of '.join(trust)}.")
     return sentences
@@ -279,9 +278,12 @@ def _variation(measured):
     else:
         return
     texts = [
-        f"those of {k} by {number(v['value'])}" for k, v in spreads.items()
+        f"those of {name} by {number(of['value'])}"
+        for name, of in spreads.items()
+        if of["value"] is not None
     ]
-    yield f"With the noise pictures vary{unit}: {', '.join(texts)}."
+    if texts:
+        yield f"With the noise pictures vary{unit}: {', '.join(texts)}."
 
 
 def _calibration(models, measured):
@@ -293,15 +295,13 @@ def _calibration(models, measured):
 
     Returns:
         List of dicts: `name`, `verdict` in words, `error_ratio` (value, low
-        and high), `understates`, `overstates`. Nothing of models exported
-        before this was measured.
+        and high), `as_exported`, `understates`, `overstates`. Nothing of
+        models exported before this was measured.
     """
     lines = []
     for name, model in models.items():
-        if found := measured.get(name):
-            ratio = found["error_ratio"]
-        else:
-            ratio = _exported_ratio(model["exported"])
+        found = measured.get(name, {}).get("error_ratio")
+        ratio = found or _exported_ratio(model["exported"])
         if not ratio:
             continue
         value = math.nan if ratio["value"] is None else ratio["value"]
@@ -312,6 +312,7 @@ def _calibration(models, measured):
                 "name": name,
                 "verdict": measures.calibration_verdict(skill),
                 "error_ratio": ratio,
+                "as_exported": not found,
                 "understates": warns and skill < 1,
                 "overstates": warns and skill > 1,
             }
@@ -323,7 +324,8 @@ def _exported_ratio(metrics):
     """The error ratio as exported, with its interval; None of older exports."""
     if metrics.get("error_ratio") is None:
         return None
-    low, high = metrics["error_ratio_interval"]
+    # None of a few images.
+    low, high = metrics["error_ratio_interval"] or (None, None)
     return {"value": metrics["error_ratio"], "low": low, "high": high}
 
 

@@ -25,12 +25,12 @@ def run(study):
         `results.Result`. Agreement by model and, with labels, by whether the
         classifier is right; `chance`, with another image's reconstruction.
     """
-    labelled = bool(study.source.class_numbers)
+    labelled = study.is_labelled(study.count(CLASSES) * IMAGES_PER_CLASS)
     metrics, passes, hits, is_right = {}, {}, {}, {}
     # Only the two models that stand for the paper's, not their controls.
     papers = dict(zip(study.pair or (), PAPER, strict=False))
     for name, model in study.models.items():
-        images, labels = choose(study, name)
+        images, labels = choose(study, name, labelled)
         predicted = model.logits(images).argmax(-1)
         classes = _classes_after(study, name, images)
         same = {number: after == predicted for number, after in classes.items()}
@@ -89,22 +89,22 @@ def _classes_after(study, name, images):
     return classes
 
 
-def choose(study, name):
+def choose(study, name, labelled):
     """Images of so many classes, equally many of each while they last.
 
     Of images without labels the first.
 
     Args:
         name: label of the model that they are for; the same for all models.
+        labelled: whether images have labels.
 
     Returns:
         float32 images and their labels.
     """
-    classes = np.array(study.source.class_numbers)
-    if not classes.size:
+    if not labelled:
         count = study.count(CLASSES) * IMAGES_PER_CLASS
         return study.first(count, name)[:2]
-    classes = study.random("classes").permutation(classes)
+    classes = study.random("classes").permutation(study.source.class_numbers)
     classes = classes[: study.count(CLASSES)]
     missing = dict.fromkeys(classes.tolist(), IMAGES_PER_CLASS)
     chosen = []

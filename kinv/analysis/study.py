@@ -171,6 +171,12 @@ class Study:
         """The first images, as one `Batch`, for a model or for none."""
         return next(self.batches(count, batch_size=count, name=name))
 
+    def is_labelled(self, count):
+        """Whether any of the first images has a label of the classes."""
+        return bool(self.source.class_numbers) and any(
+            (batch.labels >= 0).any() for batch in self.batches(count)
+        )
+
     def progress(self, iterable, total, name=None):
         """Passes an iterable on with a progress bar, on a terminal."""
         label = ", ".join(filter(None, (self.title, name)))

@@ -51,9 +51,12 @@ def open_folder(directory, split, skip_unreadable):
                 pool.shutdown(cancel_futures=True)
                 raise images.or_skip(error)
     if not readable:
-        raise errors.InputError(
+        kind, received = errors.NoSplitError, "none"
+        if len(order):
+            kind, received = errors.InputError, "none that can be read"
+        raise kind(
             f"Expected images ({', '.join(images.SUFFIXES)}) in {root}. "
-            f"Received: none that can be read in split {split}"
+            f"Received: {received} in split {split}"
             f"{images.describe_left_out(left_out, ', but ')}."
         )
     _opened.extend((paths[i], p) for i, p in zip(readable, plain, strict=True))

@@ -114,7 +114,10 @@ def measured(metadata):
             f"{shown:.2f}{advice}",
         )
     if (ratio := metrics.get("error_ratio")) is not None:
-        low, high = metrics["error_ratio_interval"]
+        interval = ""
+        # None of a few images.
+        if ends := metrics["error_ratio_interval"]:
+            interval = " ({:.3f} to {:.3f})".format(*ends)
         spread_skill = measures.spread_skill(ratio)
         scaled_by = metadata.get("export", {}).get("noise_scaled_by", {})
         fitted = ""
@@ -122,7 +125,7 @@ def measured(metadata):
             fitted = "; of images that the noise was scaled by, too"
         yield (
             "error ratio E8/E1 (.5625 is calibrated)",
-            f"{ratio:.3f} ({low:.3f} to {high:.3f}): "
+            f"{ratio:.3f}{interval}: "
             + measures.calibration_verdict(spread_skill)
             + fitted,
         )
