@@ -20,7 +20,11 @@ class InputError(ValueError):
 
 
 class NoSplitError(InputError):
-    """A data set without the split that was named, or without images in it."""
+    """A data set without the split that was named."""
+
+
+class EmptySplitError(InputError):
+    """A split without images, as the first 90 % of a single one."""
 
 
 class NonFiniteError(RuntimeError):

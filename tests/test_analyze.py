@@ -208,9 +208,10 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
         "wide": exported_ratio(0.3),
         "none": {"error_ratio": None, "error_ratio_interval": None},
         "old": {},
+        "few": {"error_ratio": 0.5625, "error_ratio_interval": None},
     }
     head = head_of(tmp_path, [], exported)
-    good, narrow, wide = head.split("<p ")[1:]
+    good, narrow, wide, few = head.split("<p ")[1:]
     assert good.startswith(
         'class="trust">good: the noise says 1.00 of what the generator leaves '
         "open (squared error"
@@ -232,6 +233,7 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
         'class="trust low">wide: the noise says 2.00 of what the generator '
         "leaves open: its pictures vary too much"
     )
+    assert "of one 0.562; 0.5625 where" in few
     # The experiment, where it was run, comes before the export's figures.
     metrics = {"narrow": {"error_ratio": summary(0.5625)}}
     metrics["good"] = {"error_ratio": dict.fromkeys(("value", "low", "high"))}
@@ -239,7 +241,7 @@ def test_the_page_begins_with_whether_the_noise_is_calibrated(tmp_path):
     report.write_result(tmp_path / "calibration", "Calibration", result)
     head = head_of(tmp_path, ["calibration"], exported)
     assert "narrow: the noise says 1.00" in head
-    assert head.count("as exported") == 1
+    assert head.count("as exported") == 2
     assert "wide: the noise says 2.00" in head
     equal = "the pictures equal the images: nothing is left open."
     assert f'class="trust">good: {equal} <p' in head
@@ -861,9 +863,11 @@ def test_images_that_are_analysed_are_no_training_images(
     image_folder, tmp_path, capsys
 ):
     np.savez(tmp_path / "images.npz", x_test=np.zeros((8, 32, 32, 3), "uint8"))
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 32, 32, 3), "uint8"))
     for data, lacking in (
         ((image_folder, "train[:50%]"), "train[:50%] and train may share some"),
         ((tmp_path / "images.npz", "test"), "Expected a split of"),
+        ((tmp_path / "one.npz", "validation"), "images in split train of"),
     ):
         out = tmp_path / data[1]
         dataset, split = data

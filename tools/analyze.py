@@ -267,7 +267,7 @@ def open_study(options, paths):
     def open_training(name=dataset, training_split=options.training_split):
         try:
             opened = open_source(name, training_split)[0]
-        except errors.NoSplitError as error:
+        except (errors.NoSplitError, errors.EmptySplitError) as error:
             raise results.NotApplicable(f"needs training images. {error}")
         if folders.may_overlap(source.place, opened.place):
             raise results.NotApplicable(

@@ -5,7 +5,6 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import convert_to_constants
 
 from kinv import measures
 from kinv.analysis import cache, grids, probes, reconstructions, results
@@ -152,50 +151,25 @@ def optimise(study, model, condition):
     pixels = keras.Variable(np.full((count, size, size, 3), 127.5, "float32"))
     optimizer = keras.optimizers.Adam(LEARNING_RATE)
     optimizer.build([pixels])
-    read = _classifier(model)
+    others = {
+        # No reconstructions: the generator does not run.
+        "noise": tf.zeros((count, 0, model.noise_dim)),
+        "logit_scale": tf.ones((count, 1)),
+        "logit_shift": tf.zeros((count, 1, 1)),
+    }
+    output = signature.FEATURES if model.layer else "logits"
     lengths = tf.maximum(tf.reduce_sum(condition**2, axis=-1), 1e-12)
 
     @tf.function
     def step():
         with tf.GradientTape() as tape:
-            distance = tf.reduce_sum((read(pixels.value) - condition) ** 2, -1)
+            read = model.signature(images=pixels.value, **others)[output]
+            error = tf.reduce_sum((read - condition) ** 2, axis=-1)
             rough = tf.image.total_variation(pixels.value / 255) / size**2
-            loss = tf.reduce_sum(distance / lengths + SMOOTHNESS * rough)
+            loss = tf.reduce_sum(error / lengths + SMOOTHNESS * rough)
         optimizer.apply([tape.gradient(loss, pixels.value)], [pixels])
         pixels.assign(tf.clip_by_value(pixels.value, 0.0, 255.0))
 
     for _ in study.progress(range(STEPS), STEPS):
         step()
     return pixels.numpy()
-
-
-def _classifier(model):
-    """What a model inverts, as a function of images that has a gradient.
-
-    That of the signature would have the generator's gradient in it, which
-    TensorFlow traces for ten seconds. Of single operations it takes those
-    alone that lead from the images to the output.
-    """
-    frozen = convert_to_constants.convert_variables_to_constants_v2(
-        model.signature, lower_control_flow=False
-    )
-    output = signature.FEATURES if model.layer else "logits"
-    place = sorted(model.signature.structured_outputs).index(output)
-
-    @tf.function
-    def read(images):
-        inputs = {
-            "images": images,
-            # No reconstructions: the generator does not run.
-            "noise": tf.zeros((len(images), 0, model.noise_dim)),
-            "logit_scale": tf.ones((len(images), 1)),
-            "logit_shift": tf.zeros((len(images), 1, 1)),
-        }
-        [output] = tf.graph_util.import_graph_def(
-            frozen.graph.as_graph_def(),
-            {f"{name}:0": value for name, value in inputs.items()},
-            [frozen.outputs[place].name],
-        )
-        return output
-
-    return read

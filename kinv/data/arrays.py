@@ -54,7 +54,7 @@ def open_arrays(path, split):
     borders = borders or (0, 100)
     order = folders.part(len(images), borders)
     if not len(order):
-        raise errors.NoSplitError(
+        raise errors.EmptySplitError(
             f"Expected images in split {split} of {path}. Received: none."
         )
     images, labels = images[order], labels[order]

@@ -115,7 +115,7 @@ def _open_tfds(name, split):
         ) from error
     num_examples = int(examples.cardinality())
     if not num_examples:
-        raise errors.NoSplitError(
+        raise errors.EmptySplitError(
             f"Expected images in split {split} of {name}. Received: none."
         )
     factors = [

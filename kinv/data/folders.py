@@ -51,12 +51,10 @@ def open_folder(directory, split, skip_unreadable):
                 pool.shutdown(cancel_futures=True)
                 raise images.or_skip(error)
     if not readable:
-        kind, received = errors.NoSplitError, "none"
-        if len(order):
-            kind, received = errors.InputError, "none that can be read"
+        kind = errors.InputError if len(order) else errors.EmptySplitError
         raise kind(
             f"Expected images ({', '.join(images.SUFFIXES)}) in {root}. "
-            f"Received: {received} in split {split}"
+            f"Received: none that can be read in split {split}"
             f"{images.describe_left_out(left_out, ', but ')}."
         )
     _opened.extend((paths[i], p) for i, p in zip(readable, plain, strict=True))

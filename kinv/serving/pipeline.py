@@ -37,9 +37,9 @@ class Pipeline:
         predict: function of a dict of the signature's inputs, float32 arrays,
             to a dict of its outputs.
         metadata: dict, the pipeline's `kinv.json`.
-        signature: the same as a concrete function of TensorFlow; None of a
-            model that runs elsewhere, whose calls are smaller, and which gets
-            images no larger than its classifier takes.
+        signature: the same as a function of tensors, through which gradients
+            flow; None of a model that runs elsewhere, whose calls are smaller,
+            and which gets images no larger than its classifier takes.
 
     Attributes:
         metadata: dict: class names, sizes, dataset, options, metrics, versions.
