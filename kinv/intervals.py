@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 
 CONFIDENCE = 0.95
-# Of a bootstrap, and the fewest examples that it tells an interval of: of five
+# Of a bootstrap, and the fewest examples that it tells an interval of: of four
 # normal numbers it held their mean in 81 % of 400 trials, of ten in 89 %.
 RESAMPLINGS = 500
 FEWEST = 10

@@ -71,12 +71,16 @@ def command(run, *more):
     [
         ["--adversarial=none", "--strategy=mirrored"],
         ["--adversarial=linf", "--radius=4", "--attack-steps=1"],
-        [
-            "--adversarial=l2",
-            "--radius=20",
-            "--attack-steps=1",
-            "--precision=mixed_bfloat16",
-        ],
+        pytest.param(
+            [
+                "--adversarial=l2",
+                "--radius=20",
+                "--attack-steps=1",
+                "--precision=mixed_bfloat16",
+                "--strategy=mirrored",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_writes_the_whole_run_directory(tmp_path, capsys, more):

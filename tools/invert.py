@@ -245,12 +245,12 @@ def invert(options, model, paths, results):
         if index < MAX_ROWS:
             # At the grid's size: photographs would fill the memory.
             picture = pixels.resize_square(image[0], grids.CELL_SIZE)
-            pictures = [picture, *reconstructions[:MAX_COLUMNS]]
+            pictures = [picture, *reconstructions]
             captions = [
-                describe(row, model.class_names)
-                for row in (*before, *after[:MAX_COLUMNS])
+                describe(row, model.class_names) for row in (*before, *after)
             ]
-            marked = marked[: 1 + MAX_COLUMNS]
+            for cells in (pictures, captions, marked):
+                del cells[1 + MAX_COLUMNS :]
             if options.uncertainty:
                 deviation = reconstructions.std(axis=0, ddof=1)
                 pictures.append(grids.deviation_map(deviation))
@@ -292,8 +292,8 @@ def write(options, model, results):
             np.array([result.logits for result in results]),
             model.class_names,
         )
-    count = min(options.samples, MAX_COLUMNS)
-    columns = [f"noise {sample + 1}" for sample in range(count)]
+    columns = [f"noise {sample + 1}" for sample in range(options.samples)]
+    del columns[MAX_COLUMNS:]
     if options.uncertainty:
         columns.append(f"deviation, white: {grids.WHITE_DEVIATION} of 255")
     shown = results[:MAX_ROWS]

@@ -191,15 +191,12 @@ class LogitCache:
             with np.errstate(over="ignore"):
                 logits = logits.astype("float16")
             if not np.isfinite(logits).all():
-                received, way_out = (
-                    "larger ones",
-                    "Train without --cache-logits.",
-                )
+                received = "larger ones. Train without --cache-logits."
                 if np.isnan(logits).any():
-                    received, way_out = "NaN", "Mend the classifier."
+                    received = "NaN. Mend the classifier."
                 raise errors.InputError(
                     "Expected finite logits below 65,504, which float16 holds. "
-                    f"Received: {received}. {way_out}"
+                    f"Received: {received}"
                 )
             targets = pixels.resize(images, self._record["image"].shape[0])
             records = np.empty(len(labels), self._record)

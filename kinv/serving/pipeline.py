@@ -108,14 +108,17 @@ class Pipeline:
         function = model.signatures.get(SIGNATURE)
         _check_signature(function, path, "layer" in metadata)
 
-        def predict(inputs):
+        def signature(**tensors):
             # Through the model, which keeps its variables alive.
-            outputs = model.signatures[SIGNATURE](
+            return model.signatures[SIGNATURE](**tensors)
+
+        def predict(inputs):
+            outputs = signature(
                 **{name: tf.constant(value) for name, value in inputs.items()}
             )
             return {name: value.numpy() for name, value in outputs.items()}
 
-        return cls(predict, metadata, function)
+        return cls(predict, metadata, signature)
 
     @property
     def inverted(self):
